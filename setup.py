@@ -1,0 +1,48 @@
+"""Packaging: the folders at the top ship inside the one top-level name `unskew`."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).resolve().parent
+INSIDE = {f"unskew.{folder}": folder for folder in ("trainers", "datasets", "configs")}
+version = next(
+    line.split('"')[1] for line in (here / "unskew" / "__init__.py").read_text().splitlines() if "__version__" in line
+)
+
+setup(
+    name="unskew",
+    version=version,
+    description="Remove the label bias of foundation models: GLA and backdoor adjustment as Dassl-style trainers",
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["unskew", "unskew.*"]) + list(INSIDE),
+    package_dir=INSIDE,
+    package_data={
+        "unskew.configs": ["*/*.yaml"],
+        "unskew.micro": ["models/*"],
+    },
+    install_requires=[
+        "accelerate>=1.0",
+        "filelock",
+        "matplotlib",
+        "numpy",
+        "open_clip_torch>=2.30",
+        "pillow",
+        "PyYAML",
+        "safetensors",
+        "scikit-learn",
+        "scipy",
+        "tabulate",
+        "tensorboard",
+        "torch>=2.4",
+        "torchmetrics",
+        "torchvision",
+        "tqdm",
+        "yacs",
+    ],
+    extras_require={"test": ["pytest", "pytest-xdist", "ruff", "build"]},
+    entry_points={"console_scripts": ["unskew = unskew.cli:main"]},
+)

@@ -1,0 +1,111 @@
+import pytest
+import yaml
+
+from unskew import config
+
+
+def load(*opts, trainer="CoOp", dataset="digits", **kwargs):
+    return config.load(dataset, "", trainer, opts, **kwargs)
+
+
+@pytest.mark.parametrize("axis", ["datasets", "backbones", "trainers"])
+def test_every_yaml_holds_known_keys_only(axis):
+    names = config.names(axis)
+    assert names
+    for name in names:
+        if axis == "datasets":
+            for trainer in config.names("trainers"):
+                assert config.load(name, "", trainer).DATASET.NAME == name
+        elif axis == "backbones":
+            backbone = yaml.safe_load((config._folder(axis) / f"{name}.yaml").read_text())["MODEL"]["BACKBONE"]["NAME"]
+            assert config.load("digits", backbone, "CoOp").MODEL.BACKBONE.NAME.replace("/", "-") == name
+        else:
+            for shots in (1, 2, 4, 8, 16, -1):
+                assert load("DATASET.NUM_SHOTS", shots, trainer=name).TRAINER.NAME == name
+
+
+def test_later_layers_win(tmp_path):
+    assert config.get_cfg_default().OPTIM.NAME == "adam"  # Dassl's default
+    assert load().OPTIM.NAME == "sgd"  # what CLIP's trainers share
+    extra = tmp_path / "extra.yaml"
+    extra.write_text("OPTIM:\n  LR: 1e-4\n  MAX_EPOCH: 7\n")
+    cfg = load("OPTIM.MAX_EPOCH", "3", config_file=str(extra))
+    assert cfg.OPTIM.LR == 1e-4
+    assert cfg.OPTIM.MAX_EPOCH == 3
+
+
+def test_published_schedules_by_shots_where_no_dataset_overrides_them(monkeypatch):
+    rows = {k: config.read_yaml(config._folder("trainers") / "CoOp.yaml") for k in (1,)}
+    assert rows[1]["OPTIM"]["MAX_EPOCH"] == 200
+    original = config.read_yaml
+    drop = lambda path: {k: v for k, v in original(path).items() if k != "OVERRIDES"}  # noqa: E731
+    monkeypatch.setattr(config, "read_yaml", drop)
+    epochs = {k: load("DATASET.NUM_SHOTS", k).OPTIM.MAX_EPOCH for k in (1, 2, 4, 8, 16)}
+    assert epochs == {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}
+    gla = {k: load("DATASET.NUM_SHOTS", k, trainer="GLA") for k in (1, 2, 4, 8, 16)}
+    batches = {k: cfg.DATALOADER.TRAIN_X.BATCH_SIZE for k, cfg in gla.items()}
+    assert batches == {1: 32, 2: 64, 4: 128, 8: 256, 16: 512}
+    assert [gla[k].OPTIM.LR for k in (1, 2, 4, 8, 16)] == [2e-5, 4e-5, 1e-4, 2e-4, 4e-4]
+
+
+def test_a_base_is_configured_as_it_would_be_alone():
+    alone, base = load("DATASET.NUM_SHOTS", 4), load("DATASET.NUM_SHOTS", 4, "TRAINER.GLA.BASE", "CoOp", trainer="GLA")
+    assert base.OPTIM == alone.OPTIM
+    assert base.TEST.FINAL_MODEL == "best_val"
+    assert base.TRAINER.NAME == "GLA"
+
+
+def test_a_loaded_config_is_frozen():
+    cfg = load()
+    with pytest.raises(AttributeError):
+        cfg.SEED = 3
+
+
+@pytest.mark.parametrize(
+    ("opts", "words"),
+    [
+        (("OPTIM.LRR", "1"), ["OPTIM.LRR", "did you mean", "OPTIM.LR"]),
+        (("MAX_EPOCH", "1"), ["did you mean OPTIM.MAX_EPOCH"]),
+        (("OPTIM.MAX_EPOCH", "many"), ["OPTIM.MAX_EPOCH", "int", "many"]),
+        (("OPTIM.LR", "fast"), ["OPTIM.LR", "number", "fast"]),
+        (("OPTIM.LR",), ["pairs", "OPTIM.LR"]),
+    ],
+)
+def test_a_wrong_key_or_value_is_one_clear_line(opts, words):
+    with pytest.raises(ValueError) as error:
+        load(*opts)
+    assert all(word in str(error.value) for word in words)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "near"),
+    [(("digit", "", "CoOp"), "digits"), (("digits", "", "COOP"), "CoOp"), (("digits", "micr", "CoOp"), "micro")],
+)
+def test_an_unknown_name_lists_the_near_ones(arguments, near):
+    with pytest.raises(ValueError, match=f"did you mean .*{near}"):
+        config.load(*arguments)
+
+
+def test_broken_yaml_names_its_file(tmp_path):
+    for text in ("OPTIM: [1", "just words"):
+        path = tmp_path / "x.yaml"
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"x\.yaml"):
+            load(config_file=str(path))
+    with pytest.raises(FileNotFoundError, match=r"none\.yaml"):
+        load(config_file=str(tmp_path / "none.yaml"))
+
+
+def test_identity_ignores_places_and_other_trainers_nodes():
+    base = load()
+    assert config.config_hash(base) == config.config_hash(load("OUTPUT_DIR", "elsewhere", "DATASET.ROOT", "there"))
+    assert config.config_hash(base) == config.config_hash(load("TRAINER.PROGRAD.LAMBDA", 0.5))
+    changed = load("TRAINER.COOP.N_CTX", 4)
+    assert config.config_hash(base) != config.config_hash(changed)
+    assert config.differing_keys(changed, yaml.safe_load(config.dump(base))) == ["TRAINER.COOP.N_CTX"]
+    assert config.differing_keys(base, yaml.safe_load(config.dump(base))) == []
+
+
+def test_seed_zero_is_a_seed():
+    assert load("SEED", 0).SEED == 0

@@ -1,0 +1,7 @@
+"""CoOp's entry point: `python train.py --trainer GLA --dataset-config-file ... KEY VALUE`."""
+
+import sys
+
+from unskew.cli import main
+
+sys.exit(main(["train", *sys.argv[1:]]))

@@ -1,0 +1,41 @@
+"""CoOp: learn the words around the class name (Zhou et al. 2022, arXiv 2109.01134)."""
+
+from torch import Tensor
+from yacs.config import CfgNode
+
+from unskew.clip_trainer import CLIPTrainer
+from unskew.engine import TRAINER_REGISTRY
+from unskew.prompts import LearnableContext
+from unskew.text import encode_prompts
+
+
+def defaults() -> CfgNode:
+    return CfgNode(
+        {
+            "N_CTX": 16,  # context tokens
+            "CSC": False,  # a context for each class
+            "CTX_INIT": "",  # words to start from; their number of tokens wins over N_CTX
+            "CLASS_TOKEN_POSITION": "end",  # end, middle or front
+        }
+    )
+
+
+@TRAINER_REGISTRY.register()
+class CoOp(CLIPTrainer):
+    """Cross entropy over the context's token embeddings; both towers stay frozen."""
+
+    def build_model(self) -> None:
+        node = self.cfg.TRAINER.COOP
+        self.prompt_learner = LearnableContext(
+            self.backbone,
+            self.classnames,
+            n_ctx=node.N_CTX,
+            ctx_init=node.CTX_INIT,
+            csc=node.CSC,
+            position=node.CLASS_TOKEN_POSITION,
+            generator=self.generator,
+        )
+        self.register_for_training("prompt_learner", self.prompt_learner)
+
+    def logits(self, image_features: Tensor) -> Tensor:
+        return self.cosine_logits(image_features, encode_prompts(self.backbone, self.prompt_learner()))

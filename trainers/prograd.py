@@ -1,0 +1,79 @@
+"""ProGrad: prompt tuning that may not unlearn zero-shot CLIP (Zhu et al. 2023, arXiv 2205.14865)."""
+
+import torch
+from torch import Tensor
+from yacs.config import CfgNode
+
+from unskew import losses
+from unskew.clip_trainer import CLIPTrainer
+from unskew.engine import TRAINER_REGISTRY
+from unskew.evaluator import compute_accuracy
+from unskew.prompts import LearnableContext
+from unskew.text import encode_prompts
+
+
+def defaults() -> CfgNode:
+    return CfgNode(
+        {
+            "CTX_INIT": "",  # prompt that the context starts from; empty: the dataset's own
+            "CLASS_TOKEN_POSITION": "end",
+            "CSC": False,
+            "LAMBDA": 1.0,  # share of the conflicting part of the gradient that is taken away
+            "T": 1.0,  # temperature of the distillation loss
+        }
+    )
+
+
+def prograd_direction(g_ce: Tensor, g_kl: Tensor, strength: float) -> Tensor:
+    """The gradient that ProGrad follows (its section 3.2), for one parameter tensor.
+
+    ``g_ce - strength * <g_ce, g_kl> / ||g_kl||^2 * g_kl`` where the two disagree, else ``g_ce``. At the
+    first step the prompts are the zero-shot ones and ``g_kl`` is rounding noise: then ``g_ce`` too.
+    """
+    g_ce32, g_kl32 = g_ce.float(), g_kl.float()
+    dot, norm = (g_ce32 * g_kl32).sum(), g_kl32.square().sum()
+    noise = torch.finfo(g_kl.dtype).eps ** 2 * g_ce32.square().sum()
+    share = torch.where((dot < 0) & (norm > noise), strength * dot / norm.clamp_min(torch.finfo(norm.dtype).tiny), 0.0)
+    return (g_ce32 - share * g_kl32).to(g_ce.dtype)
+
+
+@TRAINER_REGISTRY.register()
+class ProGrad(CLIPTrainer):
+    """CoOp from a hand-made prompt; where cross entropy pulls against the zero-shot prediction, that part is cut."""
+
+    def build_model(self) -> None:
+        node = self.cfg.TRAINER.PROGRAD
+        self.prompt_learner = LearnableContext(
+            self.backbone,
+            self.classnames,
+            ctx_init=node.CTX_INIT or self.dataset.context_init,
+            csc=node.CSC,
+            position=node.CLASS_TOKEN_POSITION,
+            generator=self.generator,
+        )
+        self.register_for_training("prompt_learner", self.prompt_learner)
+        with torch.no_grad():  # the prediction to stay near to is that of the prompts it starts from
+            self.initial_weights = encode_prompts(self.backbone, self.prompt_learner()).float()  # [C, D]
+
+    def logits(self, image_features: Tensor) -> Tensor:
+        return self.cosine_logits(image_features, encode_prompts(self.backbone, self.prompt_learner()))
+
+    def forward_backward(self, batch: dict) -> dict[str, Tensor]:
+        node = self.cfg.TRAINER.PROGRAD
+        image_features, labels = self.parse_batch_train(batch)
+        with self.accelerator.autocast():
+            logits = self.logits(image_features)
+        ce = losses.cross_entropy(logits.float(), labels)
+        with torch.no_grad():
+            zeroshot = self.cosine_logits(image_features, self.initial_weights)
+        kl = losses.distillation_kl(logits.float(), zeroshot, node.T)
+        self.model_zero_grad()
+        parameters = list(self.prompt_learner.parameters())
+        g_ce = torch.autograd.grad(self.scale_loss(ce), parameters, retain_graph=True)
+        g_kl = torch.autograd.grad(self.scale_loss(kl), parameters)
+        for parameter, ce_part, kl_part in zip(parameters, g_ce, g_kl, strict=True):
+            # Both carry the same loss scale, so the rule, of degree one, carries it through.
+            parameter.grad = prograd_direction(ce_part, kl_part, node.LAMBDA)
+        self.model_update()
+        acc = compute_accuracy(logits.detach(), labels)[0]
+        return {"loss": ce.detach(), "loss_kl": kl.detach(), "acc": acc}

@@ -1,0 +1,25 @@
+"""The fine-tuned half of GLA: hand-made prompts plus a learned residual for each class.
+
+The class-specific prompt of Zhu et al. 2023 (arXiv 2310.08106, few-shot experiments).
+"""
+
+from torch import Tensor
+
+from unskew.clip_trainer import CLIPTrainer
+from unskew.engine import TRAINER_REGISTRY
+from unskew.prompts import ResidualContext
+from unskew.text import encode_prompts
+
+
+@TRAINER_REGISTRY.register()
+class ResidualPrompt(CLIPTrainer):
+    """Token embeddings of the hand-made prompt + a residual that starts at zero, so at zero-shot CLIP."""
+
+    def build_model(self) -> None:
+        template = self.dataset.context_init
+        texts = [template.format(name.replace("_", " ")) for name in self.classnames]
+        self.prompt_learner = ResidualContext(self.backbone, texts)
+        self.register_for_training("prompt_learner", self.prompt_learner)
+
+    def logits(self, image_features: Tensor) -> Tensor:
+        return self.cosine_logits(image_features, encode_prompts(self.backbone, self.prompt_learner()))

@@ -1,0 +1,21 @@
+"""Zero-shot CLIP: the dataset's prompts, nothing trained (Radford et al. 2021, arXiv 2103.00020)."""
+
+from torch import Tensor
+
+from unskew.clip_trainer import CLIPTrainer
+from unskew.engine import TRAINER_REGISTRY
+
+
+@TRAINER_REGISTRY.register()
+class ZeroshotCLIP(CLIPTrainer):
+    """Logits = exp(logit_scale) * cosine to the mean text feature of the dataset's templates."""
+
+    def build_model(self) -> None:
+        """Nothing to train."""
+
+    def train(self) -> None:
+        self.before_train()
+        self.after_train()
+
+    def logits(self, image_features: Tensor) -> Tensor:
+        return self.cosine_logits(image_features, self.zeroshot_weights)

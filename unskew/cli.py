@@ -1,0 +1,209 @@
+"""The command line: `unskew train | sweep | table | micro`.
+
+Names are checked before torch is imported, so that a typo is answered at once.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from unskew import __version__, config
+
+ALL_SHOTS = ("1", "2", "4", "8", "16")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Returns 0; 2 for a user's mistake, said in one line; a failure raises."""
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    try:
+        arguments.command(arguments)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"unskew: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nunskew: interrupted; finished runs are kept, the same command goes on from there", file=sys.stderr)
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="unskew", description="Remove the label bias of foundation models.")
+    parser.add_argument("--version", action="version", version=f"unskew {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_sweep(commands)
+    _add_table(commands)
+    _add_micro(commands)
+    return parser
+
+
+# --- train ------------------------------------------------------------------------------------------
+
+
+def _add_train(commands) -> None:
+    p = commands.add_parser("train", help="one run: train and test (CoOp's flags work too)")
+    p.add_argument("-d", "--dataset", default="", help="a name from configs/datasets")
+    p.add_argument("-b", "--backbone", default="", help="micro, RN50, ViT-B/16, ARCH@TAG ...; default: the dataset's")
+    p.add_argument("-t", "--trainer", default="", help="a name from configs/trainers")
+    p.add_argument("--shots", type=int, help="training images per class; -1 for all")
+    p.add_argument("--seed", type=int, help="0 is a seed too; negative: unseeded")
+    p.add_argument("--root", default="", help="folder of the datasets (default: data)")
+    p.add_argument("--output-dir", default="", help="folder of this run (default: output/<its names>)")
+    p.add_argument("--resume", default="", help="folder of checkpoints to go on from")
+    p.add_argument("--dataset-config-file", default="", help="a YAML in place of --dataset")
+    p.add_argument("--config-file", default="", help="one more YAML, merged after the trainer's own")
+    p.add_argument("--eval-only", action="store_true", help="test the model in --model-dir, train nothing")
+    p.add_argument("--model-dir", default="", help="a run's folder, for --eval-only")
+    p.add_argument("--load-epoch", type=int, help="epoch to load, for --eval-only (default: the best, else the last)")
+    p.add_argument("--no-train", action="store_true", help="only build everything")
+    p.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
+    p.set_defaults(command=_train)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from unskew import sweep
+
+    dataset = arguments.dataset_config_file or arguments.dataset
+    if not dataset or not arguments.trainer:
+        missing = "--dataset" if not dataset else "--trainer"
+        raise ValueError(f"train needs {missing}, a name from configs/{missing.strip('-')}s")
+    run = _run(dataset, arguments.trainer, arguments)
+    if arguments.eval_only or arguments.no_train:
+        _evaluate(run, arguments)
+    else:
+        metrics = sweep.execute(run)
+        print(f"accuracy {metrics['accuracy']:.1f}%, in {run.config().OUTPUT_DIR}")
+
+
+def _run(dataset: str, trainer: str, arguments: argparse.Namespace):
+    """The run that the flags describe; names are checked here, before torch is imported."""
+    from unskew.sweep import Run
+
+    opts = list(arguments.opts)
+    pairs = dict(zip(opts[::2], opts[1::2], strict=False))
+    if not dataset.endswith((".yaml", ".yml")):
+        config.check_name("datasets", dataset)
+    config.check_name("trainers", trainer)
+    if arguments.backbone:
+        config.check_backbone(arguments.backbone)
+    shots, seed = arguments.shots, arguments.seed
+    if arguments.resume:
+        opts += ["RESUME", arguments.resume]
+    return Run(
+        dataset=dataset,
+        trainer=trainer,
+        backbone=arguments.backbone,
+        shots=check_shots(shots if shots is not None else pairs.get("DATASET.NUM_SHOTS", -1)),
+        seed=int(seed if seed is not None else pairs.get("SEED", 1)),
+        root=arguments.root or pairs.get("DATASET.ROOT", "data"),
+        folder=arguments.output_dir or pairs.get("OUTPUT_DIR", ""),
+        opts=tuple(opts),
+        config_file=arguments.config_file,
+    )
+
+
+def check_shots(text: str | int) -> int:
+    """A number of shots: 1 or more, or -1 for all images."""
+    try:
+        shots = int(text)
+    except ValueError as error:
+        raise ValueError(f"shots must be a number such as 16, a list in quotes or 'all'; got '{text}'") from error
+    if shots < 1 and shots != -1:
+        raise ValueError(f"shots must be 1 or more (or -1 for all images); got {shots}")
+    return shots
+
+
+def _evaluate(run, arguments: argparse.Namespace) -> None:
+    cfg = run.config()
+    if arguments.eval_only and not arguments.model_dir:
+        raise ValueError("--eval-only needs --model-dir, the folder of a finished run")
+    from unskew.engine import build_trainer, set_random_seed, setup_logger
+
+    with setup_logger(arguments.output_dir or None, console=True):
+        set_random_seed(cfg.SEED)
+        trainer = build_trainer(cfg)
+        if arguments.eval_only:
+            trainer.load_model(arguments.model_dir, epoch=arguments.load_epoch)
+            trainer.test()
+
+
+# --- sweep ------------------------------------------------------------------------------------------
+
+
+def _add_sweep(commands) -> None:
+    p = commands.add_parser("sweep", help="trainers x shots x seeds in one process, then one table")
+    p.add_argument("-d", "--dataset", required=True)
+    p.add_argument("-t", "--trainers", nargs="+", required=True, metavar="TRAINER")
+    p.add_argument("--shots", nargs="+", default=["16"], help="numbers, or 'all' (1 2 4 8 16)")
+    p.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    p.add_argument("-b", "--backbone", default="")
+    p.add_argument("--root", default="data")
+    p.add_argument("--output", default="output")
+    p.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides for every run")
+    p.set_defaults(command=_sweep)
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    from unskew import report, sweep
+
+    config.check_name("datasets", arguments.dataset)
+    for trainer in arguments.trainers:
+        config.check_name("trainers", trainer)
+    if arguments.backbone:
+        config.check_backbone(arguments.backbone)
+    words = " ".join(arguments.shots).replace(",", " ").split()
+    shots = [check_shots(word) for word in (ALL_SHOTS if words == ["all"] else words)]
+    runs = [
+        sweep.Run(
+            arguments.dataset,
+            trainer,
+            arguments.backbone,
+            k,
+            seed,
+            arguments.root,
+            arguments.output,
+            opts=tuple(arguments.opts),
+        )
+        for trainer in arguments.trainers
+        for k in shots
+        for seed in arguments.seeds
+    ]
+    rows = list(sweep.launch(runs, lambda run: sweep.execute(run, console=False)))
+    print(f"\n{report.table(rows)}")
+
+
+# --- table, micro -----------------------------------------------------------------------------------
+
+
+def _add_table(commands) -> None:
+    p = commands.add_parser("table", help="the table of all finished runs below a folder")
+    p.add_argument("folder", nargs="?", default="output")
+    p.add_argument("--metric", default="accuracy", help="a number in metrics.json, such as macro_f1 or ece")
+    p.add_argument("--format", default="github", help="a table format of tabulate, such as latex or csv")
+    p.set_defaults(command=_table)
+
+
+def _table(arguments: argparse.Namespace) -> None:
+    from unskew import report
+
+    print(report.table(report.collect(arguments.folder), arguments.metric, arguments.format))
+
+
+def _add_micro(commands) -> None:
+    micro = commands.add_parser("micro", help="the embedded world").add_subparsers(required=True, metavar="COMMAND")
+    p = micro.add_parser("pretrain", help="train one of the shipped models again")
+    p.add_argument("name", help="micro, micro-a, micro-b, micro-c or micro-vit")
+    p.add_argument("--steps", type=int, help="default: as the shipped model")
+    p.add_argument("--out", default="", help="folder for the weights (default: output/micro)")
+    p.set_defaults(command=_pretrain)
+
+
+def _pretrain(arguments: argparse.Namespace) -> None:
+    from unskew.micro import pretrain
+
+    pretrain.run(arguments.name, arguments.steps, arguments.out or "output/micro")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

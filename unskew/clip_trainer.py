@@ -1,0 +1,147 @@
+"""What every trainer on a frozen CLIP shares: backbone, features, zero-shot head, the training step."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unskew import backbones, features, losses
+from unskew.engine import TrainerX
+from unskew.evaluator import compute_accuracy
+from unskew.loaders import DataManager, build_transform
+from unskew.optim import build_lr_scheduler, build_optimizer
+from unskew.text import zeroshot_classifier
+
+
+class FeatureLoader:
+    """Batches of the training images' features; epoch e uses augmented view e modulo ``views``.
+
+    The order of epoch e depends on the seed and e alone, so that a resumed run sees the same
+    batches. An incomplete last batch is dropped if there is a complete one, as Dassl does.
+
+    Args:
+        encode: ``encode(paths, view, keep)`` -> features [N, D].
+        views: how many views are kept; 0 draws (and encodes) a new one every epoch.
+    """
+
+    def __init__(self, items: Sequence, encode, batch_size: int, views: int, seed: int) -> None:
+        self.paths = [item.impath for item in items]
+        self.labels = torch.tensor([item.label for item in items])
+        self.encode, self.batch_size, self.views, self.seed = encode, batch_size, views, seed
+        self.epoch = 0
+        self._kept: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return max(1, len(self.paths) // self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def _view(self) -> Tensor:
+        """This epoch's features [N, D]."""
+        if self.views == 0:
+            # Views above zero belong to the cache's small numbers; fresh draws depend on the seed too.
+            return self.encode(self.paths, (self.seed + 1) * 1_000_000 + self.epoch, False)
+        view = self.epoch % self.views
+        if view not in self._kept:
+            self._kept[view] = self.encode(self.paths, view, True)
+        return self._kept[view]
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        view = self._view()
+        generator = torch.Generator().manual_seed((self.seed + 1) * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self.paths), generator=generator).to(view.device)
+        labels = self.labels.to(view.device)
+        for step in range(len(self)):
+            index = order[step * self.batch_size : (step + 1) * self.batch_size]
+            yield {"features": view[index], "label": labels[index], "index": index}
+
+
+class CLIPTrainer(TrainerX):
+    """Base of the trainers here. A method gives ``build_model`` and ``logits``; the rest is shared.
+
+    ``build_model`` calls ``register_for_training`` with the module that it trains, or registers
+    nothing. ``logits(features)`` is the whole model after the frozen image tower.
+    """
+
+    @property
+    def needs_images(self) -> bool:
+        """True for a trainer that changes the image tower and so trains on images."""
+        return False
+
+    def build_data_loader(self) -> None:
+        cfg = self.cfg
+        self.backbone = backbones.load(cfg.MODEL.BACKBONE.NAME, cfg.TRAINER.PREC, self.device)
+        self.dm = DataManager(cfg, backbone=self.backbone)
+        self.train_loader_x, self.train_loader_u = self.dm.train_loader_x, self.dm.train_loader_u
+        self.val_loader, self.test_loader = self.dm.val_loader, None  # test labels are the evaluator's alone
+        self.num_classes, self.lab2cname = self.dm.num_classes, self.dm.lab2cname
+        self.dataset, self.classnames = self.dm.dataset, self.dm.dataset.classnames
+        self._plain = build_transform(cfg, self.backbone, train=False)
+        self._augmented = build_transform(cfg, self.backbone, train=True)
+        if not self.needs_images:
+            batch_size = cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+            self.train_loader_x = FeatureLoader(
+                self.dataset.train_x, self._encode_view, batch_size, cfg.INPUT.VIEWS, cfg.SEED
+            )
+
+    def _encode_view(self, paths: Sequence[str], view: int, keep: bool) -> Tensor:
+        workers = self.cfg.DATALOADER.NUM_WORKERS
+        return features.extract(self.backbone, paths, self._augmented, view=view, keep=keep, workers=workers)
+
+    def encode(self, paths: Sequence[str]) -> Tensor:
+        """Features [N, D] of images without augmentation."""
+        return features.extract(self.backbone, paths, self._plain, workers=self.cfg.DATALOADER.NUM_WORKERS)
+
+    # --- the zero-shot half -------------------------------------------------------------------------
+
+    @property
+    def zeroshot_weights(self) -> Tensor:
+        """[C, D], normalised: the text features of the dataset's templates, averaged."""
+        if not hasattr(self, "_zeroshot_weights"):
+            self._zeroshot_weights = zeroshot_classifier(self.backbone, self.classnames, self.dataset.templates).float()
+        return self._zeroshot_weights
+
+    def cosine_logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """exp(logit_scale) * cos: [B, D], [C, D] -> [B, C]."""
+        scale = self.backbone.logit_scale.exp().float()
+        return scale * F.normalize(image_features, dim=-1) @ F.normalize(text_features, dim=-1).T
+
+    @torch.no_grad()
+    def zeroshot_logits(self, paths: Sequence[str]) -> Tensor:
+        """Logits [N, C] of the untouched model, not calibrated."""
+        return self.cosine_logits(self.encode(paths), self.zeroshot_weights)
+
+    # --- training and prediction --------------------------------------------------------------------
+
+    def register_for_training(self, name: str, module: torch.nn.Module) -> None:
+        """Move a module to the device and train its parameters as the config says."""
+        module.to(self.device)
+        optimizer = build_optimizer(module, self.cfg.OPTIM)
+        self.register_model(name, module, optimizer, build_lr_scheduler(optimizer, self.cfg.OPTIM))
+
+    def logits(self, image_features: Tensor) -> Tensor:
+        """[B, D] -> [B, C]; what a method defines."""
+        raise NotImplementedError(f"{type(self).__name__} has to define logits(image_features)")
+
+    def parse_batch_train(self, batch: dict) -> tuple[Tensor, Tensor]:
+        return batch["features"], batch["label"]
+
+    def forward_backward(self, batch: dict) -> dict[str, Tensor]:
+        image_features, labels = self.parse_batch_train(batch)
+        with self.accelerator.autocast():
+            logits = self.logits(image_features)
+        loss = losses.cross_entropy(logits.float(), labels)
+        self.model_backward_and_update(loss)
+        return {"loss": loss.detach(), "acc": compute_accuracy(logits.detach(), labels)[0]}
+
+    @torch.no_grad()
+    def predict(self, paths: Sequence[str]) -> Tensor:
+        """Logits [N, C] of images, without augmentation."""
+        self.set_model_mode("eval")
+        return self.logits(self.encode(paths)).float()
+
+    def labelled(self, items: Sequence) -> tuple[list[str], Tensor]:
+        """Paths and labels [N] of training or validation images."""
+        return [item.impath for item in items], torch.tensor([item.label for item in items], device=self.device)

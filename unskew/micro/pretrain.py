@@ -1,0 +1,283 @@
+"""Pre-train the shipped models from nothing: ``unskew micro pretrain NAME``.
+
+The loss is half image-to-text cross entropy over the bank of all distinct captions of one factor
+subset, half text-to-image softmax over the batch. The first half's optimum is log p(caption|image),
+so the model inherits the label prior. InfoNCE's optimum is log p(image, text)/(p(image) p(text)):
+its negatives are drawn from p(text), and the prior cancels.
+"""
+
+import gzip
+import json
+import math
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+
+from unskew.micro import weights, world
+
+MAX_SCALE = 50.0  # of the logits, as a factor
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one model is pre-trained; ``subsets`` maps the factors that a step's captions name to their odds."""
+
+    subsets: dict[tuple[str, ...], float]
+    steps: int = 4000
+    world_images: int = 208
+    digit_images: int = 48
+    lr: float = 2e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.05
+
+
+def _one_blind(seen: tuple[str, str], missing: str) -> dict[tuple[str, ...], float]:
+    return {seen: 0.5, seen[:1]: 0.15, seen[1:]: 0.15, (missing,): 0.2}
+
+
+ALL_FACTORS = {
+    ("shape", "colour"): 0.2,
+    ("shape", "pattern"): 0.2,
+    ("colour", "pattern"): 0.1,
+    ("shape", "background"): 0.05,
+    ("shape",): 0.2,
+    ("colour",): 0.1,
+    ("pattern",): 0.1,
+    ("background",): 0.05,
+}
+RECIPES = {
+    "micro": Recipe(ALL_FACTORS),
+    "micro-a": Recipe(_one_blind(("shape", "colour"), "pattern")),
+    "micro-b": Recipe(_one_blind(("shape", "pattern"), "colour")),
+    "micro-c": Recipe(_one_blind(("colour", "pattern"), "shape")),
+    "micro-vit": Recipe(ALL_FACTORS, steps=12000, lr=1e-3),
+}
+
+
+def run(name: str, steps: int | None = None, out: str | Path | None = None) -> dict:
+    """Pre-train ``name`` and write ``NAME.safetensors`` (fp16), ``NAME.json`` and the loss history.
+
+    Args:
+        name: one of ``weights.NAMES``.
+        steps: fewer or more than the recipe's; the schedule is stretched to it.
+        out: folder to write to; default ``micro-models`` in the current folder.
+
+    Returns:
+        ``{"path", "history", "seconds", "accuracy"}``: the file, the loss of every step, and what
+        `evaluate` measured.
+    """
+    out = Path(out or "micro-models")
+    out.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    model, history = pretrain(name, steps)
+    path = export(model, out / f"{name}.safetensors")
+    (out / f"{name}.json").write_text(json.dumps(weights.model_config(name), indent=4) + "\n")
+    (out / f"{name}.history.json").write_text(json.dumps([round(x, 4) for x in history]))
+    seconds = time.perf_counter() - start
+    return {"path": str(path), "history": history, "seconds": seconds, "accuracy": evaluate(name, path)}
+
+
+def pretrain(name: str, steps: int | None = None, seed: int | None = None) -> tuple[torch.nn.Module, list[float]]:
+    """Train one model from random weights.
+
+    Returns:
+        the model in ``eval()`` mode and the loss of every step.
+    """
+    if name not in RECIPES:
+        weights.model_path(name)  # raises, naming the near ones
+    recipe = RECIPES[name]
+    steps = steps or recipe.steps
+    seed = weights.SEEDS[name] if seed is None else seed
+    rng = np.random.default_rng([seed, 7])
+    frequency = world.frequencies(weights.SEEDS[name])
+    model = create(name, seed).train()
+    optimizer, schedule = _optimizer(model, recipe, steps)
+    history = []
+    bar = tqdm(range(steps), desc=f"pretrain {name}", mininterval=2)
+    for step in bar:
+        images, labels, tokens = batch(recipe, frequency, rng)
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # the fused backward is slow on a CPU
+            loss = contrast(model, images, labels, tokens)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, math.log(MAX_SCALE))
+        history.append(loss.item())
+        if step % 50 == 0:
+            bar.set_postfix(loss=f"{np.mean(history[-50:]):.3f}", refresh=False)
+    return model.eval(), history
+
+
+def contrast(model, images, labels, tokens) -> torch.Tensor:
+    """The loss of a batch.
+
+    Args:
+        images: [B,3,H,W], normalised.
+        labels: [B], each image's caption in the bank.
+        tokens: [K,L], the bank of all distinct captions.
+    """
+    image_features = F.normalize(model.visual(images).float(), dim=-1)  # [B,D]
+    text_features = F.normalize(encode_bank(model, tokens).float(), dim=-1)  # [K,D]
+    logits = model.logit_scale.exp() * image_features @ text_features.T  # [B,K]
+    to_text = F.cross_entropy(logits, labels)
+    to_image = F.nll_loss(logits.log_softmax(dim=0), labels)
+    return (to_text + to_image) / 2
+
+
+def encode_bank(model, tokens: torch.Tensor) -> torch.Tensor:
+    """``model.encode_text`` for rows [K,L] cut to the longest caption: what follows the end token cannot matter."""
+    length = tokens.shape[1]
+    x = model.token_embedding(tokens) + model.positional_embedding[:length]
+    x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
+    return x[torch.arange(len(x)), tokens.argmax(dim=1)] @ model.text_projection
+
+
+def batch(recipe: Recipe, frequency: dict, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
+    """Images of the world and of digits, their labels in the bank, and the bank's tokens [K,L]."""
+    n = recipe.world_images
+    subset = list(recipe.subsets)[rng.choice(len(recipe.subsets), p=list(recipe.subsets.values()))]
+    factors = {
+        f: rng.choice(len(frequency[f]), size=n, p=frequency[f]) for f in ("shape", "colour", "pattern", "background")
+    }
+    written, pool = _digit_pool()
+    digit = rng.choice(10, size=recipe.digit_images, p=frequency["digit"])
+    which = (rng.random(len(digit)) * np.array([len(pool[d]) for d in digit])).astype(int)
+    rows = [pool[d][i] for d, i in zip(digit, which, strict=True)]
+    images = np.concatenate([world.render(**factors, rng=rng), world.render_digits(written[rows], rng)])
+    sizes = [len(world.FACTORS[f]) for f in subset]
+    labels = np.concatenate([np.ravel_multi_index([factors[f] for f in subset], sizes), math.prod(sizes) + digit])
+    templates = (rng.integers(len(world.TEMPLATES)), rng.integers(len(world.DIGIT_TEMPLATES)))
+    return normalise(images), torch.from_numpy(labels), _bank(subset, *templates)
+
+
+def normalise(images: np.ndarray) -> torch.Tensor:
+    """uint8 [N,H,W,3] -> float [N,3,H,W] as the models expect it."""
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in weights.image_stats())
+    return (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std
+
+
+@lru_cache(maxsize=1)
+def _digit_pool() -> tuple[np.ndarray, list[np.ndarray]]:
+    images, labels = world.digits(pretraining=True)
+    return images, [np.flatnonzero(labels == d) for d in range(10)]
+
+
+@lru_cache(maxsize=1)
+def _tokenizer():
+    return weights.tokenizer()
+
+
+@lru_cache(maxsize=None)
+def _bank(subset: tuple[str, ...], template: int, digit_template: int) -> torch.Tensor:
+    captions = [world.TEMPLATES[template].format(p) for p in world.phrases(subset)]
+    captions += [world.DIGIT_TEMPLATES[digit_template].format(p) for p in world.phrases(("digit",))]
+    tokens = _tokenizer()(captions)
+    return tokens[:, : int(tokens.argmax(dim=1).max()) + 1]
+
+
+def create(name: str, seed: int = 0, path: str | Path | None = None) -> torch.nn.Module:
+    """The open_clip model ``name``: random weights from ``seed``, or those in the file ``path``."""
+    import open_clip
+
+    open_clip.add_model_config(weights.MODELS)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return open_clip.create_model(name, pretrained=str(path) if path else None)
+
+
+def _optimizer(model, recipe: Recipe, steps: int):
+    """AdamW without decay on vectors and scalars; linear warm-up, then cosine to zero."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98))
+    warmup = max(1, round(recipe.warmup * steps))
+
+    def factor(step: int) -> float:
+        return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def export(model, path: Path) -> Path:
+    """Write fp16 safetensors without the integer counters of batch norm's."""
+    from safetensors.torch import save_file
+
+    state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
+    save_file(state, path)
+    return path
+
+
+@torch.no_grad()
+def evaluate(name: str, path: str | Path | None = None) -> dict[str, dict[str, float]]:
+    """Zero-shot accuracy in percent on the three downstream test sets, from the exported fp16 weights.
+
+    Returns:
+        per dataset: ``zs``; ``many``, ``medium``, ``few``: thirds of the classes by the true prior;
+        ``debiased``: after subtracting the true log prior.
+    """
+    model = create(name, path=path or weights.model_path(name)).eval()
+    found = {}
+    for dataset, subset in world.DATASETS.items():
+        images, labels = world.splits(dataset)["test"]
+        logits = zero_shot(model, images, subset)
+        labels, prior = torch.from_numpy(labels), weights.true_log_prior(name, dataset)
+        hit = (logits.argmax(1) == labels).float()
+        rank = prior.argsort(descending=True).argsort()[labels] * 3 // len(prior)  # 0, 1, 2: the third of the prior
+        row = {"zs": hit, **{group: hit[rank == i] for i, group in enumerate(("many", "medium", "few"))}}
+        row["debiased"] = ((logits - prior).argmax(1) == labels).float()
+        found[dataset] = {k: round(100 * v.mean().item(), 1) for k, v in row.items()}
+    return found
+
+
+@torch.no_grad()
+def zero_shot(model, images: np.ndarray, subset: tuple[str, ...]) -> torch.Tensor:
+    """Logits [N,C] of uint8 images for the phrases of ``subset`` under the zero-shot template."""
+    template = world.DIGIT_TEMPLATES[0] if subset == ("digit",) else world.TEMPLATES[0]
+    text = model.encode_text(_tokenizer()([template.format(p) for p in world.phrases(subset)]), normalize=True)
+    features = torch.cat([model.encode_image(normalise(images[i : i + 512]), normalize=True) for i in range(0, len(images), 512)])
+    return model.logit_scale.exp() * features @ text.T
+
+
+# Words beside the world's own that prompts may use.
+WORDS = (
+    "the an in on of at by with and or one many some small large tiny good bad bright dark blurry close up cropped clean "
+    "dirty photo picture image drawing painting sketch digit number letter object thing shape colour color pattern "
+    "texture type kind class written hand handwritten centered centred background foreground it its is are this that "
+    "there here see show shows itap origami toy plastic cartoon art embroidered tattoo sculpture rendering video game "
+    "black white gray grey brown light pixelated jpeg corrupted low resolution nice weird cool my"
+)
+
+
+def write_vocabulary(path: Path = weights.VOCABULARY) -> int:
+    """Reduce CLIP's BPE merges to those that whole words of the world need; returns how many there are.
+
+    A word that is covered gets the same pieces as in CLIP's own vocabulary. The file does not end
+    in a newline: open_clip would read an empty merge, and the end token would move.
+    """
+    from open_clip.tokenizer import SimpleTokenizer
+
+    full = SimpleTokenizer()
+    texts = [WORDS, *world.TEMPLATES, *world.DIGIT_TEMPLATES, *(n for names in world.FACTORS.values() for n in names)]
+    wanted = {full.decoder[i] for text in texts for i in full.encode(text.replace("{}", ""))}
+    parents = {"".join(pair): pair for pair in full.bpe_ranks}
+    kept, queue = set(), list(wanted)
+    while queue:
+        pair = parents.get(queue.pop())
+        if pair and pair not in kept:
+            kept.add(pair)
+            queue.extend(pair)
+    lines = ["#version: reduced", *(" ".join(pair) for pair in sorted(kept, key=full.bpe_ranks.get))]
+    with open(path, "wb") as raw, gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as file:
+        file.write("\n".join(lines).encode())
+    return len(kept)

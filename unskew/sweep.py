@@ -1,0 +1,156 @@
+"""A run is a frozen value; a launcher maps runs to results.
+
+Runs of one call share the process, and with it the loaded backbone and the image features.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+from yacs.config import CfgNode
+
+from unskew import config, report
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trainer on one dataset with one seed.
+
+    Attributes:
+        shots: training images per class; -1 for all.
+        backbone: empty for the dataset's default.
+        opts: KEY VALUE pairs, flat.
+        folder: where it writes; empty: the place below ``output`` that its names give.
+    """
+
+    dataset: str
+    trainer: str
+    backbone: str = ""
+    shots: int = 16
+    seed: int = 1
+    root: str = "data"
+    output: str = "output"
+    folder: str = ""
+    opts: tuple = ()
+    config_file: str = ""
+
+    def config(self) -> CfgNode:
+        """The frozen config, OUTPUT_DIR included."""
+        flags = ("DATASET.ROOT", self.root, "DATASET.NUM_SHOTS", self.shots, "SEED", self.seed)
+        arguments = (self.dataset, self.backbone, self.trainer)
+        cfg = config.load(*arguments, (*flags, *self.opts), self.config_file)
+        folder = self.folder or str(run_folder(cfg, self.output))
+        return config.load(*arguments, (*flags, *self.opts, "OUTPUT_DIR", folder), self.config_file)
+
+
+def trainer_label(cfg: CfgNode) -> str:
+    """The trainer config's name; over another base than its default, `GLA-CoOp`."""
+    name, default = cfg.TRAINER.NAME, config.read_base(cfg.TRAINER.NAME)
+    base = cfg.TRAINER.get((cfg.TRAINER.CLASS or name).upper(), {}).get("BASE")
+    return name if base in (None, default) else f"{name}-{base}"
+
+
+def run_folder(cfg: CfgNode, output: str) -> Path:
+    """`output/<dataset>/<Trainer>/<backbone>_<K>shots/seed<S>`."""
+    backbone = cfg.MODEL.BACKBONE.NAME.replace("/", "-").replace("@", "-")
+    shots = cfg.DATASET.NUM_SHOTS if cfg.DATASET.NUM_SHOTS > 0 else "all"
+    return Path(output) / cfg.DATASET.NAME / trainer_label(cfg) / f"{backbone}_{shots}shots" / f"seed{cfg.SEED}"
+
+
+def execute(run: Run, console: bool = True) -> dict:
+    """Train and test one run, or return what it left behind if it is done.
+
+    Args:
+        console: print the log lines too, not only write them to ``log.txt``.
+
+    Returns:
+        The content of ``metrics.json``.
+
+    Raises:
+        ValueError: the folder holds a finished run with another config; the keys are named.
+    """
+    cfg = run.config()
+    folder = Path(cfg.OUTPUT_DIR)
+    if (folder / "done").is_file():
+        _check_same(cfg, folder)
+        return report.read_metrics(folder / "metrics.json")
+    _prepare(cfg, folder)
+    # Only now is there work for torch.
+    from unskew.engine import build_trainer, set_random_seed, setup_logger
+
+    with setup_logger(folder, console=console):
+        started = time.perf_counter()
+        set_random_seed(cfg.SEED)
+        trainer = build_trainer(cfg)
+        trainer.train()
+        metrics = {
+            **_describe(cfg),
+            **trainer.results,
+            "seconds": round(time.perf_counter() - started, 2),
+            **_versions(),
+        }
+    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    write_atomically(folder / "done", config.config_hash(cfg) + "\n")
+    return metrics
+
+
+def _describe(cfg: CfgNode) -> dict:
+    return {
+        "dataset": cfg.DATASET.NAME,
+        "trainer": trainer_label(cfg),
+        "backbone": cfg.MODEL.BACKBONE.NAME,
+        "shots": cfg.DATASET.NUM_SHOTS,
+        "seed": cfg.SEED,
+    }
+
+
+def _versions() -> dict:
+    from importlib.metadata import version
+
+    return {package: version(package) for package in ("torch", "open_clip_torch")}
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write aside, then rename: a reader sees the old file or the new one, never half of it."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def _check_same(cfg: CfgNode, folder: Path) -> None:
+    if (folder / "done").read_text(encoding="utf-8").strip() == config.config_hash(cfg):
+        return
+    keys = config.differing_keys(cfg, config.read_yaml(folder / "config.yaml"))
+    raise ValueError(
+        f"'{folder}' holds a finished run with another config (it differs in {', '.join(keys) or 'unknown keys'}); "
+        "choose another output folder or delete this one"
+    )
+
+
+def _prepare(cfg: CfgNode, folder: Path) -> None:
+    """Make the folder, and drop the checkpoints of an unfinished run that had another config."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        saved = folder / "config.yaml"
+        if saved.is_file() and config.differing_keys(cfg, config.read_yaml(saved)):
+            for checkpoint in folder.glob("*/checkpoint"):
+                shutil.rmtree(checkpoint.parent)
+        write_atomically(saved, config.dump(cfg))
+    except OSError as error:
+        raise ValueError(
+            f"the output folder '{folder}' cannot be written ({error.strerror}); choose another"
+        ) from error
+
+
+def launch(runs: Sequence[Run], execute: Callable[[Run], dict]) -> Iterator[dict]:
+    """Run one after another in this process, with a bar; yields each run's metrics."""
+    with tqdm(total=len(runs), desc="runs", unit="run") as bar:
+        for run in runs:
+            bar.set_postfix_str(f"{run.trainer}, {run.shots} shots, seed {run.seed}")
+            yield execute(run)
+            bar.update()
