@@ -43,6 +43,6 @@ setup(
         "tqdm",
         "yacs",
     ],
-    extras_require={"test": ["pytest", "pytest-xdist", "ruff", "build"]},
+    extras_require={"test": ["pytest", "pytest-xdist", "ruff", "setuptools>=70.1"]},
     entry_points={"console_scripts": ["unskew = unskew.cli:main"]},
 )

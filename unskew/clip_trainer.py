@@ -9,7 +9,7 @@ from torch import Tensor
 from unskew import backbones, features, losses
 from unskew.engine import TrainerX
 from unskew.evaluator import compute_accuracy
-from unskew.loaders import DataManager, build_transform
+from unskew.loaders import DataManager, derive_seed
 from unskew.optim import build_lr_scheduler, build_optimizer
 from unskew.text import zeroshot_classifier
 
@@ -41,21 +41,20 @@ class FeatureLoader:
     def _view(self) -> Tensor:
         """This epoch's features [N, D]."""
         if self.views == 0:
-            # Views above zero belong to the cache's small numbers; fresh draws depend on the seed too.
-            return self.encode(self.paths, (self.seed + 1) * 1_000_000 + self.epoch, False)
+            return self.encode(self.paths, derive_seed(self.seed, self.epoch), False)
         view = self.epoch % self.views
         if view not in self._kept:
             self._kept[view] = self.encode(self.paths, view, True)
         return self._kept[view]
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        view = self._view()
-        generator = torch.Generator().manual_seed((self.seed + 1) * 1_000_003 + self.epoch)
-        order = torch.randperm(len(self.paths), generator=generator).to(view.device)
-        labels = self.labels.to(view.device)
+        features = self._view()
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
+        order = torch.randperm(len(self.paths), generator=generator).to(features.device)
+        labels = self.labels.to(features.device)
         for step in range(len(self)):
             index = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield {"features": view[index], "label": labels[index], "index": index}
+            yield {"features": features[index], "label": labels[index], "index": index}
 
 
 class CLIPTrainer(TrainerX):
@@ -76,10 +75,9 @@ class CLIPTrainer(TrainerX):
         self.dm = DataManager(cfg, backbone=self.backbone)
         self.train_loader_x, self.train_loader_u = self.dm.train_loader_x, self.dm.train_loader_u
         self.val_loader, self.test_loader = self.dm.val_loader, None  # test labels are the evaluator's alone
-        self.num_classes, self.lab2cname = self.dm.num_classes, self.dm.lab2cname
+        self.num_classes, self.num_source_domains = self.dm.num_classes, self.dm.num_source_domains
+        self.lab2cname = self.dm.lab2cname
         self.dataset, self.classnames = self.dm.dataset, self.dm.dataset.classnames
-        self._plain = build_transform(cfg, self.backbone, train=False)
-        self._augmented = build_transform(cfg, self.backbone, train=True)
         if not self.needs_images:
             batch_size = cfg.DATALOADER.TRAIN_X.BATCH_SIZE
             self.train_loader_x = FeatureLoader(
@@ -87,12 +85,15 @@ class CLIPTrainer(TrainerX):
             )
 
     def _encode_view(self, paths: Sequence[str], view: int, keep: bool) -> Tensor:
-        workers = self.cfg.DATALOADER.NUM_WORKERS
-        return features.extract(self.backbone, paths, self._augmented, view=view, keep=keep, workers=workers)
+        return self._extract(paths, self.dm.tfm_train, view=view, keep=keep)
 
     def encode(self, paths: Sequence[str]) -> Tensor:
         """Features [N, D] of images without augmentation."""
-        return features.extract(self.backbone, paths, self._plain, workers=self.cfg.DATALOADER.NUM_WORKERS)
+        return self._extract(paths, self.dm.tfm_test)
+
+    def _extract(self, paths: Sequence[str], transform, **options) -> Tensor:
+        where = {"dataset": self.cfg.DATASET.NAME, "workers": self.cfg.DATALOADER.NUM_WORKERS}
+        return features.extract(self.backbone, paths, transform, **where, **options)
 
     # --- the zero-shot half -------------------------------------------------------------------------
 
@@ -106,7 +107,8 @@ class CLIPTrainer(TrainerX):
     def cosine_logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """exp(logit_scale) * cos: [B, D], [C, D] -> [B, C]."""
         scale = self.backbone.logit_scale.exp().float()
-        return scale * F.normalize(image_features, dim=-1) @ F.normalize(text_features, dim=-1).T
+        text_features = F.normalize(text_features.float(), dim=-1)
+        return scale * F.normalize(image_features, dim=-1) @ text_features.T
 
     @torch.no_grad()
     def zeroshot_logits(self, paths: Sequence[str]) -> Tensor:
@@ -135,6 +137,10 @@ class CLIPTrainer(TrainerX):
         loss = losses.cross_entropy(logits.float(), labels)
         self.model_backward_and_update(loss)
         return {"loss": loss.detach(), "acc": compute_accuracy(logits.detach(), labels)[0]}
+
+    def run_epoch(self) -> None:
+        super().run_epoch()
+        self.update_lr()
 
     @torch.no_grad()
     def predict(self, paths: Sequence[str]) -> Tensor:

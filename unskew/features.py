@@ -5,6 +5,7 @@ time) and view. Runs of one sweep share them across trainers, shots and seeds.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,14 +22,14 @@ _rows: dict[tuple, Tensor] = {}
 class _Views(Dataset):
     """Decoded and transformed images; a view's random draws depend on the file's name and the view alone."""
 
-    def __init__(self, paths: Sequence[str], transform: Callable, view: int | None) -> None:
-        self.paths, self.transform, self.view = paths, transform, view
+    def __init__(self, paths: Sequence[str], transform: Callable, view: int | None, dataset: str) -> None:
+        self.paths, self.transform, self.view, self.dataset = paths, transform, view, dataset
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
-        image = read_image(self.paths[index])
+        image = read_image(self.paths[index], self.dataset)
         if self.view is None:
             return self.transform(image)
         with torch.random.fork_rng(devices=[]):
@@ -42,14 +43,12 @@ def _view_seed(path: str, view: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{name} {view}".encode()).digest()[:8], "little") >> 1
 
 
-def _key(backbone, transform: Callable, path: str, view: int | None) -> tuple:
+def _key(backbone, transform: str, path: str, view: int | None) -> tuple:
     try:
-        stat = Path(path).stat()
-    except OSError as error:
-        raise FileNotFoundError(
-            f"image '{path}' cannot be read ({error.strerror}); prepare the dataset again"
-        ) from error
-    return backbone.id, str(backbone.dtype), repr(transform), path, stat.st_size, stat.st_mtime_ns, view
+        stat = os.stat(path)
+        return backbone.id, backbone.dtype, transform, path, stat.st_size, stat.st_mtime_ns, view
+    except OSError:
+        return (path,)  # reading it will say what is wrong
 
 
 def extract(
@@ -61,6 +60,7 @@ def extract(
     keep: bool = True,
     batch_size: int = 256,
     workers: int = 0,
+    dataset: str = "",
 ) -> Tensor:
     """Encode images with the frozen tower, each at most once per process.
 
@@ -68,6 +68,7 @@ def extract(
         transform: image -> [3, H, W]; its ``repr`` has to name its settings, as torchvision's does.
         view: which augmented view; ``None`` for a transform without randomness.
         keep: remember the rows for the next call.
+        dataset: the dataset's name, for errors.
 
     Returns:
         [N, D] float32 on the backbone's device, not normalised.
@@ -75,11 +76,11 @@ def extract(
     Raises:
         FileNotFoundError, ValueError: an image is missing or unreadable; the message names it.
     """
-    keys = [_key(backbone, transform, path, view) for path in paths]
+    settings = repr(transform)
+    keys = [_key(backbone, settings, path, view) for path in paths]
     wanted = {key: path for key, path in zip(keys, paths, strict=True) if key not in _rows}
-    fresh = dict(
-        zip(wanted, _encode(backbone, list(wanted.values()), transform, view, batch_size, workers), strict=True)
-    )
+    images = _Views(list(wanted.values()), transform, view, dataset)
+    fresh = dict(zip(wanted, _encode(backbone, images, batch_size, workers), strict=True))
     rows = [fresh[key] if key in fresh else _rows[key] for key in keys]
     if keep:
         _rows.update(fresh)
@@ -89,13 +90,12 @@ def extract(
 
 
 @torch.no_grad()
-def _encode(backbone, paths, transform, view, batch_size, workers) -> list[Tensor]:
-    workers = workers if len(paths) >= 4 * batch_size else 0  # starting workers takes longer than a few batches
-    loader = DataLoader(_Views(paths, transform, view), batch_size, num_workers=workers)
+def _encode(backbone, images: _Views, batch_size: int, workers: int) -> list[Tensor]:
+    workers = workers if len(images) >= 4 * batch_size else 0  # starting workers takes longer than a few batches
     rows: list[Tensor] = []
-    with tqdm(total=len(paths), desc="encoding images", unit="image", delay=2, leave=False) as bar:
-        for images in loader:
-            images = images.to(backbone.device, backbone.dtype)  # [B, 3, H, W]
-            rows.extend(backbone.encode_image(images).float().unbind())
-            bar.update(len(images))
+    with tqdm(total=len(images), desc="encoding images", unit="image", delay=2, leave=False) as bar:
+        for batch in DataLoader(images, batch_size, num_workers=workers):
+            batch = batch.to(backbone.device)  # [B, 3, H, W]
+            rows.extend(backbone.encode_image(batch).float().unbind())
+            bar.update(len(batch))
     return rows

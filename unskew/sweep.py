@@ -140,6 +140,8 @@ def _prepare(cfg: CfgNode, folder: Path) -> None:
         if saved.is_file() and config.differing_keys(cfg, config.read_yaml(saved)):
             for checkpoint in folder.glob("*/checkpoint"):
                 shutil.rmtree(checkpoint.parent)
+        if not any(folder.glob("*/checkpoint")):  # nothing to resume from: the log starts anew too
+            (folder / "log.txt").unlink(missing_ok=True)
         write_atomically(saved, config.dump(cfg))
     except OSError as error:
         raise ValueError(

@@ -1,0 +1,11 @@
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory):
+    """One folder of datasets for all worker processes; they are rendered once, into place by a rename."""
+    base = tmp_path_factory.getbasetemp()
+    return str((base.parent if base.name.startswith("popen") else base) / "data")

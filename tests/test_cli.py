@@ -1,0 +1,74 @@
+import subprocess
+import sys
+
+import pytest
+
+from unskew.cli import check_shots, main
+
+
+def answer(capsys, *argv):
+    """(exit code, what is on stderr) of a command that a user got wrong."""
+    try:
+        code = main(argv)
+    except SystemExit as error:
+        code = error.code
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["train", "-d", "digit", "-t", "GLA"], "did you mean digits"),
+        (["train", "-d", "digits", "-t", "GLAA"], "did you mean GLA"),
+        (["train", "-d", "digits", "-t", "GLA", "-b", "micr"], "did you mean micro"),
+        (["train", "-d", "digits", "-t", "GLA", "OPTIM.LRR", "1"], "did you mean OPTIM.LR"),
+        (["train", "-d", "digits", "-t", "GLA", "--shots", "0"], "shots must be 1 or more"),
+        (["train", "-d", "digits"], "--trainer"),
+        (["sweep", "-d", "digits", "-t", "GLA", "--shots", "-3"], "shots must be 1 or more"),
+        (["sweep", "-d", "digits", "-t", "GLA", "Coop"], "did you mean CoOp"),
+        (["sweep", "-d", "digits", "-t", "GLA", "--shots", "many"], "shots must be a number"),
+        (["table", "nowhere"], "nowhere"),
+        (["train", "-d", "digits", "-t", "GLA", "--eval-only"], "--model-dir"),
+        (["micro", "pretrain", "macro"], "micro"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_two(argv, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, said = answer(capsys, *argv)
+    assert code == 2
+    assert words in said
+    assert len(said.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []  # nothing was started
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["train", "--wrong"],
+        ["train", "-d", "digits", "-t", "GLAA"],
+        ["train", "-d", "digitz", "-t", "GLA"],
+        ["train", "-d", "digits", "-t", "GLA", "-b", "micr"],
+    ],
+)
+def test_a_quick_answer_needs_no_torch(argv):
+    code = (
+        "import sys\nfrom unskew.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, timeout=60).returncode == 0
+
+
+def test_an_output_folder_that_cannot_be_written_is_said_before_training(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    where = str(tmp_path / "file" / "run")
+    code, said = answer(capsys, "train", "-d", "digits", "-t", "ZeroshotCLIP", "--output-dir", where)
+    assert code == 2
+    assert where in said
+    assert "cannot be written" in said
+
+
+def test_check_shots():
+    assert [check_shots(x) for x in ("16", 1, -1)] == [16, 1, -1]

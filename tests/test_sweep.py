@@ -1,0 +1,121 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from unskew import report
+from unskew.cli import main
+from unskew.sweep import Run, execute, launch, run_folder, trainer_label
+
+SHORT = ("OPTIM.MAX_EPOCH", 2, "INPUT.VIEWS", 1, "DATALOADER.NUM_WORKERS", 0)
+
+
+@pytest.fixture
+def run(data_root, tmp_path):
+    return Run("digits", "CoOp", shots=2, root=data_root, output=str(tmp_path / "out"), opts=SHORT)
+
+
+def test_a_run_leaves_what_the_design_says(run):
+    metrics = execute(run, console=False)
+    folder = Path(run.output) / "digits" / "CoOp" / "micro_2shots" / "seed1"
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {"log.txt", "config.yaml", "metrics.json", "done", "prompt_learner/checkpoint"} <= files
+    assert "prompt_learner/model.pth.tar-2" in files
+    assert not any(name.startswith(".") for name in files)
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+    described = {key: metrics[key] for key in ("dataset", "trainer", "backbone", "shots", "seed")}
+    assert described == {"dataset": "digits", "trainer": "CoOp", "backbone": "micro", "shots": 2, "seed": 1}
+    log = (folder / "log.txt").read_text()
+    for line in ("Finish training", "=> result", "* total:", "* correct:", "* accuracy:", "* macro_f1:"):
+        assert line in log
+
+
+def test_a_finished_run_is_skipped_and_an_unfinished_one_redone(run):
+    first = execute(run, console=False)
+    folder = Path(run.config().OUTPUT_DIR)
+    log = (folder / "log.txt").stat().st_mtime_ns
+    assert execute(run, console=False) == first
+    assert (folder / "log.txt").stat().st_mtime_ns == log
+    (folder / "done").unlink()
+    again = execute(run, console=False)
+    assert again["accuracy"] == first["accuracy"]
+    assert (folder / "log.txt").stat().st_mtime_ns != log
+
+
+def test_a_finished_run_with_another_config_is_an_error_that_names_the_keys(run):
+    execute(run, console=False)
+    with pytest.raises(ValueError, match=r"TRAINER\.COOP\.N_CTX"):
+        execute(replace(run, opts=(*SHORT, "TRAINER.COOP.N_CTX", 4)), console=False)
+
+
+def test_an_unfinished_run_of_another_config_is_not_resumed(run):
+    execute(run, console=False)
+    folder = Path(run.config().OUTPUT_DIR)
+    (folder / "done").unlink()
+    other = replace(run, opts=(*SHORT, "TRAINER.COOP.N_CTX", 4))
+    assert execute(other, console=False)["shots"] == 2
+
+
+def test_names_of_folders():
+    def where(*opts, **kwargs):
+        cfg = Run("digits", opts=opts, **kwargs).config()
+        return run_folder(cfg, "o").as_posix()
+
+    assert where(trainer="GLA") == "o/digits/GLA/micro_16shots/seed1"
+    assert where("TRAINER.GLA.BASE", "CoOp", trainer="GLA") == "o/digits/GLA-CoOp/micro_16shots/seed1"
+    assert where(trainer="CoOp", backbone="ViT-B/16", shots=-1, seed=0) == "o/digits/CoOp/ViT-B-16_allshots/seed0"
+    assert where(trainer="CoOp", backbone="ViT-B-16@laion2b_s34b_b88k").split("/")[3].startswith("ViT-B-16-laion2b")
+    assert trainer_label(Run("digits", "CoOp").config()) == "CoOp"
+
+
+def test_launch_maps_runs_to_results(run):
+    runs = [replace(run, trainer="ZeroshotCLIP", seed=seed) for seed in (1, 2)]
+    rows = list(launch(runs, lambda one: execute(one, console=False)))
+    assert [row["seed"] for row in rows] == [1, 2]
+    assert report.collect(run.output) == rows
+
+
+def test_sweep_command_ends_with_the_table(run, capsys):
+    argv = ["sweep", "-d", "digits", "-t", "ZeroshotCLIP", "CoOp", "--shots", "1 2", "--seeds", "1", "2"]
+    assert main([*argv, "--root", run.root, "--output", run.output, "--opts", *map(str, SHORT)]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert [line.split("|")[1].strip() for line in lines[-2:]] == ["ZeroshotCLIP", "CoOp"]
+    assert "1 shot" in lines[-4]
+    assert "2 shots" in lines[-4]
+    assert main(["table", run.output, "--metric", "macro_f1"]) == 0
+    assert "macro_f1" in capsys.readouterr().out
+
+
+def test_train_then_eval_only_gives_the_same_accuracy(run, tmp_path, capsys):
+    flags = ["-d", "digits", "-t", "CoOp", "--shots", "2", "--seed", "0", "--root", run.root]
+    where = str(tmp_path / "run")
+    assert main(["train", *flags, "--output-dir", where, *map(str, SHORT)]) == 0
+    accuracy = json.loads((tmp_path / "run" / "metrics.json").read_text())["accuracy"]
+    capsys.readouterr()
+    coop = ["--dataset-config-file", "configs/datasets/digits.yaml", "--trainer", "CoOp", "--root", run.root, "--seed", "0"]
+    argv = ["train", *coop, "--eval-only", "--model-dir", where, *map(str, SHORT), "DATASET.NUM_SHOTS", "2"]
+    assert main(argv) == 0
+    assert f"* accuracy: {accuracy:.1f}%" in capsys.readouterr().out
+
+
+def test_more_shots_than_images_take_all_and_say_so_once(run, tmp_path):
+    metrics = execute(replace(run, trainer="ZeroshotCLIP", shots=100_000), console=False)
+    assert metrics["shots"] == 100_000
+    log = (Path(run.output) / "digits" / "ZeroshotCLIP" / "micro_100000shots" / "seed1" / "log.txt").read_text()
+    assert log.count("100000") <= 4
+
+
+def test_a_broken_image_names_the_file(run, data_root, tmp_path):
+    import shutil
+
+    root = tmp_path / "data"
+    execute(replace(run, trainer="ZeroshotCLIP"), console=False)
+    shutil.copytree(Path(data_root) / "digits", root / "digits")
+    victim = sorted((root / "digits").rglob("test*/**/*.png"))[0]
+    victim.write_bytes(victim.read_bytes()[:40])
+    with pytest.raises(ValueError, match=victim.name):
+        execute(replace(run, trainer="ZeroshotCLIP", root=str(root), output=str(tmp_path / "o2")), console=False)
+    victim.unlink()
+    with pytest.raises(FileNotFoundError, match=victim.name):
+        execute(replace(run, trainer="ZeroshotCLIP", root=str(root), output=str(tmp_path / "o3")), console=False)

@@ -1,0 +1,186 @@
+import json
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+
+from unskew import backbones, text
+from unskew.prompts import POSITIONS, LearnableContext, Prompts, ResidualContext, fill, fixed_prompts
+
+NAMES = ["tench", "great_white_shark", "kite (bird of prey)", "a", "desert grassland whiptail lizard of the far south"]
+TEXT = {"context_length": 40, "vocab_size": 49408, "width": 48, "heads": 4, "layers": 3}
+CAUSAL = {
+    "tiny": {},
+    "tiny-quick": {"quick_gelu": True},
+    "tiny-custom": {"custom_text": True, "text_cfg": {"ls_init_value": 0.3, "proj_bias": True, "mlp_ratio": 2.0}},
+    "tiny-eos": {"custom_text": True, "text_cfg": {"pool_type": "eos", "eos_id": 49407, "proj_type": "none"}},
+    "tiny-shallow": {"text_cfg": {"layers": 1}},
+}
+PLAIN = {
+    "tiny-both-ways": {"custom_text": True, "text_cfg": {"no_causal_mask": True, "pool_type": "last"}},
+    "tiny-last": {"custom_text": True, "text_cfg": {"pool_type": "last"}},
+    "tiny-norms": {"text_cfg": {"qk_norm": True}},
+    "tiny-coca": {
+        "custom_text": True,
+        "text_cfg": {"embed_cls": True, "output_tokens": True},
+        "multimodal_cfg": {"context_length": 40, "vocab_size": 49408, "width": 48, "heads": 4, "layers": 1},
+        "vision_cfg": {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},
+    },
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def architectures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    for name, change in (CAUSAL | PLAIN).items():
+        vision = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16}
+        config = {"embed_dim": 48, "vision_cfg": vision, "text_cfg": TEXT}
+        config |= {k: config[k] | v if k in config else v for k, v in change.items()}
+        (folder / f"{name}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder)
+
+
+def load(name, **options):
+    return backbones.load(f"{name}@random", **options)
+
+
+def learners(backbone, names=NAMES):
+    generator = torch.Generator().manual_seed(0)
+    for position in POSITIONS:
+        for csc in (False, True):
+            yield LearnableContext(backbone, names, 7, csc=csc, position=position, generator=generator)
+    residual = ResidualContext(backbone, fill("a photo of a {}.", names))
+    torch.nn.init.normal_(residual.residual, std=0.02, generator=generator)
+    yield residual
+
+
+def outputs_and_gradient(encode, backbone, learner):
+    learner.zero_grad()
+    features = encode(backbone, learner())
+    weights = torch.randn(features.shape, generator=torch.Generator().manual_seed(1))
+    (features * weights).sum().backward()
+    return features.detach(), next(learner.parameters()).grad.clone()
+
+
+def assert_close(a, b, tolerance=1e-5):
+    assert a.shape == b.shape and b.abs().max() > 0
+    assert (a - b).abs().max() <= tolerance * b.abs().max()
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("names", [NAMES, NAMES[:1], ["a"], ["a", "a"]], ids=["all", "one", "one-token", "twice"])
+def test_packed_equals_plain_in_outputs_and_gradients(name, names):
+    backbone = load(name)
+    assert backbone.causal
+    for learner in learners(backbone, names):
+        packed = outputs_and_gradient(text.encode_prompts, backbone, learner)
+        plain = outputs_and_gradient(text.encode_plain, backbone, learner)
+        assert_close(packed[0], plain[0])
+        assert_close(packed[1], plain[1])
+
+
+def test_the_packed_path_is_taken(monkeypatch):
+    monkeypatch.setattr(text, "encode_plain", None)
+    assert text.encode_prompts(load("tiny"), NAMES).shape == (5, 48)
+
+
+@pytest.mark.parametrize("name", CAUSAL | PLAIN)
+def test_strings_equal_open_clips_own_encoding(name):
+    backbone = load(name)
+    texts = fill("a photo of a {}.", NAMES)
+    with torch.no_grad():
+        expected = backbone.model.encode_text(open_clip.get_tokenizer(name)(texts), normalize=False)
+        assert_close(text.encode_prompts(backbone, texts), expected)
+        assert_close(text.encode_plain(backbone, texts), expected)
+        assert_close(text.encode_plain(backbone, fixed_prompts(backbone, texts)), expected)
+        each = [text.encode_prompts(backbone, [one]) for one in texts]
+        assert_close(torch.cat(each), expected)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_other_towers_take_the_plain_path_with_gradients(name):
+    """The untrained residual prompt is its text, and the gradient is a difference quotient."""
+    backbone = load(name)
+    assert not backbone.causal
+    learner = ResidualContext(backbone, fill("a photo of a {}.", NAMES))
+    features, gradient = outputs_and_gradient(text.encode_prompts, backbone, learner)
+    assert_close(features, text.encode_prompts(backbone, fill("a photo of a {}.", NAMES)))
+    direction, step = gradient / gradient.norm(), 1e-2
+    weights = torch.randn(features.shape, generator=torch.Generator().manual_seed(1))
+    values = []
+    for sign in (step, -step):
+        with torch.no_grad():
+            learner.residual.copy_(sign * direction)
+            values.append((text.encode_prompts(backbone, learner()) * weights).sum())
+    assert_close((values[0] - values[1]) / (2 * step), gradient.norm(), 1e-2)
+
+
+def test_the_longest_prompt_and_no_shared_start():
+    backbone = load("tiny")
+    own = torch.randn(40 + 1 + 7, 48, generator=torch.Generator().manual_seed(0))
+    prompts = Prompts(own[:0], own, (40, 1, 7))
+    with torch.no_grad():
+        assert_close(text.encode_prompts(backbone, prompts), text.encode_plain(backbone, prompts))
+    for encode in (text.encode_prompts, text.encode_plain):
+        with pytest.raises(ValueError, match="41 tokens; backbone 'tiny@random' takes 40"):
+            encode(backbone, Prompts(own[:1], own, (40, 1, 7)))
+
+
+def test_the_plain_path_leaves_no_trace():
+    backbone = load("tiny")
+    before = text.encode_plain(backbone, NAMES)
+    text.encode_plain(backbone, fixed_prompts(backbone, ["something else"]))
+    with pytest.raises(RuntimeError):  # embeddings of another width
+        text.encode_plain(backbone, Prompts(torch.zeros(1, 47), torch.zeros(1, 47), (1,)))
+    assert torch.equal(before, text.encode_plain(backbone, NAMES))
+
+
+def test_training_after_a_first_call_in_inference_mode():
+    backbone = load("tiny")
+    learner = LearnableContext(backbone, [*NAMES, "a layout of its own"], 4, position="middle")
+    with torch.inference_mode():
+        predicted = text.encode_prompts(backbone, learner())
+    features, gradient = outputs_and_gradient(text.encode_prompts, backbone, learner)
+    assert torch.equal(features, predicted) and gradient.any()
+
+
+def test_low_precision_and_autocast():
+    exact = text.encode_prompts(load("tiny"), NAMES)
+    low = load("tiny", precision="bf16")
+    learner = LearnableContext(low, NAMES, 4)
+    features = text.encode_prompts(low, learner())
+    assert features.dtype == torch.bfloat16
+    features.float().sum().backward()
+    assert learner.ctx.dtype == learner.ctx.grad.dtype == torch.float32 and learner.ctx.grad.any()
+    assert F.cosine_similarity(text.encode_prompts(low, NAMES).float(), exact).min() > 0.999
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = text.encode_prompts(load("tiny"), NAMES)
+    assert F.cosine_similarity(mixed.float(), exact).min() > 0.999
+
+
+@pytest.mark.parametrize("chunk", [1000, 2])
+def test_the_zeroshot_classifier_is_the_slow_loop(monkeypatch, chunk):
+    monkeypatch.setattr(text, "CHUNK", chunk)
+    backbone = load("tiny")
+    templates = ["a photo of a {}.", "{} texture.", "itap of my {}."]
+    found = text.zeroshot_classifier(backbone, NAMES, templates)
+    rows = []
+    for name in NAMES:
+        features = []
+        for template in templates:
+            ids = backbone.tokenizer([template.format(name.replace("_", " "))])
+            feature = backbone.model.encode_text(ids)[0]
+            features.append(feature / feature.norm())
+        mean = torch.stack(features).mean(0)
+        rows.append(mean / mean.norm())
+    assert found.dtype == torch.float32 and not found.requires_grad
+    assert_close(found, torch.stack(rows))
+    assert_close(found.norm(dim=1), torch.ones(len(NAMES)))
+
+
+def test_the_zeroshot_classifier_needs_templates():
+    with pytest.raises(ValueError, match="at least one template"):
+        text.zeroshot_classifier(load("tiny"), NAMES, [])
+    with pytest.raises(ValueError, match=r"has no \{\}"):
+        text.zeroshot_classifier(load("tiny"), NAMES, ["a photo of a { }."])

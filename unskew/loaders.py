@@ -1,0 +1,377 @@
+"""Images on disk -> batches: transforms, `DatasetWrapper`, `DataManager`, with Dassl's names.
+
+One generator a loader decides its order and its workers' seeds. `seed_loader` sets it from (seed,
+epoch), so that an epoch is the same whether the run came there in one go or was resumed.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from tabulate import tabulate
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms as T
+from torchvision.transforms import v2
+
+from unskew.data import build_dataset
+from unskew.registry import unknown_name
+from unskew.samplers import build_sampler
+
+logger = logging.getLogger("unskew")
+
+INTERPOLATION_MODES = {
+    "bilinear": T.InterpolationMode.BILINEAR,
+    "bicubic": T.InterpolationMode.BICUBIC,
+    "nearest": T.InterpolationMode.NEAREST,
+}
+# Fewer images than this are read before a worker process has started.
+WORKERS_FROM = 256
+
+
+def derive_seed(seed: int, *keys: int) -> int:
+    """A seed in [0, 2^32) for one use of ``seed``, such as (seed, epoch); unrelated for other keys.
+
+    A negative ``seed`` means unseeded: the result is drawn from the system.
+    """
+    entropy = None if seed < 0 else [seed, *keys]
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+
+def seed_loader(loader, seed: int, epoch: int) -> None:
+    """Make the loader's next pass that of ``epoch``. A loader with its own ``set_epoch`` is told the epoch."""
+    generator = getattr(loader, "generator", None)
+    if generator is not None and seed >= 0:
+        generator.manual_seed(derive_seed(seed, epoch))
+    if hasattr(loader, "set_epoch"):
+        loader.set_epoch(epoch)
+
+
+def read_image(path: str, dataset: str = "") -> Image.Image:
+    """An image file as RGB.
+
+    Args:
+        dataset: the dataset's name, for the error.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not an image, is cut short, or may not be read.
+    """
+    of = f" of dataset '{dataset}'" if dataset else ""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        hint = "check DATASET.ROOT, or prepare the dataset again"
+        raise FileNotFoundError(f"image '{path}'{of} is missing; {hint}") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"'{path}'{of} is not an image that can be read; replace the file") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's errors for broken files
+        raise ValueError(f"image '{path}'{of} cannot be read ({error}); replace the file") from error
+
+
+# --- transforms --------------------------------------------------------------------------------------
+
+
+class Cutout(torch.nn.Module):
+    """Zero ``holes`` squares of side ``length`` around random pixels; the border may cut them (DeVries 2017)."""
+
+    def __init__(self, holes: int, length: int) -> None:
+        super().__init__()
+        self.holes, self.length = holes, length
+
+    def forward(self, image: Tensor) -> Tensor:
+        image = image.clone()  # [3, H, W]
+        _, height, width = image.shape
+        for _ in range(self.holes):
+            y, x = int(torch.randint(height, ())), int(torch.randint(width, ()))
+            top, left = max(0, y - self.length // 2), max(0, x - self.length // 2)
+            image[:, top : y + self.length // 2, left : x + self.length // 2] = 0
+        return image
+
+    def extra_repr(self) -> str:
+        return f"holes={self.holes}, length={self.length}"
+
+
+class InstanceNorm(torch.nn.Module):
+    """Each channel of an image to mean 0 and standard deviation 1."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        mean, std = image.mean((1, 2), keepdim=True), image.std((1, 2), keepdim=True)
+        return (image - mean) / (std + 1e-8)
+
+
+def _translation(cfg, size) -> Callable:
+    larger = tuple(round(1.125 * side) for side in size)
+    return T.RandomApply([T.Resize(larger), T.RandomCrop(size)], p=0.5)
+
+
+# Dassl's names, in the order in which they are applied: on the image, and on its tensor in [0, 1].
+_ON_IMAGE: dict[str, Callable] = {
+    "random_translation": _translation,
+    "random_crop": lambda i, size: T.RandomCrop(size, padding=i.CROP_PADDING),
+    "random_resized_crop": lambda i, size: T.RandomResizedCrop(size, i.RRCROP_SCALE, interpolation=_mode(i)),
+    "random_flip": lambda i, size: T.RandomHorizontalFlip(),
+    "autoaugment": lambda i, size: T.AutoAugment(T.AutoAugmentPolicy.IMAGENET),
+    "imagenet_policy": lambda i, size: T.AutoAugment(T.AutoAugmentPolicy.IMAGENET),
+    "cifar10_policy": lambda i, size: T.AutoAugment(T.AutoAugmentPolicy.CIFAR10),
+    "svhn_policy": lambda i, size: T.AutoAugment(T.AutoAugmentPolicy.SVHN),
+    "randaugment": lambda i, size: T.RandAugment(i.RANDAUGMENT_N, i.RANDAUGMENT_M),
+    "colorjitter": lambda i, size: T.ColorJitter(i.COLORJITTER_B, i.COLORJITTER_C, i.COLORJITTER_S, i.COLORJITTER_H),
+    "randomgrayscale": lambda i, size: T.RandomGrayscale(i.RGS_P),
+    "gaussian_blur": lambda i, size: T.RandomApply([T.GaussianBlur(i.GB_K)], p=i.GB_P),
+}
+_BEFORE_NORMALIZE: dict[str, Callable] = {"cutout": lambda i: Cutout(i.CUTOUT_N, i.CUTOUT_LEN)}
+_AFTER_NORMALIZE: dict[str, Callable] = {
+    "gaussian_noise": lambda i: T.RandomApply([v2.GaussianNoise(i.GN_MEAN, i.GN_STD, clip=False)], p=0.5),
+    "instance_norm": lambda i: InstanceNorm(),
+}
+TRANSFORMS = (*_ON_IMAGE, "center_crop", *_BEFORE_NORMALIZE, "normalize", *_AFTER_NORMALIZE)
+
+
+def _mode(node) -> T.InterpolationMode:
+    if node.INTERPOLATION not in INTERPOLATION_MODES:
+        raise ValueError(unknown_name("INPUT.INTERPOLATION", node.INTERPOLATION, INTERPOLATION_MODES))
+    return INTERPOLATION_MODES[node.INTERPOLATION]
+
+
+def _pair(size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[-1]))
+
+
+def _check_transforms(choices: Sequence[str]) -> None:
+    for choice in choices:
+        if choice not in TRANSFORMS:
+            raise ValueError(unknown_name("transform in INPUT.TRANSFORMS", choice, TRANSFORMS))
+
+
+def build_transform(cfg, backbone=None, train: bool = True, choices: Sequence[str] | None = None) -> Callable | None:
+    """PIL image -> tensor [3, H, W].
+
+    For training the names in ``cfg.INPUT.TRANSFORMS``, in Dassl's order whatever their own; for testing:
+    resize the shorter side, crop the centre, normalise. A backbone decides size, mean and standard
+    deviation, its images are always normalised and resized by bicubic interpolation for testing.
+
+    Args:
+        backbone: anything with ``.size .mean .std``; without one they come from ``cfg.INPUT``.
+        choices: names in place of ``cfg.INPUT.TRANSFORMS``.
+
+    Returns:
+        The transform; its ``repr`` says all that decides its output. ``None`` with ``cfg.INPUT.NO_TRANSFORM``.
+
+    Raises:
+        ValueError: an unknown transform or interpolation; the near names are listed.
+    """
+    node = cfg.INPUT
+    choices = list(node.TRANSFORMS if choices is None else choices)
+    _check_transforms(choices)
+    if node.NO_TRANSFORM:
+        return None
+    size = _pair(backbone.size if backbone is not None else node.SIZE)
+    steps = _train_steps(node, size, choices) if train else _test_steps(node, size, backbone)
+    steps.append(T.ToTensor())
+    if train:
+        steps += [make(node) for name, make in _BEFORE_NORMALIZE.items() if name in choices]
+    if backbone is not None:
+        steps.append(T.Normalize(backbone.mean, backbone.std))
+    elif "normalize" in choices:
+        steps.append(T.Normalize(node.PIXEL_MEAN, node.PIXEL_STD))
+    late = _AFTER_NORMALIZE if train else {"instance_norm": _AFTER_NORMALIZE["instance_norm"]}
+    return T.Compose([*steps, *(make(node) for name, make in late.items() if name in choices)])
+
+
+def _train_steps(node, size, choices) -> list:
+    steps = []
+    if "random_crop" not in choices and "random_resized_crop" not in choices:
+        if "center_crop" in choices:
+            steps = [T.Resize(max(size), _mode(node)), T.CenterCrop(size)]
+        else:
+            steps = [T.Resize(size, _mode(node))]
+    return steps + [make(node, size) for name, make in _ON_IMAGE.items() if name in choices]
+
+
+def _test_steps(node, size, backbone) -> list:
+    mode = _mode(node) if backbone is None else T.InterpolationMode.BICUBIC
+    return [T.Resize(max(size), mode), T.CenterCrop(size)]
+
+
+# --- loaders -----------------------------------------------------------------------------------------
+
+
+class Unlabelled(NamedTuple):
+    """An image whose label is nobody's business, with `Datum`'s attributes."""
+
+    impath: str
+    label: int = -1
+    domain: int = -1
+    classname: str = ""
+
+
+class DatasetWrapper(Dataset):
+    """Items -> ``{"label", "domain", "impath", "index", "img"}``.
+
+    ``DATALOADER.K_TRANSFORMS`` > 1 gives a list of K augmented tensors as ``img`` in training;
+    ``DATALOADER.RETURN_IMG0`` adds the image without augmentation as ``img0``; a tuple of transforms
+    gives ``img``, ``img2`` and so on. Without a transform ``img`` is the PIL image.
+    """
+
+    def __init__(self, cfg, data_source: Sequence, transform=None, is_train: bool = False) -> None:
+        self.cfg, self.data_source, self.transform, self.is_train = cfg, data_source, transform, is_train
+        self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
+        self.return_img0 = cfg.DATALOADER.RETURN_IMG0
+        if self.k_tfm > 1 and transform is None:
+            raise ValueError(f"DATALOADER.K_TRANSFORMS is {self.k_tfm}, but there is no transform to apply")
+        plain = [choice for choice in cfg.INPUT.TRANSFORMS if choice == "normalize"]
+        self.to_tensor = T.Compose(
+            [
+                T.Resize(_pair(cfg.INPUT.SIZE), _mode(cfg.INPUT)),
+                T.ToTensor(),
+                *(T.Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD) for _ in plain),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.data_source)
+
+    def __getitem__(self, index: int) -> dict:
+        item = self.data_source[index]
+        image = read_image(item.impath, self.cfg.DATASET.NAME)
+        output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": index}
+        if self.transform is None:
+            output["img"] = image
+        elif isinstance(self.transform, list | tuple):
+            for number, transform in enumerate(self.transform, start=1):
+                output["img" if number == 1 else f"img{number}"] = self._apply(transform, image)
+        else:
+            output["img"] = self._apply(self.transform, image)
+        if self.return_img0:
+            output["img0"] = self.to_tensor(image)
+        return output
+
+    def _apply(self, transform: Callable, image: Image.Image) -> Tensor | list[Tensor]:
+        views = [transform(image) for _ in range(self.k_tfm)]
+        return views[0] if self.k_tfm == 1 else views
+
+
+def build_data_loader(
+    cfg,
+    sampler_type: str = "SequentialSampler",
+    data_source: Sequence | None = None,
+    batch_size: int = 64,
+    n_domain: int = 0,
+    n_ins: int = 2,
+    tfm=None,
+    is_train: bool = True,
+    dataset_wrapper=None,
+) -> DataLoader:
+    """A loader of `DatasetWrapper`'s dicts whose generator is seeded with ``cfg.SEED``.
+
+    In training an incomplete last batch is dropped if there is a complete one.
+
+    Raises:
+        ValueError: no images.
+    """
+    if not data_source:
+        raise ValueError(f"dataset '{cfg.DATASET.NAME}' has no images for a loader; check its folder and its split")
+    generator = torch.Generator().manual_seed(derive_seed(cfg.SEED))
+    sampler = build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins, generator)
+    workers = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1) if len(data_source) >= WORKERS_FROM else 0
+    return DataLoader(
+        (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train),
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        drop_last=is_train and len(sampler) >= batch_size,
+        pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
+        generator=generator,
+    )
+
+
+class DataManager:
+    """The dataset of a config with its loaders.
+
+    Args:
+        custom_tfm_train, custom_tfm_test: in place of `build_transform`'s.
+        dataset_wrapper: in place of `DatasetWrapper`.
+        backbone: decides size and normalisation, see `build_transform`.
+        dataset: in place of ``build_dataset(cfg)``.
+
+    Attributes:
+        dataset: with ``train_x``, ``train_u``, ``val``, ``test``.
+        train_loader_x, train_loader_u, val_loader, test_loader: ``None`` where the split is empty.
+        tfm_train, tfm_test, num_classes, num_source_domains, lab2cname.
+    """
+
+    def __init__(
+        self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None, backbone=None, dataset=None
+    ) -> None:
+        self.cfg, self.dataset_wrapper = cfg, dataset_wrapper
+        self.dataset = build_dataset(cfg) if dataset is None else dataset
+        self.tfm_train = build_transform(cfg, backbone, True) if custom_tfm_train is None else custom_tfm_train
+        self.tfm_test = build_transform(cfg, backbone, False) if custom_tfm_test is None else custom_tfm_test
+        node = cfg.DATALOADER
+        unlabelled = node.TRAIN_X if node.TRAIN_U.SAME_AS_X else node.TRAIN_U
+        self.train_loader_x = self._train_loader(self.dataset.train_x, node.TRAIN_X)
+        self.train_loader_u = self._train_loader(self.dataset.train_u, unlabelled) if self.dataset.train_u else None
+        self.val_loader = self._test_loader(self.dataset.val) if self.dataset.val else None
+        self.test_loader = self._test_loader(self.dataset.test) if self.dataset.test else None
+        self.num_classes = self.dataset.num_classes
+        self.num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
+        self.lab2cname = self.dataset.lab2cname
+        if cfg.VERBOSE:
+            self.show_dataset_summary(cfg)
+
+    def _train_loader(self, items, node) -> DataLoader:
+        return build_data_loader(
+            self.cfg,
+            node.SAMPLER,
+            items,
+            node.BATCH_SIZE,
+            node.N_DOMAIN,
+            node.N_INS,
+            self.tfm_train,
+            is_train=True,
+            dataset_wrapper=self.dataset_wrapper,
+        )
+
+    def _test_loader(self, items) -> DataLoader:
+        node = self.cfg.DATALOADER.TEST
+        return build_data_loader(
+            self.cfg,
+            node.SAMPLER,
+            items,
+            node.BATCH_SIZE,
+            tfm=self.tfm_test,
+            is_train=False,
+            dataset_wrapper=self.dataset_wrapper,
+        )
+
+    def path_loader(self, paths: Sequence[str]) -> DataLoader:
+        """The images of ``paths`` in their order, as for testing; every label and domain is -1."""
+        return build_data_loader(
+            self.cfg,
+            "SequentialSampler",
+            [Unlabelled(path) for path in paths],
+            self.cfg.DATALOADER.TEST.BATCH_SIZE,
+            tfm=self.tfm_test,
+            is_train=False,
+            dataset_wrapper=self.dataset_wrapper,
+        )
+
+    def show_dataset_summary(self, cfg) -> None:
+        rows = [["Dataset", cfg.DATASET.NAME]]
+        rows += [[name, list(d)] for name, d in _domains(cfg) if d]
+        rows.append(["# classes", f"{self.num_classes:,}"])
+        for split in ("train_x", "train_u", "val", "test"):
+            items = getattr(self.dataset, split)
+            if items:
+                rows.append([f"# {split}", f"{len(items):,}"])
+        logger.info(tabulate(rows))
+
+
+def _domains(cfg) -> list[tuple[str, Sequence[str]]]:
+    return [("Source", cfg.DATASET.SOURCE_DOMAINS), ("Target", cfg.DATASET.TARGET_DOMAINS)]

@@ -1,0 +1,82 @@
+"""Running averages that leave their values on the device until somebody looks."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+
+class AverageMeter:
+    """Current value and mean; a tensor goes in without waiting for its device, ``val`` and ``avg`` wait.
+
+    Args:
+        ema: an exponential moving average (0.9) in place of the mean.
+    """
+
+    def __init__(self, ema: bool = False) -> None:
+        self.ema = ema
+        self.reset()
+
+    def reset(self) -> None:
+        self._val = self._sum = self._ema = 0.0
+        self.count = 0
+
+    def update(self, val: float | Tensor, n: int = 1) -> None:
+        if isinstance(val, Tensor):
+            val = val.detach().float().reshape(())
+        self._val = val
+        self._sum = self._sum + val * n
+        self.count += n
+        if self.ema:
+            self._ema = self._ema * 0.9 + val * 0.1
+
+    def raw(self) -> tuple[float | Tensor, float | Tensor]:
+        """Value and mean as they lie on the device."""
+        return self._val, self._ema if self.ema else self._sum / max(1, self.count)
+
+    @property
+    def val(self) -> float:
+        return float(self.raw()[0])
+
+    @property
+    def avg(self) -> float:
+        return float(self.raw()[1])
+
+    @property
+    def sum(self) -> float:
+        return float(self._sum)
+
+
+class MetricMeter:
+    """An `AverageMeter` for each name; ``str()`` gives "loss 0.4321 (0.5432) acc 81.2500 (79.6875)"."""
+
+    def __init__(self, delimiter: str = " ") -> None:
+        self.meters: dict[str, AverageMeter] = defaultdict(AverageMeter)
+        self.delimiter = delimiter
+
+    def update(self, input_dict: Mapping[str, float | Tensor] | None) -> None:
+        if input_dict is None:
+            return
+        if not isinstance(input_dict, Mapping):
+            raise TypeError(f"a trainer's forward_backward must return a dict of numbers, got {type(input_dict)}")
+        for name, value in input_dict.items():
+            self.meters[name].update(value)
+
+    def gather(self, reduce: Callable[[Tensor], Tensor] = lambda values: values) -> dict[str, tuple[float, float]]:
+        """``{name: (value, mean)}``, in one transfer from the device.
+
+        Args:
+            reduce: applied to all numbers [2M] before the transfer, such as the mean over processes.
+        """
+        raw = [number for meter in self.meters.values() for number in meter.raw()]
+        device = next((number.device for number in raw if isinstance(number, Tensor)), None)
+        numbers = [torch.as_tensor(number, dtype=torch.float32, device=device) for number in raw]
+        values = reduce(torch.stack(numbers)).tolist() if numbers else []
+        return {name: (values[2 * i], values[2 * i + 1]) for i, name in enumerate(self.meters)}
+
+    def format(self, values: Mapping[str, tuple[float, float]]) -> str:
+        return self.delimiter.join(f"{name} {val:.4f} ({avg:.4f})" for name, (val, avg) in values.items())
+
+    def __str__(self) -> str:
+        return self.format(self.gather())
