@@ -29,7 +29,7 @@ setup(
         "filelock",
         "matplotlib",
         "numpy",
-        "open_clip_torch>=2.30",
+        "open_clip_torch>=3.0",
         "pillow",
         "PyYAML",
         "safetensors",

@@ -77,7 +77,7 @@ except FileNotFoundError as error:
     environment = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()} | closed
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     seconds, message = run.stdout.split("|")
-    assert float(seconds) < 8
+    assert float(seconds) < 20  # the hub's own retries take 46
     assert message.count("\n") == 1
     for part in ("'RN50'", "http://127.0.0.1:9/", ".safetensors", "HF_ENDPOINT", "RN50-quickgelu@FILE", "'micro'"):
         assert part in message

@@ -30,11 +30,12 @@ def prograd_direction(g_ce: Tensor, g_kl: Tensor, strength: float) -> Tensor:
     ``g_ce - strength * <g_ce, g_kl> / ||g_kl||^2 * g_kl`` where the two disagree, else ``g_ce``. At the
     first step the prompts are the zero-shot ones and ``g_kl`` is rounding noise: then ``g_ce`` too.
     """
-    g_ce32, g_kl32 = g_ce.float(), g_kl.float()
-    dot, norm = (g_ce32 * g_kl32).sum(), g_kl32.square().sum()
-    noise = torch.finfo(g_kl.dtype).eps ** 2 * g_ce32.square().sum()
-    share = torch.where((dot < 0) & (norm > noise), strength * dot / norm.clamp_min(torch.finfo(norm.dtype).tiny), 0.0)
-    return (g_ce32 - share * g_kl32).to(g_ce.dtype)
+    precision = torch.promote_types(g_ce.dtype, torch.float32)  # half precision would overflow in the squares
+    ce, kl = g_ce.to(precision), g_kl.to(precision)
+    dot, norm = (ce * kl).sum(), kl.square().sum()
+    noise = torch.finfo(g_kl.dtype).eps ** 2 * ce.square().sum()
+    share = torch.where((dot < 0) & (norm > noise), strength * dot / norm.clamp_min(torch.finfo(precision).tiny), 0.0)
+    return (ce - share * kl).to(g_ce.dtype)
 
 
 @TRAINER_REGISTRY.register()

@@ -24,7 +24,9 @@ def set_random_seed(seed: int) -> None:
         return
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - third-party code draws from it
-    torch.manual_seed(seed)
+    # Without a device torch.manual_seed only queues calls for one, with a stack trace each, at every epoch.
+    has_device = torch.cuda.is_available() or torch.backends.mps.is_available()
+    (torch if has_device else torch.default_generator).manual_seed(seed)
 
 
 def collect_env_info() -> str:
@@ -75,14 +77,16 @@ def setup_logger(output_dir=None, console: bool = True) -> contextlib.ExitStack:
             handlers.append(logging.FileHandler(path, encoding="utf-8"))
         except OSError as error:
             raise ValueError(f"the log '{path}' cannot be written ({error.strerror}); choose another folder") from error
-    stack, level = contextlib.ExitStack(), logger.level
+    stack = contextlib.ExitStack()
+    stack.callback(logger.setLevel, logger.level)
+    stack.callback(setattr, logger, "propagate", logger.propagate)
+    logger.propagate = False  # a library's logging.warning() gives the root logger a handler: each line twice
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(message)s"))  # bare lines: CoOp's scripts compare whole lines
         logger.addHandler(handler)
         stack.callback(handler.close)
         stack.callback(logger.removeHandler, handler)
     logger.setLevel(logging.INFO)
-    stack.callback(logger.setLevel, level)
     return stack
 
 

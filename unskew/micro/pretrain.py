@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from unskew.micro import weights, world
+from unskew.micro import downstream, weights, world
 
 MAX_SCALE = 50.0  # of the logits, as a factor
 
@@ -31,6 +31,7 @@ class Recipe:
 
     subsets: dict[tuple[str, ...], float]
     steps: int = 4000
+    banks: int = 3  # caption banks per step; images cost more than text
     world_images: int = 208
     digit_images: int = 48
     lr: float = 2e-3
@@ -57,23 +58,23 @@ RECIPES = {
     "micro-a": Recipe(_one_blind(("shape", "colour"), "pattern")),
     "micro-b": Recipe(_one_blind(("shape", "pattern"), "colour")),
     "micro-c": Recipe(_one_blind(("colour", "pattern"), "shape")),
-    "micro-vit": Recipe(ALL_FACTORS, steps=12000, lr=1e-3),
+    "micro-vit": Recipe(ALL_FACTORS, steps=9000, world_images=104, digit_images=24, lr=1e-3),
 }
 
 
-def run(name: str, steps: int | None = None, out: str | Path | None = None) -> dict:
+def run(name: str, steps: int | None = None, out: str | Path = "output/micro") -> dict:
     """Pre-train ``name`` and write ``NAME.safetensors`` (fp16), ``NAME.json`` and the loss history.
 
     Args:
         name: one of ``weights.NAMES``.
         steps: fewer or more than the recipe's; the schedule is stretched to it.
-        out: folder to write to; default ``micro-models`` in the current folder.
+        out: folder to write to.
 
     Returns:
         ``{"path", "history", "seconds", "accuracy"}``: the file, the loss of every step, and what
         `evaluate` measured.
     """
-    out = Path(out or "micro-models")
+    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     model, history = pretrain(name, steps)
@@ -102,9 +103,9 @@ def pretrain(name: str, steps: int | None = None, seed: int | None = None) -> tu
     history = []
     bar = tqdm(range(steps), desc=f"pretrain {name}", mininterval=2)
     for step in bar:
-        images, labels, tokens = batch(recipe, frequency, rng)
+        images, banks = batch(recipe, frequency, rng)
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # the fused backward is slow on a CPU
-            loss = contrast(model, images, labels, tokens)
+            loss = contrast(model, images, banks)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -118,20 +119,20 @@ def pretrain(name: str, steps: int | None = None, seed: int | None = None) -> tu
     return model.eval(), history
 
 
-def contrast(model, images, labels, tokens) -> torch.Tensor:
-    """The loss of a batch.
+def contrast(model, images: torch.Tensor, banks: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """The loss of a batch, the mean over several banks of captions.
 
     Args:
         images: [B,3,H,W], normalised.
-        labels: [B], each image's caption in the bank.
-        tokens: [K,L], the bank of all distinct captions.
+        banks: of each, labels [B], every image's caption in it, and tokens [K,L], all distinct captions.
     """
     image_features = F.normalize(model.visual(images).float(), dim=-1)  # [B,D]
-    text_features = F.normalize(encode_bank(model, tokens).float(), dim=-1)  # [K,D]
-    logits = model.logit_scale.exp() * image_features @ text_features.T  # [B,K]
-    to_text = F.cross_entropy(logits, labels)
-    to_image = F.nll_loss(logits.log_softmax(dim=0), labels)
-    return (to_text + to_image) / 2
+    losses = []
+    for labels, tokens in banks:
+        text_features = F.normalize(encode_bank(model, tokens).float(), dim=-1)  # [K,D]
+        logits = model.logit_scale.exp() * image_features @ text_features.T  # [B,K]
+        losses += [F.cross_entropy(logits, labels), F.nll_loss(logits.log_softmax(dim=0), labels)]
+    return torch.stack(losses).mean()
 
 
 def encode_bank(model, tokens: torch.Tensor) -> torch.Tensor:
@@ -142,22 +143,22 @@ def encode_bank(model, tokens: torch.Tensor) -> torch.Tensor:
     return x[torch.arange(len(x)), tokens.argmax(dim=1)] @ model.text_projection
 
 
-def batch(recipe: Recipe, frequency: dict, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
-    """Images of the world and of digits, their labels in the bank, and the bank's tokens [K,L]."""
+def batch(recipe: Recipe, frequency: dict, rng: np.random.Generator):
+    """Images of the world and of digits, normalised, and the banks that `contrast` takes, one per drawn subset."""
     n = recipe.world_images
-    subset = list(recipe.subsets)[rng.choice(len(recipe.subsets), p=list(recipe.subsets.values()))]
-    factors = {
-        f: rng.choice(len(frequency[f]), size=n, p=frequency[f]) for f in ("shape", "colour", "pattern", "background")
-    }
-    written, pool = _digit_pool()
+    factors = {f: rng.choice(len(frequency[f]), size=n, p=frequency[f]) for f in world.VISUAL}
     digit = rng.choice(10, size=recipe.digit_images, p=frequency["digit"])
-    which = (rng.random(len(digit)) * np.array([len(pool[d]) for d in digit])).astype(int)
-    rows = [pool[d][i] for d, i in zip(digit, which, strict=True)]
+    written, pool = _digit_pool()
+    rows = [rng.choice(pool[d]) for d in digit]
     images = np.concatenate([world.render(**factors, rng=rng), world.render_digits(written[rows], rng)])
-    sizes = [len(world.FACTORS[f]) for f in subset]
-    labels = np.concatenate([np.ravel_multi_index([factors[f] for f in subset], sizes), math.prod(sizes) + digit])
-    templates = (rng.integers(len(world.TEMPLATES)), rng.integers(len(world.DIGIT_TEMPLATES)))
-    return normalise(images), torch.from_numpy(labels), _bank(subset, *templates)
+    banks = []
+    for _ in range(recipe.banks):
+        subset = list(recipe.subsets)[rng.choice(len(recipe.subsets), p=list(recipe.subsets.values()))]
+        sizes = [len(world.FACTORS[f]) for f in subset]
+        labels = np.concatenate([np.ravel_multi_index([factors[f] for f in subset], sizes), math.prod(sizes) + digit])
+        templates = (rng.integers(len(world.TEMPLATES)), rng.integers(len(world.DIGIT_TEMPLATES)))
+        banks.append((torch.from_numpy(labels), _bank(subset, *templates)))
+    return normalise(images), banks
 
 
 def normalise(images: np.ndarray) -> torch.Tensor:
@@ -228,8 +229,8 @@ def evaluate(name: str, path: str | Path | None = None) -> dict[str, dict[str, f
     """
     model = create(name, path=path or weights.model_path(name)).eval()
     found = {}
-    for dataset, subset in world.DATASETS.items():
-        images, labels = world.splits(dataset)["test"]
+    for dataset, subset in downstream.DATASETS.items():
+        images, labels = downstream.splits(dataset)["test"]
         logits = zero_shot(model, images, subset)
         labels, prior = torch.from_numpy(labels), weights.true_log_prior(name, dataset)
         hit = (logits.argmax(1) == labels).float()

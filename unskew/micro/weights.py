@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unskew.micro import world
+from unskew.micro import downstream, world
 from unskew.registry import unknown_name
 
 MODELS = Path(__file__).resolve().parent / "models"
@@ -67,13 +67,13 @@ def true_log_prior(backbone: str, dataset: str) -> torch.Tensor:
     Raises:
         ValueError: a backbone or dataset whose prior nobody knows.
     """
-    if backbone not in SEEDS or dataset not in world.DATASETS:
+    if backbone not in SEEDS or dataset not in downstream.DATASETS:
         raise ValueError(
             f"no true prior is known for backbone '{backbone}' on dataset '{dataset}'; "
-            f"it is for {', '.join(NAMES)} on {', '.join(world.DATASETS)}"
+            f"it is for {', '.join(NAMES)} on {', '.join(downstream.DATASETS)}"
         )
     frequency = world.frequencies(SEEDS[backbone])
     log_prior = np.zeros(1)
-    for factor in world.DATASETS[dataset]:
+    for factor in downstream.DATASETS[dataset]:
         log_prior = (log_prior[:, None] + np.log(frequency[factor])).ravel()
     return torch.from_numpy(log_prior).float()

@@ -18,6 +18,7 @@ FACTORS: dict[str, tuple[str, ...]] = {
     "background": tuple("snow night grass sand water brick".split()),
     "digit": tuple("zero one two three four five six seven eight nine".split()),
 }
+VISUAL = ("shape", "colour", "pattern", "background")  # the factors that a rendered image has
 IMBALANCE = {"shape": 12.0, "colour": 8.0, "pattern": 8.0, "background": 3.0, "digit": 50.0}
 
 # The first template of each list is the zero-shot prompt. Some are long, so that late positions of
@@ -52,33 +53,21 @@ DIGIT_TEMPLATES = (
 class Style:
     """Ranges that an image's nuisances are drawn from, uniformly. Lengths are in pixels."""
 
-    radius: tuple[float, float] = (7.0, 12.0)
+    radius: tuple[float, float] = (7.5, 13.0)
     place: float = 3.5  # largest offset of the centre
     rotation: float = 0.3  # radians, either way
     turn: float = 0.0  # radians added to every rotation
-    hue: float = 0.04  # turns, either way (neighbouring colours are about 0.1 apart)
+    hue: float = 0.055  # turns, either way (neighbouring colours are about 0.1 apart)
     tint: float = 0.0  # turns added to every hue
-    saturation: tuple[float, float] = (0.5, 1.0)
-    value: tuple[float, float] = (0.6, 1.0)
-    contrast: tuple[float, float] = (0.5, 1.0)
-    noise: tuple[float, float] = (0.02, 0.12)
-    occlusion: float = 0.4  # chance of a bar across the shape
+    saturation: tuple[float, float] = (0.3, 1.0)
+    value: tuple[float, float] = (0.5, 1.0)
+    contrast: tuple[float, float] = (0.3, 1.0)
+    noise: tuple[float, float] = (0.02, 0.16)
+    occlusion: float = 0.6  # chance of a bar across the shape
     blur: float = 0.0  # weight of the 3x3 mean
 
 
 PRETRAINING = Style()
-DOWNSTREAM = Style(
-    place=4.5,
-    turn=0.35,
-    tint=0.025,
-    saturation=(0.4, 0.8),
-    contrast=(0.4, 0.8),
-    noise=(0.02, 0.08),
-    blur=0.5,
-)
-
-# What the classes of a downstream dataset name.
-DATASETS = {"shapes": ("shape", "colour"), "patterns": ("shape", "pattern"), "digits": ("digit",)}
 
 
 def frequencies(seed: int) -> dict[str, np.ndarray]:
@@ -135,7 +124,7 @@ def render(shape, colour, pattern, background, rng: np.random.Generator, style: 
     tone = _patterns(pattern, x, y, rng)  # [N,32,32]: 1 is the colour itself, 0 its dark or light version
     hue = _HUES[colour] + style.tint + _uniform(rng, n, -style.hue, style.hue)
     paint = _hsv(hue, _uniform(rng, n, *style.saturation), _uniform(rng, n, *style.value))  # [N,3]
-    other = np.where(rng.random((n, 1)) < 0.5, 0.35 * paint, 0.35 * paint + 0.65).astype(np.float32)
+    other = np.where(rng.random((n, 1)) < 0.5, 0.4 * paint, 0.4 * paint + 0.6).astype(np.float32)
     scene += mask[..., None] * (other[:, None, None] - scene)
     scene += (mask * tone)[..., None] * (paint - other)[:, None, None]
     return _expose(scene, rng, style)
@@ -144,13 +133,13 @@ def render(shape, colour, pattern, background, rng: np.random.Generator, style: 
 def render_digits(images: np.ndarray, rng: np.random.Generator, style: Style = PRETRAINING) -> np.ndarray:
     """Write real digits, [N,8,8] with values in 0..1, in random ink on random paper: uint8 [N, 32, 32, 3]."""
     n = len(images)
-    x, y = _frame(rng, n, (10.0, 13.0), style)
+    x, y = _frame(rng, n, (8.5, 13.0), style)
     ink = _bilinear(images, x * 4 + 3.5, y * 4 + 3.5)
     paper = _hsv(rng.random(n), _uniform(rng, n, 0, 0.5), _uniform(rng, n, 0, 1))
     pen = _hsv(rng.random(n), _uniform(rng, n, 0.2, 0.8), _uniform(rng, n, 0.3, 1))
     # pen and paper keep a distance in lightness, or the digit would not be there
     gap = (pen - paper).mean(1, keepdims=True)
-    pen = pen + np.where(np.abs(gap) < 0.35, np.where(paper.mean(1, keepdims=True) < 0.5, 0.5, -0.5), 0)
+    pen = pen + np.where(np.abs(gap) < 0.25, np.where(paper.mean(1, keepdims=True) < 0.5, 0.5, -0.5), 0)
     scene = paper[:, None, None] + ink[..., None] * (pen - paper)[:, None, None]
     return _expose(scene.astype(np.float32), rng, style)
 
@@ -175,31 +164,6 @@ def digits(pretraining: bool) -> tuple[np.ndarray, np.ndarray]:
     images, labels, first = _load_digits()
     keep = first if pretraining else ~first
     return images[keep], labels[keep]
-
-
-def splits(dataset: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The downstream images of ``dataset``, the same on every call: balanced, in a style unlike the pre-training's.
-
-    Returns:
-        ``{"train" | "val" | "test": (images uint8 [N,32,32,3], labels [N])}``; labels index
-        ``phrases(DATASETS[dataset])``.
-    """
-    subset = DATASETS[dataset]
-    rng = np.random.default_rng([2023, list(DATASETS).index(dataset)])
-    found = {}
-    if dataset == "digits":
-        images, labels = digits(pretraining=False)
-        rank = np.array([np.sum(labels[:i] == y) for i, y in enumerate(labels)])  # of an image within its class
-        for split, rows in (("train", rank < 20), ("val", (rank >= 20) & (rank < 36)), ("test", rank >= 36)):
-            found[split] = render_digits(images[rows], rng, DOWNSTREAM), labels[rows]
-        return found
-    shape = [len(FACTORS[f]) for f in subset]
-    for split, per_class in (("train", 20), ("val", 16), ("test", 25)):
-        labels = np.repeat(np.arange(np.prod(shape)), per_class)
-        factors = {f: rng.integers(len(FACTORS[f]), size=len(labels)) for f in ("shape", "colour", "pattern", "background")}
-        factors |= dict(zip(subset, np.unravel_index(labels, shape), strict=True))
-        found[split] = render(**factors, rng=rng, style=DOWNSTREAM), labels
-    return found
 
 
 # --- drawing; x and y are in units of the shape's radius, y downwards ---
@@ -277,7 +241,7 @@ def _masks(shape, rng, style: Style) -> tuple[np.ndarray, np.ndarray, np.ndarray
     mask = np.clip(0.5 - distance * (sum(style.radius) / 2), 0, 1)  # an edge about one pixel wide
     angle = _uniform(rng, n, 0, np.pi)[:, None, None]
     where = _uniform(rng, n, -0.6, 0.6)[:, None, None]
-    half = np.where(rng.random(n) < style.occlusion, _uniform(rng, n, 0.08, 0.3), -1)[:, None, None]
+    half = np.where(rng.random(n) < style.occlusion, _uniform(rng, n, 0.08, 0.4), -1)[:, None, None]
     across = np.abs(x * np.cos(angle) + y * np.sin(angle) - where)
     mask *= np.clip((across - half) * 10, 0, 1)
     return mask.astype(np.float32), x, y
@@ -327,17 +291,17 @@ def _backgrounds(background, grain, rng) -> np.ndarray:
         if name == "snow":
             texture[rows] = 0.03 * g
         elif name == "night":
-            texture[rows] = 0.6 * (g > 2.2)
+            texture[rows] = 0.4 * (g > 2.2)
         elif name == "grass":  # upright blades
-            texture[rows] = 0.12 * (g + np.roll(g, 1, 1) + np.roll(g, 2, 1)) / 1.7
+            texture[rows] = 0.07 * (g + np.roll(g, 1, 1) + np.roll(g, 2, 1)) / 1.7
         elif name == "sand":
-            texture[rows] = 0.08 * g
+            texture[rows] = 0.05 * g
         elif name == "water":
-            texture[rows] = 0.1 * np.sin(0.9 * row + 1.2 * np.sin(0.35 * column + p) + p)
+            texture[rows] = 0.06 * np.sin(0.9 * row + 1.2 * np.sin(0.35 * column + p) + p)
         else:  # brick: courses of eight pixels by four, every second one shifted
             y = row + np.floor(p)
             joint = (y % 5 < 1) | ((column + 5 * (y // 5 % 2) + np.floor(2 * p)) % 10 < 1)
-            texture[rows] = 0.25 * joint + 0.03 * g
+            texture[rows] = 0.15 * joint + 0.03 * g
     return base[background][:, None, None] * level + texture[..., None]
 
 

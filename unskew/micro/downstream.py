@@ -1,0 +1,99 @@
+"""The downstream datasets on the embedded world: balanced, in another style than the pre-training's, as image files."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from unskew.data import Datum
+from unskew.micro import world
+
+# What the classes of a dataset name; a label indexes `world.phrases` of it.
+DATASETS = {"shapes": ("shape", "colour"), "patterns": ("shape", "pattern"), "digits": ("digit",)}
+COUNTS = {"train": 20, "val": 16, "test": 25}  # images per class; digits: all that remain are test
+STYLE = world.Style(
+    place=4.0,
+    turn=0.12,
+    tint=0.01,
+    saturation=(0.3, 0.8),
+    value=(0.4, 0.8),
+    contrast=(0.3, 0.8),
+    noise=(0.02, 0.12),
+    blur=0.5,
+)
+VERSION = 1  # part of the folder's name; raise it whenever an image changes
+
+
+def classnames(dataset: str) -> list[str]:
+    """The class names in label order: "red circle", "striped circle", "zero"."""
+    return world.phrases(DATASETS[dataset])
+
+
+def splits(dataset: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The images of ``dataset``, the same on every call.
+
+    Returns:
+        ``{"train" | "val" | "test": (images uint8 [N,32,32,3], labels [N])}``, sorted by label.
+    """
+    rng = np.random.default_rng([2023, list(DATASETS).index(dataset)])
+    if dataset == "digits":
+        return _digits(rng)
+    subset = DATASETS[dataset]
+    sizes = [len(world.FACTORS[f]) for f in subset]
+    found = {}
+    for split, per_class in COUNTS.items():
+        labels = np.repeat(np.arange(np.prod(sizes)), per_class)
+        factors = {f: rng.integers(len(world.FACTORS[f]), size=len(labels)) for f in world.VISUAL}
+        factors |= dict(zip(subset, np.unravel_index(labels, sizes), strict=True))
+        found[split] = world.render(**factors, rng=rng, style=STYLE), labels
+    return found
+
+
+def _digits(rng) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The half of scikit-learn's digits that the pre-training never saw."""
+    images, labels = world.digits(pretraining=False)
+    ends = np.cumsum([0, COUNTS["train"], COUNTS["val"]])
+    found = {}
+    for split, start, end in zip(COUNTS, ends, [*ends[1:], None], strict=True):
+        rows = np.concatenate([np.flatnonzero(labels == d)[start:end] for d in range(10)])
+        found[split] = world.render_digits(images[rows], rng, STYLE), labels[rows]
+    return found
+
+
+def files(root: str | Path, dataset: str) -> dict[str, list[Datum]]:
+    """The splits as image files below ``root``, rendered if they are not there yet.
+
+    Returns:
+        ``{"train" | "val" | "test": [Datum, ...]}``.
+    """
+    folder = Path(root) / f"images-{VERSION}"
+    if not folder.is_dir():
+        _write(folder, dataset)
+    names = classnames(dataset)
+    found = {}
+    for split in COUNTS:
+        paths = sorted((folder / split).iterdir())
+        found[split] = [Datum(str(p), y := int(p.name[:3]), 0, names[y]) for p in paths]
+    return found
+
+
+def _write(folder: Path, dataset: str) -> None:
+    """Render into a folder beside the real one, then rename: another process may be doing the same."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
+    try:
+        for split, (images, labels) in splits(dataset).items():
+            (work / split).mkdir()
+            for i, image in enumerate(tqdm(images, desc=f"render {dataset} {split}", leave=False)):
+                Image.fromarray(image).save(work / split / f"{labels[i]:03d}-{i:05d}.png", compress_level=1)
+        work.chmod(0o755)  # mkdtemp's are private
+        os.rename(work, folder)
+    except OSError:
+        if not folder.is_dir():  # else the other process was first, with the same images
+            raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
