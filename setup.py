@@ -37,7 +37,7 @@ setup(
         "scipy",
         "tabulate",
         "tensorboard",
-        "torch>=2.4",
+        "torch>=2.6",
         "torchmetrics",
         "torchvision",
         "tqdm",

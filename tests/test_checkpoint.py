@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from unskew import checkpoint
+from unskew.files import write_atomically
 
 
 def trained(seed=0):
@@ -89,7 +90,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
         raise RuntimeError("the disk is full")
 
     with pytest.raises(RuntimeError):
-        checkpoint.write_atomically(path, half)
+        write_atomically(path, half)
     assert checkpoint.load_checkpoint(path) == {"epoch": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 

@@ -25,7 +25,12 @@ def wheel(tmp_path_factory):
 def test_the_only_top_level_name_is_unskew(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"unskew"}
-    for needed in ("trainers/gla.py", "datasets/digits.py", "configs/trainers/GLA.yaml", "configs/datasets/digits.yaml"):
+    for needed in (
+        "trainers/gla.py",
+        "datasets/digits.py",
+        "configs/trainers/GLA.yaml",
+        "configs/datasets/digits.yaml",
+    ):
         assert f"unskew/{needed}" in names
     assert "unskew/micro/models/micro.safetensors" in names
 
@@ -43,7 +48,9 @@ def test_it_imports_beside_the_well_known_datasets_package(wheel, tmp_path):
         "print(unskew.__file__, unskew.trainers.gla.__file__, config.load('digits', '', 'GLA').MODEL.BACKBONE.NAME)\n"
     )
     env = {**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{other}", "PYTHONSAFEPATH": "1"}
-    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
+    )
     assert run.returncode == 0, run.stderr
     package, gla, backbone = run.stdout.split()
     assert Path(package).parent == site / "unskew"

@@ -7,7 +7,14 @@ from unskew import report
 
 
 def row(trainer, shots, seed, accuracy, **more):
-    return {"dataset": "d", "backbone": "b", "trainer": trainer, "shots": shots, "seed": seed, "accuracy": accuracy} | more
+    return {
+        "dataset": "d",
+        "backbone": "b",
+        "trainer": trainer,
+        "shots": shots,
+        "seed": seed,
+        "accuracy": accuracy,
+    } | more
 
 
 ROWS = [row("Z", 1, s, 50.0) for s in (1, 2)] + [row("G", k, s, 60.0 + k + s) for k in (1, 16) for s in (1, 2)]

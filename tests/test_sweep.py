@@ -93,7 +93,16 @@ def test_train_then_eval_only_gives_the_same_accuracy(run, tmp_path, capsys):
     assert main(["train", *flags, "--output-dir", where, *map(str, SHORT)]) == 0
     accuracy = json.loads((tmp_path / "run" / "metrics.json").read_text())["accuracy"]
     capsys.readouterr()
-    coop = ["--dataset-config-file", "configs/datasets/digits.yaml", "--trainer", "CoOp", "--root", run.root, "--seed", "0"]
+    coop = [
+        "--dataset-config-file",
+        "configs/datasets/digits.yaml",
+        "--trainer",
+        "CoOp",
+        "--root",
+        run.root,
+        "--seed",
+        "0",
+    ]
     argv = ["train", *coop, "--eval-only", "--model-dir", where, *map(str, SHORT), "DATASET.NUM_SHOTS", "2"]
     assert main(argv) == 0
     assert f"* accuracy: {accuracy:.1f}%" in capsys.readouterr().out

@@ -117,7 +117,9 @@ def test_prograd_direction_equals_the_rule_in_float64():
 def test_prograd_steps_along_that_direction(precision, data_root, tmp_path):
     from unskew.trainers.prograd import prograd_direction
 
-    trainer = build("ProGrad", data_root, tmp_path, "TRAINER.PREC", precision, "OPTIM.LR", 0.5, "OPTIM.WEIGHT_DECAY", 0.0)
+    trainer = build(
+        "ProGrad", data_root, tmp_path, "TRAINER.PREC", precision, "OPTIM.LR", 0.5, "OPTIM.WEIGHT_DECAY", 0.0
+    )
     trainer.set_model_mode("train")
     batch = next(iter(trainer.train_loader_x))
     for group in trainer._optims["prompt_learner"].param_groups:
@@ -149,10 +151,15 @@ def test_linear_probe_is_scikit_learns_logistic_regression(data_root, tmp_path):
     trainer = build("LinearProbe", data_root, tmp_path, "TRAINER.LINEARPROBE.C", 10.0, shots=4)
     trainer.train()
     paths, labels = trainer.labelled(trainer.dataset.train_x)
-    model = LogisticRegression(C=10.0, max_iter=2000).fit(F.normalize(trainer.encode(paths), dim=-1).numpy(), labels.numpy())
+    model = LogisticRegression(C=10.0, max_iter=2000).fit(
+        F.normalize(trainer.encode(paths), dim=-1).numpy(), labels.numpy()
+    )
     test = F.normalize(trainer.encode(test_paths(trainer)), dim=-1).numpy()
     torch.testing.assert_close(
-        trainer.predict(test_paths(trainer)), torch.from_numpy(model.decision_function(test)).float(), rtol=1e-2, atol=1e-2
+        trainer.predict(test_paths(trainer)),
+        torch.from_numpy(model.decision_function(test)).float(),
+        rtol=1e-2,
+        atol=1e-2,
     )
 
 

@@ -6,15 +6,16 @@ A file holds tensors and plain values only: ``state_dict, epoch, optimizer, sche
 """
 
 import logging
-import os
 import pickle
 import shutil
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from unskew.files import write_atomically
 
 logger = logging.getLogger("unskew")
 
@@ -35,18 +36,6 @@ BEST = "model-best.pth.tar"
 
 
 # --- writing -----------------------------------------------------------------------------------------
-
-
-def write_atomically(path, write: Callable) -> None:
-    """Call ``write(file)`` on a temporary binary file and rename it to ``path`` once it is complete."""
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("wb") as file:
-            write(file)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def save(state: Mapping, path) -> None:
@@ -94,7 +83,7 @@ def save_checkpoint(
         weights = {key.removeprefix("module."): value for key, value in weights.items()}
     path = save_dir / (model_name or f"model.pth.tar-{state['epoch']}")
     save({**state, "state_dict": weights}, path)
-    write_atomically(save_dir / "checkpoint", lambda file: file.write(f"{path.name}\n".encode()))
+    write_atomically(save_dir / "checkpoint", f"{path.name}\n")
     logger.info(f"Checkpoint saved to {path}")
     if is_best:
         with path.open("rb") as source:

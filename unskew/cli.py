@@ -19,7 +19,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.command(arguments)
     except (ValueError, FileNotFoundError) as error:
-        print(f"unskew: error: {error}", file=sys.stderr)
+        # From a loader's worker process the message comes behind a traceback and the error's own name.
+        message = str(error).strip().splitlines()[-1].removeprefix(f"{type(error).__name__}: ")
+        print(f"unskew: error: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nunskew: interrupted; finished runs are kept, the same command goes on from there", file=sys.stderr)

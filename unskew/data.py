@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from unskew.files import write_atomically
 from unskew.registry import Registry
 
 logger = logging.getLogger("unskew")
@@ -259,14 +260,8 @@ def read_json(path):
 
 def write_json(content, path) -> None:
     """Write a JSON file, and its folder if need be; a reader sees the old file or the new one, never a part."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
-    try:
-        temporary.write_text(json.dumps(content), encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(content))
 
 
 def read_split(path, image_root) -> tuple[list[Datum], list[Datum], list[Datum]]:

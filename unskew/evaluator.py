@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unskew import checkpoint
+from unskew.files import write_atomically
 from unskew.registry import Registry
 
 logger = logging.getLogger("unskew")
@@ -205,5 +205,5 @@ class Classification(EvaluatorBase):
         matrix = matrix / matrix.sum(1, keepdim=True).clamp_min(1)
         path = Path(self.cfg.OUTPUT_DIR) / "cmat.pt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_atomically(path, lambda file: torch.save(matrix.cpu(), file))
+        write_atomically(path, lambda file: torch.save(matrix.cpu(), file))
         logger.info(f"Confusion matrix is saved to {path}")

@@ -196,6 +196,8 @@ def _train_steps(node, size, choices) -> list:
 
 def _test_steps(node, size, backbone) -> list:
     mode = _mode(node) if backbone is None else T.InterpolationMode.BICUBIC
+    if getattr(backbone, "resize_mode", "shortest") == "squash":  # SigLIP's and CLIPA's weights
+        return [T.Resize(size, mode)]
     return [T.Resize(max(size), mode), T.CenterCrop(size)]
 
 

@@ -4,7 +4,6 @@ Runs of one call share the process, and with it the loaded backbone and the imag
 """
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from unskew import config, report
+from unskew.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -113,13 +113,6 @@ def _versions() -> dict:
     from importlib.metadata import version
 
     return {package: version(package) for package in ("torch", "open_clip_torch")}
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write aside, then rename: a reader sees the old file or the new one, never half of it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 def _check_same(cfg: CfgNode, folder: Path) -> None:

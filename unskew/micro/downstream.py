@@ -16,13 +16,12 @@ from unskew.micro import world
 DATASETS = {"shapes": ("shape", "colour"), "patterns": ("shape", "pattern"), "digits": ("digit",)}
 COUNTS = {"train": 20, "val": 16, "test": 25}  # images per class; digits: all that remain are test
 STYLE = world.Style(
-    place=4.0,
-    turn=0.12,
+    turn=0.1,
     tint=0.01,
     saturation=(0.3, 0.8),
     value=(0.4, 0.8),
-    contrast=(0.3, 0.8),
-    noise=(0.02, 0.12),
+    contrast=(0.45, 0.8),
+    noise=(0.02, 0.1),
     blur=0.5,
 )
 VERSION = 1  # part of the folder's name; raise it whenever an image changes

@@ -30,7 +30,7 @@ class Recipe:
     """How one model is pre-trained; ``subsets`` maps the factors that a step's captions name to their odds."""
 
     subsets: dict[tuple[str, ...], float]
-    steps: int = 4000
+    steps: int = 4000  # of 256 images
     banks: int = 3  # caption banks per step; images cost more than text
     world_images: int = 208
     digit_images: int = 48
@@ -54,7 +54,7 @@ ALL_FACTORS = {
     ("background",): 0.05,
 }
 RECIPES = {
-    "micro": Recipe(ALL_FACTORS),
+    "micro": Recipe(ALL_FACTORS, steps=5000),
     "micro-a": Recipe(_one_blind(("shape", "colour"), "pattern")),
     "micro-b": Recipe(_one_blind(("shape", "pattern"), "colour")),
     "micro-c": Recipe(_one_blind(("colour", "pattern"), "shape")),
@@ -98,7 +98,7 @@ def pretrain(name: str, steps: int | None = None, seed: int | None = None) -> tu
     seed = weights.SEEDS[name] if seed is None else seed
     rng = np.random.default_rng([seed, 7])
     frequency = world.frequencies(weights.SEEDS[name])
-    model = create(name, seed).train()
+    model = create(name, seed).train().to(memory_format=torch.channels_last)  # convolutions take two thirds of the time
     optimizer, schedule = _optimizer(model, recipe, steps)
     history = []
     bar = tqdm(range(steps), desc=f"pretrain {name}", mininterval=2)

@@ -53,17 +53,18 @@ DIGIT_TEMPLATES = (
 class Style:
     """Ranges that an image's nuisances are drawn from, uniformly. Lengths are in pixels."""
 
-    radius: tuple[float, float] = (7.5, 13.0)
-    place: float = 3.5  # largest offset of the centre
-    rotation: float = 0.3  # radians, either way
+    radius: tuple[float, float] = (8.5, 13.0)
+    place: float = 3.0  # largest offset of the centre
+    rotation: float = 0.25  # radians, either way
     turn: float = 0.0  # radians added to every rotation
-    hue: float = 0.055  # turns, either way (neighbouring colours are about 0.1 apart)
+    morph: float = 0.5  # largest weight of another shape in the outline: what makes shapes ambiguous
+    hue: float = 0.06  # turns, either way (neighbouring colours are about 0.1 apart)
     tint: float = 0.0  # turns added to every hue
-    saturation: tuple[float, float] = (0.3, 1.0)
-    value: tuple[float, float] = (0.5, 1.0)
-    contrast: tuple[float, float] = (0.3, 1.0)
-    noise: tuple[float, float] = (0.02, 0.16)
-    occlusion: float = 0.6  # chance of a bar across the shape
+    saturation: tuple[float, float] = (0.4, 1.0)
+    value: tuple[float, float] = (0.55, 1.0)
+    contrast: tuple[float, float] = (0.45, 1.0)
+    noise: tuple[float, float] = (0.02, 0.12)
+    occlusion: float = 0.3  # chance of a bar across the shape
     blur: float = 0.0  # weight of the 3x3 mean
 
 
@@ -230,18 +231,25 @@ _SHAPES = {
 }
 
 
+def _distances(shape, x, y) -> np.ndarray:
+    found = np.empty_like(x)
+    for i, name in enumerate(FACTORS["shape"]):
+        rows = np.flatnonzero(shape == i)
+        found[rows] = _SHAPES[name](x[rows], y[rows])
+    return found
+
+
 def _masks(shape, rng, style: Style) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Coverage [N,32,32] of the shape in 0..1, less an occluding bar, and the frame x, y."""
     n = len(shape)
     x, y = _frame(rng, n, style.radius, style)
-    distance = np.empty_like(x)
-    for i, name in enumerate(FACTORS["shape"]):
-        rows = np.flatnonzero(shape == i)
-        distance[rows] = _SHAPES[name](x[rows], y[rows])
+    other = (shape + rng.integers(1, len(_SHAPES), size=n)) % len(_SHAPES)
+    weight = _uniform(rng, n, 0, style.morph)[:, None, None]
+    distance = (1 - weight) * _distances(shape, x, y) + weight * _distances(other, x, y)
     mask = np.clip(0.5 - distance * (sum(style.radius) / 2), 0, 1)  # an edge about one pixel wide
     angle = _uniform(rng, n, 0, np.pi)[:, None, None]
     where = _uniform(rng, n, -0.6, 0.6)[:, None, None]
-    half = np.where(rng.random(n) < style.occlusion, _uniform(rng, n, 0.08, 0.4), -1)[:, None, None]
+    half = np.where(rng.random(n) < style.occlusion, _uniform(rng, n, 0.08, 0.3), -1)[:, None, None]
     across = np.abs(x * np.cos(angle) + y * np.sin(angle) - where)
     mask *= np.clip((across - half) * 10, 0, 1)
     return mask.astype(np.float32), x, y
@@ -251,8 +259,8 @@ def _patterns(pattern, x, y, rng) -> np.ndarray:
     """Tone [N,32,32] in 0..1: 1 where the shape's own colour shows."""
     n = len(pattern)
     tone = np.ones_like(x)
-    angle = _uniform(rng, n, 0, np.pi)
-    pitch = _uniform(rng, n, 6.5, 9.5)  # radians per radius
+    angle = _uniform(rng, n, -0.4, 0.4)
+    pitch = _uniform(rng, n, 5.0, 7.0)  # radians per radius
     a, b = rng.random((2, n), dtype=np.float32) * (2 * np.pi)
     for i, name in enumerate(FACTORS["pattern"]):
         rows = np.flatnonzero(pattern == i)
