@@ -55,6 +55,11 @@ def test_a_base_is_configured_as_it_would_be_alone():
     assert base.TRAINER.NAME == "GLA"
 
 
+def test_a_trainer_is_not_its_own_base():
+    with pytest.raises(ValueError, match="cannot be GLA itself"):
+        load("TRAINER.GLA.BASE", "GLA", trainer="GLA")
+
+
 def test_a_loaded_config_is_frozen():
     cfg = load()
     with pytest.raises(AttributeError):

@@ -84,9 +84,10 @@ def test_the_loss_keeps_the_prior_and_infonce_does_not():
         return -(joint.flatten() * table.log_softmax(1)[images, texts]).sum()
 
     def sampled(table):  # InfoNCE with many negatives, drawn from p(text)
-        return -(joint.flatten() * (table + p_text.log()).log_softmax(1)[images, texts]).sum() + (
-            joint.flatten() * p_text.log()[texts]
-        ).sum()
+        return (
+            -(joint.flatten() * (table + p_text.log()).log_softmax(1)[images, texts]).sum()
+            + (joint.flatten() * p_text.log()[texts]).sum()
+        )
 
     posterior = joint / joint.sum(1, keepdim=True)
     assert torch.allclose(fit(bank), posterior, atol=1e-5)

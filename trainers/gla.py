@@ -51,7 +51,6 @@ class GLA(CLIPTrainer):
     def build_model(self) -> None:
         self.base = TRAINER_REGISTRY.get(self.cfg.TRAINER.GLA.BASE)(self.cfg)
         self.base.validate = self.validate
-        self.base.save_dir = self.output_dir
         items = self._prior_items()
         paths, labels = self.labelled(items)
         zeroshot = self.zeroshot_logits(paths)

@@ -321,7 +321,9 @@ def _trainer_layers(trainer: str, pairs: dict) -> list[str]:
     base = pairs.get(f"TRAINER.{_class_name(trainer).upper()}.BASE", read_base(trainer))
     if base is None:
         return [trainer]
-    return [*_trainer_layers(check_name("trainers", str(base)), pairs), trainer]
+    if _class_name(check_name("trainers", str(base))) == _class_name(trainer):
+        raise ValueError(f"TRAINER.{_class_name(trainer).upper()}.BASE cannot be {base} itself; choose another trainer")
+    return [*_trainer_layers(base, pairs), trainer]
 
 
 def _own_nodes(cfg: CfgNode) -> set[str]:

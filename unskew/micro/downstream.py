@@ -96,3 +96,19 @@ def _write(folder: Path, dataset: str) -> None:
             raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def sheet(path: str | Path) -> None:
+    """Draw a sheet of samples: shapes by colours, patterns and digits; the pre-training's style left, ours right."""
+    panels = []
+    for style in (world.PRETRAINING, STYLE):
+        rng = np.random.default_rng(0)
+        rows = [(s, c, rng.integers(6), rng.integers(6)) for s in range(12) for c in range(8)]
+        rows += [(s, rng.integers(8), p, rng.integers(6)) for p in range(6) for s in range(0, 8)]
+        drawn = world.render(*np.array(rows).T, rng=rng, style=style)
+        images, labels = world.digits(pretraining=style is world.PRETRAINING)
+        some = [np.flatnonzero(labels == d)[:4] for d in (0, 1, 2, 3, 4, 5, 7, 9)]
+        digits = world.render_digits(images[np.stack(some, 1).ravel()], rng, style)
+        tiles = np.concatenate([drawn, digits]).reshape(-1, 8, world.SIZE, world.SIZE, 3)
+        panels.append(np.pad(tiles.transpose(0, 2, 1, 3, 4).reshape(-1, 8 * world.SIZE, 3), ((0, 0), (4, 4), (0, 0))))
+    Image.fromarray(np.concatenate(panels, axis=1)).save(path, optimize=True)

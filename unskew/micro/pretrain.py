@@ -11,7 +11,7 @@ import json
 import math
 import time
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -167,18 +167,18 @@ def normalise(images: np.ndarray) -> torch.Tensor:
     return (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std
 
 
-@lru_cache(maxsize=1)
+@cache
 def _digit_pool() -> tuple[np.ndarray, list[np.ndarray]]:
     images, labels = world.digits(pretraining=True)
     return images, [np.flatnonzero(labels == d) for d in range(10)]
 
 
-@lru_cache(maxsize=1)
+@cache
 def _tokenizer():
     return weights.tokenizer()
 
 
-@lru_cache(maxsize=None)
+@cache
 def _bank(subset: tuple[str, ...], template: int, digit_template: int) -> torch.Tensor:
     captions = [world.TEMPLATES[template].format(p) for p in world.phrases(subset)]
     captions += [world.DIGIT_TEMPLATES[digit_template].format(p) for p in world.phrases(("digit",))]
@@ -246,17 +246,20 @@ def zero_shot(model, images: np.ndarray, subset: tuple[str, ...]) -> torch.Tenso
     """Logits [N,C] of uint8 images for the phrases of ``subset`` under the zero-shot template."""
     template = world.DIGIT_TEMPLATES[0] if subset == ("digit",) else world.TEMPLATES[0]
     text = model.encode_text(_tokenizer()([template.format(p) for p in world.phrases(subset)]), normalize=True)
-    features = torch.cat([model.encode_image(normalise(images[i : i + 512]), normalize=True) for i in range(0, len(images), 512)])
+    features = torch.cat(
+        [model.encode_image(normalise(images[i : i + 512]), normalize=True) for i in range(0, len(images), 512)]
+    )
     return model.logit_scale.exp() * features @ text.T
 
 
 # Words beside the world's own that prompts may use.
 WORDS = (
-    "the an in on of at by with and or one many some small large tiny good bad bright dark blurry close up cropped clean "
-    "dirty photo picture image drawing painting sketch digit number letter object thing shape colour color pattern "
-    "texture type kind class written hand handwritten centered centred background foreground it its is are this that "
-    "there here see show shows itap origami toy plastic cartoon art embroidered tattoo sculpture rendering video game "
-    "black white gray grey brown light pixelated jpeg corrupted low resolution nice weird cool my"
+    "the an in on of at by with and or one many some small large tiny good bad bright dark blurry close up "
+    "cropped clean dirty photo picture image drawing painting sketch digit number letter object thing shape "
+    "colour color pattern texture type kind class written hand handwritten centered centred background foreground "
+    "it its is are this that there here see show shows itap origami toy plastic cartoon art embroidered tattoo "
+    "sculpture rendering video game black white gray grey brown light pixelated jpeg corrupted low resolution "
+    "nice weird cool my"
 )
 
 

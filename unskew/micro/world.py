@@ -6,7 +6,7 @@ indices into ``FACTORS`` throughout.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -103,7 +103,8 @@ def captions(factors: dict[str, np.ndarray], subset: tuple[str, ...], rng: np.ra
     templates = DIGIT_TEMPLATES if "digit" in subset else TEMPLATES
     bank = phrases(subset)
     label = np.ravel_multi_index([factors[f] for f in subset], [len(FACTORS[f]) for f in subset])
-    return [templates[t].format(bank[k]) for t, k in zip(rng.integers(len(templates), size=len(label)), label)]
+    which = rng.integers(len(templates), size=len(label))
+    return [templates[t].format(bank[k]) for t, k in zip(which, label, strict=True)]
 
 
 def render(shape, colour, pattern, background, rng: np.random.Generator, style: Style = PRETRAINING) -> np.ndarray:
@@ -145,7 +146,7 @@ def render_digits(images: np.ndarray, rng: np.random.Generator, style: Style = P
     return _expose(scene.astype(np.float32), rng, style)
 
 
-@lru_cache(maxsize=1)
+@cache
 def _load_digits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
 
@@ -170,6 +171,17 @@ def digits(pretraining: bool) -> tuple[np.ndarray, np.ndarray]:
 # --- drawing; x and y are in units of the shape's radius, y downwards ---
 
 _HUES = np.array([0.0, 0.075, 0.155, 0.34, 0.5, 0.63, 0.77, 0.9], np.float32)
+_GROUNDS = np.array(  # RGB of each background
+    [
+        [0.92, 0.94, 0.97],
+        [0.08, 0.09, 0.18],
+        [0.3, 0.5, 0.2],
+        [0.8, 0.7, 0.5],
+        [0.25, 0.45, 0.65],
+        [0.6, 0.33, 0.25],
+    ],
+    np.float32,
+)
 _PIXEL = (np.arange(SIZE, dtype=np.float32) - (SIZE - 1) / 2)[None]
 
 
@@ -288,10 +300,6 @@ def _backgrounds(background, grain, rng) -> np.ndarray:
     level = _uniform(rng, n, 0.8, 1.1)[:, None, None, None]
     phase = _uniform(rng, n, 0, 8)[:, None, None]
     row, column = np.mgrid[:SIZE, :SIZE].astype(np.float32)[:, None]
-    base = np.array(
-        [[0.92, 0.94, 0.97], [0.08, 0.09, 0.18], [0.3, 0.5, 0.2], [0.8, 0.7, 0.5], [0.25, 0.45, 0.65], [0.6, 0.33, 0.25]],
-        np.float32,
-    )
     texture = np.empty_like(grain)
     for i, name in enumerate(FACTORS["background"]):
         rows = np.flatnonzero(background == i)
@@ -310,7 +318,7 @@ def _backgrounds(background, grain, rng) -> np.ndarray:
             y = row + np.floor(p)
             joint = (y % 5 < 1) | ((column + 5 * (y // 5 % 2) + np.floor(2 * p)) % 10 < 1)
             texture[rows] = 0.15 * joint + 0.03 * g
-    return base[background][:, None, None] * level + texture[..., None]
+    return _GROUNDS[background][:, None, None] * level + texture[..., None]
 
 
 def _bilinear(images, x, y) -> np.ndarray:
