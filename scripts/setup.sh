@@ -50,8 +50,8 @@ setup() {
     [ -x "$PYTHON" ] || "$python" -m venv "$ROOT/.venv" || exit 1
     index=$(torch_index "$PYTHON")
     if [ -n "$index" ]; then
-        "$PYTHON" -m pip install --quiet --index-url "$index" torch torchvision || exit 1
+        "$PYTHON" -m pip install --quiet --disable-pip-version-check --index-url "$index" torch torchvision || exit 1
     fi
-    "$PYTHON" -m pip install --quiet --editable "$ROOT${extra:+[$extra]}" || exit 1
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check --editable "$ROOT${extra:+[$extra]}" || exit 1
     cp "$ROOT/setup.py" "$stamp"
 }

@@ -38,6 +38,11 @@ def _unique(values) -> list:
     return list(dict.fromkeys(values))
 
 
+def shots_label(shots: int) -> str:
+    """ "1 shot", "16 shots", "all images"."""
+    return "all images" if shots < 0 else f"{shots} shot{'s' if shots > 1 else ''}"
+
+
 def mean_and_deviation(values: Sequence[float]) -> str:
     """ "82.0 ± 0.4": mean and sample standard deviation; the mean alone for one value."""
     mean = f"{statistics.fmean(values):.1f}"
@@ -78,5 +83,4 @@ def _one_table(rows: Sequence[dict], metric: str, style: str) -> str:
             values = [r[metric] for r in rows if r["trainer"] == trainer and r["shots"] == k and metric in r]
             line.append(mean_and_deviation(values) if values else "")
         lines.append(line)
-    heads = ["all images" if k < 0 else f"{k} shot{'s' if k > 1 else ''}" for k in shots]
-    return tabulate(lines, headers=["", *heads], tablefmt=style, disable_numparse=True)
+    return tabulate(lines, headers=["", *map(shots_label, shots)], tablefmt=style, disable_numparse=True)

@@ -146,6 +146,6 @@ def launch(runs: Sequence[Run], execute: Callable[[Run], dict]) -> Iterator[dict
     """Run one after another in this process, with a bar; yields each run's metrics."""
     with tqdm(total=len(runs), desc="runs", unit="run") as bar:
         for run in runs:
-            bar.set_postfix_str(f"{run.trainer}, {run.shots} shots, seed {run.seed}")
+            bar.set_postfix_str(f"{run.trainer}, {report.shots_label(run.shots)}, seed {run.seed}")
             yield execute(run)
             bar.update()
