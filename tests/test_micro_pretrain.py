@@ -104,3 +104,5 @@ def test_vocabulary_is_reproducible(tmp_path):
 def test_unknown_model():
     with pytest.raises(ValueError, match="micro-vit"):
         pretrain.pretrain("micro-vitt")
+    with pytest.raises(ValueError, match="steps is 0"):
+        pretrain.pretrain("micro", steps=0)

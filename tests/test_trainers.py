@@ -221,3 +221,17 @@ def test_the_prior_is_fitted_on_train_and_val_below_twenty_shots_else_on_val(dat
     assert len(few._prior_items()) == len(few.dataset.train_x) + len(few.dataset.val)
     many = build("GLA", data_root, tmp_path, shots=20)
     assert many._prior_items() == many.dataset.val
+
+
+@pytest.mark.slow
+def test_the_known_prior_is_recovered_and_its_removal_helps(data_root, tmp_path):
+    from unskew.micro import true_log_prior
+
+    trainer = build("GLA", data_root, tmp_path, shots=16, dataset="shapes")
+    truth, estimate = true_log_prior("micro", "shapes"), trainer.adjustment.log_q
+    assert torch.corrcoef(torch.stack([truth, estimate]))[0, 1] >= 0.9
+    zs = trainer.zeroshot_logits([item.impath for item in trainer.dataset.test])
+    labels = torch.tensor([item.label for item in trainer.dataset.test])
+    plain = compute_accuracy(zs, labels)[0]
+    debiased = compute_accuracy(zs / trainer.adjustment.zeroshot_temperature - estimate, labels)[0]
+    assert debiased >= plain + 5
