@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -28,7 +29,6 @@ def answer(capsys, *argv):
         (["sweep", "-d", "digits", "-t", "GLA", "Coop"], "did you mean CoOp"),
         (["sweep", "-d", "digits", "-t", "GLA", "--shots", "many"], "shots must be a number"),
         (["table", "nowhere"], "nowhere"),
-        (["train", "-d", "digits", "-t", "GLA", "--eval-only"], "--model-dir"),
         (["micro", "pretrain", "macro"], "micro"),
     ],
 )
@@ -68,6 +68,39 @@ def test_an_output_folder_that_cannot_be_written_is_said_before_training(tmp_pat
     assert code == 2
     assert where in said
     assert "cannot be written" in said
+
+
+def test_eval_only_needs_a_model_unless_there_is_nothing_to_load(data_root, capsys, tmp_path):
+    common = ["-d", "digits", "--root", data_root, "--shots", "2", "--eval-only"]
+    code, said = answer(capsys, "train", "-t", "CoOp", *common)
+    assert code == 2
+    assert "--model-dir" in said
+    assert main(["train", "-t", "ZeroshotCLIP", *common]) == 0
+
+
+def test_a_config_file_counts_as_flags_do(data_root, tmp_path, monkeypatch):
+    from unskew.sweep import Run
+
+    extra = tmp_path / "x.yaml"
+    extra.write_text(
+        "SEED: 5\nDATASET: {NUM_SHOTS: 16}\nTRAINER: {GLA: {BASE: CoOp}}\nMODEL: {BACKBONE: {NAME: RN50}}\n"
+    )
+    cfg = Run("digits", "GLA", config_file=str(extra)).config()
+    assert (cfg.SEED, cfg.DATASET.NUM_SHOTS, cfg.MODEL.BACKBONE.NAME) == (5, 16, "RN50")
+    assert cfg.OPTIM == Run("digits", "CoOp", shots=16).config().OPTIM
+    assert cfg.OUTPUT_DIR == "output/digits/GLA-CoOp/RN50_16shots/seed5"
+    assert Run("digits", "GLA", seed=0, shots=1, config_file=str(extra)).config().SEED == 0
+    run = Run("digits", "CoOp", shots=4, config_file="configs/trainers/CoOp.yaml")
+    monkeypatch.chdir(Path(__file__).resolve().parent.parent)
+    assert run.config().OPTIM.MAX_EPOCH == 100  # its SCHEDULES count too
+
+
+def test_both_spellings_of_a_backbone_are_one_run():
+    from unskew import config
+    from unskew.sweep import Run
+
+    hashes = {config.config_hash(Run("digits", "CoOp", backbone=name).config()) for name in ("ViT-B/16", "ViT-B-16")}
+    assert len(hashes) == 1
 
 
 def test_check_shots():

@@ -15,13 +15,13 @@ def test_every_yaml_holds_known_keys_only(axis):
     for name in names:
         if axis == "datasets":
             for trainer in config.names("trainers"):
-                assert config.load(name, "", trainer).DATASET.NAME == name
+                assert name == config.load(name, "", trainer).DATASET.NAME
         elif axis == "backbones":
             backbone = yaml.safe_load((config._folder(axis) / f"{name}.yaml").read_text())["MODEL"]["BACKBONE"]["NAME"]
             assert config.load("digits", backbone, "CoOp").MODEL.BACKBONE.NAME.replace("/", "-") == name
         else:
             for shots in (1, 2, 4, 8, 16, -1):
-                assert load("DATASET.NUM_SHOTS", shots, trainer=name).TRAINER.NAME == name
+                assert name == load("DATASET.NUM_SHOTS", shots, trainer=name).TRAINER.NAME
 
 
 def test_later_layers_win(tmp_path):

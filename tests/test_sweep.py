@@ -3,6 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from unskew import report
 from unskew.cli import main
@@ -21,6 +22,9 @@ def test_a_run_leaves_what_the_design_says(run):
     folder = Path(run.output) / "digits" / "CoOp" / "micro_2shots" / "seed1"
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert {"log.txt", "config.yaml", "metrics.json", "done", "prompt_learner/checkpoint"} <= files
+    predictions = load_file(folder / "predictions.safetensors")
+    accuracy = 100 * (predictions["logits"].argmax(1) == predictions["labels"]).float().mean().item()
+    assert accuracy == pytest.approx(metrics["accuracy"])
     assert "prompt_learner/model.pth.tar-2" in files
     assert not any(name.startswith(".") for name in files)
     assert json.loads((folder / "metrics.json").read_text()) == metrics
@@ -49,17 +53,30 @@ def test_a_finished_run_with_another_config_is_an_error_that_names_the_keys(run)
         execute(replace(run, opts=(*SHORT, "TRAINER.COOP.N_CTX", 4)), console=False)
 
 
-def test_an_unfinished_run_of_another_config_is_not_resumed(run):
+def test_an_unfinished_run_of_another_config_starts_anew_and_spares_what_is_not_its_own(run, caplog):
     execute(run, console=False)
     folder = Path(run.config().OUTPUT_DIR)
     (folder / "done").unlink()
+    (folder / "mine").mkdir()
+    for name in ("checkpoint", "thesis.txt"):
+        (folder / "mine" / name).write_text("mine")
     other = replace(run, opts=(*SHORT, "TRAINER.COOP.N_CTX", 4))
     assert execute(other, console=False)["shots"] == 2
+    assert "TRAINER.COOP.N_CTX" in caplog.text
+    assert {path.name for path in (folder / "mine").iterdir()} == {"checkpoint", "thesis.txt"}
+    (folder / "done").unlink()
+    (folder / "config.yaml").write_text("")
+    assert execute(other, console=False)["shots"] == 2
+
+
+def test_without_a_test_there_is_no_accuracy(run):
+    metrics = execute(replace(run, opts=(*SHORT, "TEST.NO_TEST", True, "TEST.FINAL_MODEL", "best_val")), console=False)
+    assert "accuracy" not in metrics
 
 
 def test_names_of_folders():
     def where(*opts, **kwargs):
-        cfg = Run("digits", opts=opts, **kwargs).config()
+        cfg = Run("digits", opts=opts, **({"shots": 16} | kwargs)).config()
         return run_folder(cfg, "o").as_posix()
 
     assert where(trainer="GLA") == "o/digits/GLA/micro_16shots/seed1"
@@ -109,10 +126,15 @@ def test_train_then_eval_only_gives_the_same_accuracy(run, tmp_path, capsys):
 
 
 def test_more_shots_than_images_take_all_and_say_so_once(run, tmp_path):
-    metrics = execute(replace(run, trainer="ZeroshotCLIP", shots=100_000), console=False)
+    import shutil
+
+    shutil.copytree(Path(run.root) / "digits", tmp_path / "data" / "digits", ignore=shutil.ignore_patterns("split_*"))
+    opts = (*SHORT, "DATASET.NUM_VAL_SHOTS", 4)
+    run = replace(run, trainer="ZeroshotCLIP", shots=100_000, root=str(tmp_path / "data"), opts=opts)
+    metrics = execute(run, console=False)
     assert metrics["shots"] == 100_000
     log = (Path(run.output) / "digits" / "ZeroshotCLIP" / "micro_100000shots" / "seed1" / "log.txt").read_text()
-    assert log.count("100000") <= 4
+    assert log.count("100000 images per class were asked for") == 1
 
 
 def test_a_broken_image_names_the_file(run, data_root, tmp_path):

@@ -49,7 +49,7 @@ def test_contract(name, data_root, tmp_path):
 
 @pytest.mark.parametrize("name", ["CoOp", "ProGrad", "ResidualPrompt"])
 def test_training_lowers_the_loss_on_the_training_images(name, data_root, tmp_path):
-    trainer = build(name, data_root, tmp_path, "OPTIM.MAX_EPOCH", 10, "OPTIM.LR", 0.01, shots=4)
+    trainer = build(name, data_root, tmp_path, "OPTIM.MAX_EPOCH", 20, shots=4)
     paths, labels = trainer.labelled(trainer.dataset.train_x)
     before = losses.cross_entropy(trainer.predict(paths), labels)
     trainer.train()
@@ -69,9 +69,8 @@ def test_other_precisions_train(name, precision, data_root, tmp_path):
 def test_residual_prompt_starts_at_zero_shot(data_root, tmp_path):
     residual, zeroshot = build("ResidualPrompt", data_root, tmp_path), build("ZeroshotCLIP", data_root, tmp_path)
     paths = test_paths(zeroshot)
-    template = residual.dataset.context_init
-    if template == residual.dataset.templates[0]:
-        torch.testing.assert_close(residual.predict(paths), zeroshot.predict(paths), rtol=1e-4, atol=1e-4)
+    assert residual.dataset.context_init == residual.dataset.templates[0]
+    torch.testing.assert_close(residual.predict(paths), zeroshot.predict(paths), rtol=1e-4, atol=1e-4)
 
 
 def test_views_on_the_fly_and_kept_views_both_train(data_root, tmp_path):
@@ -130,16 +129,39 @@ def test_prograd_steps_along_that_direction(precision, data_root, tmp_path):
     before = ctx.detach().clone()
     with trainer.accelerator.autocast():
         logits = trainer.cosine_logits(batch["features"], encode_prompts(trainer.backbone, trainer.prompt_learner()))
+        teacher = trainer.cosine_logits(batch["features"], trainer.initial_weights)
     ce = F.cross_entropy(logits.float(), batch["label"])
-    teacher = trainer.cosine_logits(batch["features"], trainer.initial_weights).softmax(1)
+    teacher = teacher.detach().float().softmax(1)
     kl = (teacher * (teacher.log() - logits.float().log_softmax(1))).sum(1).mean()
     (g_ce,) = torch.autograd.grad(ce, ctx, retain_graph=True)
     (g_kl,) = torch.autograd.grad(kl, ctx)
     optimizer = trainer._optims["prompt_learner"]
     optimizer.state.clear()  # no momentum from the steps before
     trainer.forward_backward(batch)
-    expected = before - 0.5 * prograd_direction(g_ce, g_kl, 1.0)
+    expected = before - 0.5 * prograd_direction(g_ce, g_kl, 1.0, logits.dtype)
     torch.testing.assert_close(ctx.detach(), expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "amp"])
+def test_prograds_first_step_is_cross_entropys(precision, data_root, tmp_path):
+    trainer = build("ProGrad", data_root, tmp_path, "TRAINER.PREC", precision)
+    batch = next(iter(trainer.train_loader_x))
+    with trainer.accelerator.autocast():
+        logits = trainer.logits(batch["features"])
+    (g_ce,) = torch.autograd.grad(F.cross_entropy(logits.float(), batch["label"]), trainer.prompt_learner.ctx)
+    trainer.forward_backward(batch)
+    torch.testing.assert_close(trainer.prompt_learner.ctx.grad, g_ce, rtol=1e-4, atol=1e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(data_root, tmp_path):
+    with pytest.raises(ValueError, match="T is a temperature"):
+        build("ProGrad", data_root, tmp_path, "TRAINER.PROGRAD.T", 0.0)
+    for name in ("ProGrad", "CoOp"):
+        trainer = build(name, data_root, tmp_path / name, "OPTIM.MAX_EPOCH", 3)
+        with torch.no_grad():
+            trainer.prompt_learner.ctx.fill_(float("nan"))
+        with pytest.raises(FloatingPointError):
+            trainer.train()
 
 
 # --- LinearProbe ------------------------------------------------------------------------------------
@@ -206,9 +228,9 @@ def test_test_labels_change_nothing_but_the_score(data_root, tmp_path):
     from unskew.data import Datum
 
     honest, lied_to = build("GLA", data_root, tmp_path / "a", shots=4), build("GLA", data_root, tmp_path / "b", shots=4)
-    for item in list(lied_to.dataset.test):
-        lied_to.dataset.test.append(Datum(item.impath, (item.label + 1) % 10, item.domain, item.classname))
-    del lied_to.dataset.test[: len(lied_to.dataset.test) // 2]
+    for trainer in (lied_to, lied_to.base):
+        test = trainer.dataset.test
+        test[:] = [Datum(item.impath, (item.label + 1) % 10, item.domain, item.classname) for item in test]
     honest.train()
     lied_to.train()
     assert torch.equal(honest.adjustment.log_q, lied_to.adjustment.log_q)

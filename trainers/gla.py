@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
+from unskew import config
 from unskew.calibration import fit_temperature
 from unskew.clip_trainer import CLIPTrainer
 from unskew.engine import TRAINER_REGISTRY
+from unskew.losses import cross_entropy
 from unskew.prior import adjust, estimate_log_prior
 
 logger = logging.getLogger("unskew")
@@ -49,7 +51,7 @@ class GLA(CLIPTrainer):
     """
 
     def build_model(self) -> None:
-        self.base = TRAINER_REGISTRY.get(self.cfg.TRAINER.GLA.BASE)(self.cfg)
+        self.base = TRAINER_REGISTRY.get(config.class_name(self.cfg.TRAINER.GLA.BASE))(self.cfg)
         self.base.validate = self.validate
         items = self._prior_items()
         paths, labels = self.labelled(items)
@@ -93,10 +95,14 @@ class GLA(CLIPTrainer):
         return paths, labels, finetuned
 
     def validate(self) -> float:
-        """Accuracy of GLA on val in percent, with T_ft fitted at this moment; the base's epochs are kept by it."""
+        """Accuracy of GLA on val in percent, with T_ft fitted at this moment; the base's epochs are kept by it.
+
+        A few shots' val has few images and epochs often tie: then the one of lower cross entropy is better.
+        """
         paths, labels, finetuned = self._calibrate()
-        predicted = self._scores(paths, finetuned)["gla"].argmax(1)
-        return 100 * (predicted == labels).float().mean().item()
+        scores = self._scores(paths, finetuned)["gla"]
+        accuracy = (scores.argmax(1) == labels).float().mean()
+        return (100 * accuracy - 1e-3 * cross_entropy(scores, labels)).item()
 
     # --- prediction ---------------------------------------------------------------------------------
 
@@ -118,3 +124,13 @@ class GLA(CLIPTrainer):
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         self.base.load_model(directory, epoch)
         super().load_model(directory)
+        if epoch is not None:  # the saved T_ft belongs to the epoch that was kept
+            self._calibrate()
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        return {**self.base.state_dict(), **super().state_dict()}
+
+    def load_state_dict(self, states: dict[str, dict[str, Tensor]]) -> None:
+        own = set(self.get_model_names())
+        super().load_state_dict({name: state for name, state in states.items() if name in own})
+        self.base.load_state_dict({name: state for name, state in states.items() if name not in own})

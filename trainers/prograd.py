@@ -24,23 +24,31 @@ def defaults() -> CfgNode:
     )
 
 
-def prograd_direction(g_ce: Tensor, g_kl: Tensor, strength: float) -> Tensor:
+def prograd_direction(g_ce: Tensor, g_kl: Tensor, strength: float, precision: torch.dtype = torch.float32) -> Tensor:
     """The gradient that ProGrad follows (its section 3.2), for one parameter tensor.
 
     ``g_ce - strength * <g_ce, g_kl> / ||g_kl||^2 * g_kl`` where the two disagree, else ``g_ce``. At the
     first step the prompts are the zero-shot ones and ``g_kl`` is rounding noise: then ``g_ce`` too.
+
+    Args:
+        precision: of the computation that the gradients come from; it says what is rounding noise.
     """
-    precision = torch.promote_types(g_ce.dtype, torch.float32)  # half precision would overflow in the squares
-    ce, kl = g_ce.to(precision), g_kl.to(precision)
+    wide = torch.promote_types(g_ce.dtype, torch.float32)  # half precision would overflow in the squares
+    ce, kl = g_ce.to(wide), g_kl.to(wide)
     dot, norm = (ce * kl).sum(), kl.square().sum()
-    noise = torch.finfo(g_kl.dtype).eps ** 2 * ce.square().sum()
-    share = torch.where((dot < 0) & (norm > noise), strength * dot / norm.clamp_min(torch.finfo(precision).tiny), 0.0)
+    noise = torch.finfo(precision).eps ** 2 * ce.square().sum()
+    share = torch.where((dot < 0) & (norm > noise), strength * dot / norm.clamp_min(torch.finfo(wide).tiny), 0.0)
     return (ce - share * kl).to(g_ce.dtype)
 
 
 @TRAINER_REGISTRY.register()
 class ProGrad(CLIPTrainer):
     """CoOp from a hand-made prompt; where cross entropy pulls against the zero-shot prediction, that part is cut."""
+
+    def check_cfg(self, cfg) -> None:
+        super().check_cfg(cfg)
+        if cfg.TRAINER.PROGRAD.T <= 0:
+            raise ValueError(f"TRAINER.PROGRAD.T is a temperature and must be above 0, got {cfg.TRAINER.PROGRAD.T}")
 
     def build_model(self) -> None:
         node = self.cfg.TRAINER.PROGRAD
@@ -53,8 +61,9 @@ class ProGrad(CLIPTrainer):
             generator=self.generator,
         )
         self.register_for_training("prompt_learner", self.prompt_learner)
-        with torch.no_grad():  # the prediction to stay near to is that of the prompts it starts from
-            self.initial_weights = encode_prompts(self.backbone, self.prompt_learner()).float()  # [C, D]
+        # The prediction to stay near to is that of the prompts it starts from, computed as the student's is.
+        with torch.no_grad(), self.accelerator.autocast():
+            self.initial_weights = encode_prompts(self.backbone, self.prompt_learner())  # [C, D]
 
     def logits(self, image_features: Tensor) -> Tensor:
         return self.cosine_logits(image_features, encode_prompts(self.backbone, self.prompt_learner()))
@@ -64,17 +73,18 @@ class ProGrad(CLIPTrainer):
         image_features, labels = self.parse_batch_train(batch)
         with self.accelerator.autocast():
             logits = self.logits(image_features)
+            with torch.no_grad():
+                zeroshot = self.cosine_logits(image_features, self.initial_weights)
         ce = losses.cross_entropy(logits.float(), labels)
-        with torch.no_grad():
-            zeroshot = self.cosine_logits(image_features, self.initial_weights)
-        kl = losses.distillation_kl(logits.float(), zeroshot, node.T)
+        kl = losses.distillation_kl(logits.float(), zeroshot.float(), node.T)
+        self.watch(ce + kl)
         self.model_zero_grad()
         parameters = list(self.prompt_learner.parameters())
         g_ce = torch.autograd.grad(self.scale_loss(ce), parameters, retain_graph=True)
         g_kl = torch.autograd.grad(self.scale_loss(kl), parameters)
         for parameter, ce_part, kl_part in zip(parameters, g_ce, g_kl, strict=True):
             # Both carry the same loss scale, so the rule, of degree one, carries it through.
-            parameter.grad = prograd_direction(ce_part, kl_part, node.LAMBDA)
+            parameter.grad = prograd_direction(ce_part, kl_part, node.LAMBDA, logits.dtype)
         self.model_update()
         acc = compute_accuracy(logits.detach(), labels)[0]
         return {"loss": ce.detach(), "loss_kl": kl.detach(), "acc": acc}

@@ -4,23 +4,32 @@ Names are checked before torch is imported, so that a typo is answered at once.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from unskew import __version__, config
+from unskew.registry import unknown_name
 
 ALL_SHOTS = ("1", "2", "4", "8", "16")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns 0; 2 for a user's mistake, said in one line; a failure raises."""
+    """Run a command.
+
+    Returns:
+        0; 2 for a user's mistake, said in one line (with UNSKEW_DEBUG set, it raises). A failure raises.
+    """
     parser = build_parser()
     arguments = parser.parse_args(argv)
     try:
         arguments.command(arguments)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
+        if os.environ.get("UNSKEW_DEBUG"):
+            raise
         # From a loader's worker process the message comes behind a traceback and the error's own name.
-        message = str(error).strip().splitlines()[-1].removeprefix(f"{type(error).__name__}: ")
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        message = lines[-1].removeprefix(f"{type(error).__name__}: ")
         print(f"unskew: error: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -75,7 +84,8 @@ def _train(arguments: argparse.Namespace) -> None:
         _evaluate(run, arguments)
     else:
         metrics = sweep.execute(run)
-        print(f"accuracy {metrics['accuracy']:.1f}%, in {run.config().OUTPUT_DIR}")
+        accuracy = f"accuracy {metrics['accuracy']:.1f}%" if "accuracy" in metrics else "not tested"
+        print(f"{accuracy}, in {run.config().OUTPUT_DIR}")
 
 
 def _run(dataset: str, trainer: str, arguments: argparse.Namespace):
@@ -83,22 +93,24 @@ def _run(dataset: str, trainer: str, arguments: argparse.Namespace):
     from unskew.sweep import Run
 
     opts = list(arguments.opts)
-    pairs = dict(zip(opts[::2], opts[1::2], strict=False))
     if not dataset.endswith((".yaml", ".yml")):
         config.check_name("datasets", dataset)
     config.check_name("trainers", trainer)
     if arguments.backbone:
         config.check_backbone(arguments.backbone)
-    shots, seed = arguments.shots, arguments.seed
+    pairs = dict(zip(opts[::2], opts[1::2], strict=False))
+    for shots in (arguments.shots, pairs.get("DATASET.NUM_SHOTS")):
+        if shots is not None:
+            check_shots(shots)
     if arguments.resume:
         opts += ["RESUME", arguments.resume]
     return Run(
         dataset=dataset,
         trainer=trainer,
         backbone=arguments.backbone,
-        shots=check_shots(shots if shots is not None else pairs.get("DATASET.NUM_SHOTS", -1)),
-        seed=int(seed if seed is not None else pairs.get("SEED", 1)),
-        root=arguments.root or pairs.get("DATASET.ROOT", "data"),
+        shots=arguments.shots,
+        seed=arguments.seed,
+        root=arguments.root,
         folder=arguments.output_dir or pairs.get("OUTPUT_DIR", ""),
         opts=tuple(opts),
         config_file=arguments.config_file,
@@ -118,14 +130,14 @@ def check_shots(text: str | int) -> int:
 
 def _evaluate(run, arguments: argparse.Namespace) -> None:
     cfg = run.config()
-    if arguments.eval_only and not arguments.model_dir:
-        raise ValueError("--eval-only needs --model-dir, the folder of a finished run")
     from unskew.engine import build_trainer, set_random_seed, setup_logger
 
     with setup_logger(arguments.output_dir or None, console=True):
         set_random_seed(cfg.SEED)
         trainer = build_trainer(cfg)
         if arguments.eval_only:
+            if trainer.get_model_names() and not arguments.model_dir:
+                raise ValueError(f"--eval-only needs --model-dir, the folder of a finished {run.trainer} run")
             trainer.load_model(arguments.model_dir, epoch=arguments.load_epoch)
             trainer.test()
 
@@ -140,7 +152,7 @@ def _add_sweep(commands) -> None:
     p.add_argument("--shots", nargs="+", default=["16"], help="numbers, or 'all' (1 2 4 8 16)")
     p.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     p.add_argument("-b", "--backbone", default="")
-    p.add_argument("--root", default="data")
+    p.add_argument("--root", default="", help="folder of the datasets (default: data)")
     p.add_argument("--output", default="output")
     p.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides for every run")
     p.set_defaults(command=_sweep)
@@ -182,13 +194,17 @@ def _add_table(commands) -> None:
     p = commands.add_parser("table", help="the table of all finished runs below a folder")
     p.add_argument("folder", nargs="?", default="output")
     p.add_argument("--metric", default="accuracy", help="a number in metrics.json, such as macro_f1 or ece")
-    p.add_argument("--format", default="github", help="a table format of tabulate, such as latex or csv")
+    p.add_argument("--format", default="github", help="a table format of tabulate, such as latex or tsv")
     p.set_defaults(command=_table)
 
 
 def _table(arguments: argparse.Namespace) -> None:
+    from tabulate import tabulate_formats
+
     from unskew import report
 
+    if arguments.format not in tabulate_formats:
+        raise ValueError(unknown_name("table format", arguments.format, tabulate_formats))
     print(report.table(report.collect(arguments.folder), arguments.metric, arguments.format))
 
 
@@ -202,8 +218,9 @@ def _add_micro(commands) -> None:
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
-    from unskew.micro import pretrain
+    from unskew.micro import pretrain, weights
 
+    weights.model_config(arguments.name)  # an unknown name is said before a folder is made
     pretrain.run(arguments.name, arguments.steps, arguments.out or "output/micro")
 
 

@@ -23,17 +23,21 @@ class FeatureLoader:
     Args:
         encode: ``encode(paths, view, keep)`` -> features [N, D].
         views: how many views are kept; 0 draws (and encodes) a new one every epoch.
+        rank, world: this process and how many there are; each takes its part of every epoch.
     """
 
-    def __init__(self, items: Sequence, encode, batch_size: int, views: int, seed: int) -> None:
+    def __init__(
+        self, items: Sequence, encode, batch_size: int, views: int, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
         self.paths = [item.impath for item in items]
         self.labels = torch.tensor([item.label for item in items])
         self.encode, self.batch_size, self.views, self.seed = encode, batch_size, views, seed
+        self.rank, self.world = rank, world
         self.epoch = 0
         self._kept: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
-        return max(1, len(self.paths) // self.batch_size)
+        return max(1, len(self.paths) // self.world // self.batch_size)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -50,11 +54,19 @@ class FeatureLoader:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         features = self._view()
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
-        order = torch.randperm(len(self.paths), generator=generator).to(features.device)
+        order = torch.randperm(len(self.paths), generator=generator)[self.rank :: self.world].to(features.device)
         labels = self.labels.to(features.device)
         for step in range(len(self)):
             index = order[step * self.batch_size : (step + 1) * self.batch_size]
             yield {"features": features[index], "label": labels[index], "index": index}
+
+
+def _check_loader(node, trainer: str) -> None:
+    if node.TRAIN_X.SAMPLER != "RandomSampler" or node.K_TRANSFORMS != 1:
+        raise ValueError(
+            f"{trainer} trains on cached features: DATALOADER.TRAIN_X.SAMPLER must be RandomSampler and "
+            f"DATALOADER.K_TRANSFORMS 1, got {node.TRAIN_X.SAMPLER} and {node.K_TRANSFORMS}"
+        )
 
 
 class CLIPTrainer(TrainerX):
@@ -69,6 +81,12 @@ class CLIPTrainer(TrainerX):
         """True for a trainer that changes the image tower and so trains on images."""
         return False
 
+    def check_cfg(self, cfg) -> None:
+        if cfg.INPUT.NO_TRANSFORM:
+            raise ValueError("INPUT.NO_TRANSFORM must be False: CLIP's image tower needs its own preprocessing")
+        if cfg.INPUT.VIEWS < 0:
+            raise ValueError(f"INPUT.VIEWS must be 0 (a new view every epoch) or more, got {cfg.INPUT.VIEWS}")
+
     def build_data_loader(self) -> None:
         cfg = self.cfg
         self.backbone = backbones.load(cfg.MODEL.BACKBONE.NAME, cfg.TRAINER.PREC, self.device)
@@ -79,9 +97,15 @@ class CLIPTrainer(TrainerX):
         self.lab2cname = self.dm.lab2cname
         self.dataset, self.classnames = self.dm.dataset, self.dm.dataset.classnames
         if not self.needs_images:
-            batch_size = cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+            _check_loader(cfg.DATALOADER, type(self).__name__)
             self.train_loader_x = FeatureLoader(
-                self.dataset.train_x, self._encode_view, batch_size, cfg.INPUT.VIEWS, cfg.SEED
+                self.dataset.train_x,
+                self._encode_view,
+                cfg.DATALOADER.TRAIN_X.BATCH_SIZE,
+                cfg.INPUT.VIEWS,
+                cfg.SEED,
+                self.accelerator.process_index,
+                self.accelerator.num_processes,
             )
 
     def _encode_view(self, paths: Sequence[str], view: int, keep: bool) -> Tensor:

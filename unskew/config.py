@@ -211,7 +211,13 @@ def set_key(cfg: CfgNode, key: str, value: object, source: str) -> None:
     leaves = dict(flatten(cfg))
     if key not in leaves:
         raise ValueError(f"{source}: {_unknown_key(key, leaves)}")
-    if isinstance(leaves[key], float) and isinstance(value, str):  # YAML reads 1e-5 as a string
+    if isinstance(leaves[key], str):  # yacs would read "2024" as a number
+        node, last = cfg, key.split(".")
+        for part in last[:-1]:
+            node = node[part]
+        node[last[-1]] = str(value)
+        return
+    if isinstance(leaves[key], float) and isinstance(value, str | int):  # YAML reads 1e-5 as a string
         try:
             value = float(value)
         except ValueError as error:
@@ -269,7 +275,9 @@ def load(dataset: str, backbone: str = "", trainer: str = "", opts: Sequence = (
     Raises:
         ValueError: an unknown name or key (the near ones are listed), or a value of the wrong type.
     """
-    pairs = _pairs(opts)
+    pairs, extra = _pairs(opts), read_yaml(Path(config_file)) if config_file else {}
+    extra_schedules = extra.pop("SCHEDULES", [])
+    given = {**dict(flatten(extra)), **dict(pairs)}
     dataset_file = Path(dataset) if dataset.endswith((".yaml", ".yml")) else None
     dataset = check_name("datasets", dataset_file.stem if dataset_file else dataset)
     check_name("trainers", trainer)
@@ -280,58 +288,75 @@ def load(dataset: str, backbone: str = "", trainer: str = "", opts: Sequence = (
     _mount_trainers(cfg)
     _merge(cfg, COMMON, "COMMON in unskew/config.py")
     _merge(cfg, dataset_tree, f"configs/datasets/{dataset}.yaml")
-    backbone = check_backbone(backbone or str(dict(pairs).get("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME)))
-    backbone_file = _folder("backbones") / f"{backbone.replace('/', '-')}.yaml"
-    if backbone_file.is_file():
-        _merge(cfg, read_yaml(backbone_file), f"configs/backbones/{backbone_file.name}")
+    backbone = check_backbone(backbone or str(given.get("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME)))
     cfg.MODEL.BACKBONE.NAME = backbone
+    backbone_file = _folder("backbones") / f"{backbone.replace('/', '-')}.yaml"
+    if backbone_file.is_file():  # its NAME is the spelling that counts, "ViT-B/16" for "ViT-B-16"
+        _merge(cfg, read_yaml(backbone_file), f"configs/backbones/{backbone_file.name}")
+    backbone = cfg.MODEL.BACKBONE.NAME
 
-    shots = int(dict(pairs).get("DATASET.NUM_SHOTS", cfg.DATASET.NUM_SHOTS))
-    for layer in _trainer_layers(trainer, dict(pairs)):
+    shots = _integer("DATASET.NUM_SHOTS", given.get("DATASET.NUM_SHOTS", cfg.DATASET.NUM_SHOTS))
+    for layer in _trainer_layers(trainer, given):
         tree = read_yaml(_folder("trainers") / f"{layer}.yaml")
         schedules = tree.pop("SCHEDULES", [])
+        cfg.TRAINER.CLASS = ""  # a base's does not count for the trainer around it
         _merge(cfg, tree, f"configs/trainers/{layer}.yaml")
-        for row in schedules:
-            if shots in row.get("shots", [shots]) and dataset in row.get("datasets", [dataset]):
-                _merge(cfg, row["set"], f"configs/trainers/{layer}.yaml, SCHEDULES")
+        _merge_schedules(cfg, schedules, shots, dataset, f"configs/trainers/{layer}.yaml")
         _merge(cfg, overrides.get(layer, {}), f"configs/datasets/{dataset}.yaml, OVERRIDES")
-    if config_file:
-        _merge(cfg, read_yaml(Path(config_file)), config_file)
+    _merge(cfg, extra, config_file)
+    _merge_schedules(cfg, extra_schedules, shots, dataset, config_file)
     for key, value in pairs:
         set_key(cfg, key, value, "the command line")
 
     cfg.DATASET.NAME, cfg.TRAINER.NAME, cfg.MODEL.BACKBONE.NAME = dataset, trainer, backbone
+    if cfg.SEED >= 2**63:
+        raise ValueError(f"SEED must be below 2**63, got {cfg.SEED}")
     cfg.freeze()
     return cfg
+
+
+def _merge_schedules(cfg: CfgNode, rows: Sequence[dict], shots: int, dataset: str, source: str) -> None:
+    for row in rows:
+        if shots in row.get("shots", [shots]) and dataset in row.get("datasets", [dataset]):
+            _merge(cfg, row["set"], f"{source}, SCHEDULES")
+
+
+def _integer(key: str, value: object) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{key} takes a whole number, got {value!r}") from error
 
 
 def read_base(trainer: str) -> str | None:
     """The base that a trainer's config names (`TRAINER.GLA.BASE`), if any."""
     tree = dict(flatten(read_yaml(_folder("trainers") / f"{trainer}.yaml")))
-    return tree.get(f"TRAINER.{_class_name(trainer).upper()}.BASE")
+    return tree.get(f"TRAINER.{class_name(trainer).upper()}.BASE")
 
 
-def _class_name(trainer: str) -> str:
+def class_name(trainer: str) -> str:
+    """The registered class of a trainer config: `TRAINER.CLASS` where it lends one a name of its own."""
     tree = dict(flatten(read_yaml(_folder("trainers") / f"{trainer}.yaml")))
     return str(tree.get("TRAINER.CLASS", trainer))
 
 
 def _trainer_layers(trainer: str, pairs: dict) -> list[str]:
     """The trainer configs to merge, in order: that of a trainer's base comes before its own."""
-    base = pairs.get(f"TRAINER.{_class_name(trainer).upper()}.BASE", read_base(trainer))
+    base = pairs.get(f"TRAINER.{class_name(trainer).upper()}.BASE", read_base(trainer))
     if base is None:
         return [trainer]
-    if _class_name(check_name("trainers", str(base))) == _class_name(trainer):
-        raise ValueError(f"TRAINER.{_class_name(trainer).upper()}.BASE cannot be {base} itself; choose another trainer")
+    if class_name(check_name("trainers", str(base))) == class_name(trainer):
+        raise ValueError(f"TRAINER.{class_name(trainer).upper()}.BASE cannot be {base} itself; choose another trainer")
     return [*_trainer_layers(base, pairs), trainer]
 
 
 def _own_nodes(cfg: CfgNode) -> set[str]:
     """The trainer nodes that a run reads: its class's, and its base's where it has one."""
-    nodes, name = set(), cfg.TRAINER.CLASS or cfg.TRAINER.NAME
+    trainer = cfg.get("TRAINER", {})
+    nodes, name = set(), trainer.get("CLASS") or trainer.get("NAME")
     while name and name.upper() not in nodes:
         nodes.add(name.upper())
-        name = cfg.TRAINER.get(name.upper(), {}).get("BASE")
+        name = trainer.get(name.upper(), {}).get("BASE")
     return nodes
 
 

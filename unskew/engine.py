@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from unskew import checkpoint
 from unskew.evaluator import build_evaluator, labels_of
+from unskew.files import write_atomically
 from unskew.loaders import DataManager, derive_seed, seed_loader
 from unskew.meters import AverageMeter, MetricMeter
 from unskew.registry import Registry
@@ -154,6 +155,7 @@ class SimpleTrainer(TrainerBase):
         self.start_epoch = self.resume_model_if_exist(directory)
         if selects and self.start_epoch:
             self.best_result = self._saved_best(directory)
+            self._keep_best(directory)
         self.time_start = time.time()
 
     def _saved_best(self, directory) -> float:
@@ -161,6 +163,14 @@ class SimpleTrainer(TrainerBase):
         path = Path(directory) / next(iter(self._models)) / checkpoint.BEST
         result = checkpoint.load_checkpoint(path).get("val_result") if path.is_file() else None
         return -math.inf if result is None else result
+
+    def _keep_best(self, directory) -> None:
+        """A run resumed from another folder may never beat its best epoch, which is deployed from this one."""
+        for name in self._models:
+            source, target = (Path(where) / name / checkpoint.BEST for where in (directory, self.output_dir))
+            if source.is_file() and source.resolve() != target.resolve() and self.accelerator.is_main_process:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(target, source.read_bytes())
 
     def seed_epoch(self) -> None:
         seed, rank = self.cfg.SEED, self.accelerator.process_index
@@ -186,7 +196,7 @@ class SimpleTrainer(TrainerBase):
         if self._tests_after_training:
             logger.info("Finish training")
         self.accelerator.wait_for_everyone()
-        if self.cfg.TEST.FINAL_MODEL == "best_val":
+        if self.cfg.TEST.FINAL_MODEL == "best_val" and self.best_result > -math.inf:
             logger.info("Deploy the model with the best val performance")
             self.load_model(self.output_dir)
         else:
@@ -199,7 +209,11 @@ class SimpleTrainer(TrainerBase):
 
     def validate(self) -> float:
         """The score by which "best_val" selects, higher is better: the accuracy on val in percent."""
-        return self.test(split="val")
+        results = self.results
+        try:
+            return self.test(split="val")
+        finally:
+            self.results = results  # they are those of the last test, not of a validation
 
     def _run_batches(self, batches: Iterable[tuple]) -> None:
         """Train on each of the epoch's batches and log at ``PRINT_FREQ``, in Dassl's line."""

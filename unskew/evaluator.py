@@ -149,6 +149,11 @@ class Classification(EvaluatorBase):
         for name, scores in (extra or {}).items():
             self._extra.setdefault(name, []).append(scores.detach())
 
+    def predictions(self) -> dict[str, Tensor]:
+        """What was processed: ``logits`` [N, C], ``labels`` [N], and the extra logits by name."""
+        parts = {"logits": self._logits, "labels": self._labels, **self._extra}
+        return {name: torch.cat(tensors).cpu().contiguous() for name, tensors in parts.items()}
+
     def evaluate(self) -> OrderedDict:
         """All metrics in percent, ``accuracy`` first.
 

@@ -32,9 +32,12 @@ class _Views(Dataset):
         image = read_image(self.paths[index], self.dataset)
         if self.view is None:
             return self.transform(image)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_view_seed(self.paths[index], self.view))
+        state = torch.get_rng_state()  # torch.manual_seed would reseed every GPU as well, and is slow
+        try:
+            torch.default_generator.manual_seed(_view_seed(self.paths[index], self.view))
             return self.transform(image)
+        finally:
+            torch.set_rng_state(state)
 
 
 def _view_seed(path: str, view: int) -> int:
@@ -46,7 +49,7 @@ def _view_seed(path: str, view: int) -> int:
 def _key(backbone, transform: str, path: str, view: int | None) -> tuple:
     try:
         stat = os.stat(path)
-        return backbone.id, backbone.dtype, transform, path, stat.st_size, stat.st_mtime_ns, view
+        return backbone.id, backbone.dtype, backbone.device, transform, path, stat.st_size, stat.st_mtime_ns, view
     except OSError:
         return (path,)  # reading it will say what is wrong
 

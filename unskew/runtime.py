@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import platform
 import random
 import sys
@@ -125,7 +126,9 @@ def build_accelerator(precision: str = "fp32", use_cuda: bool = True):
             warn_once("fp16 needs a GPU: this run computes in fp32")
     in_group = torch.distributed.is_available() and torch.distributed.is_initialized()
     AcceleratorState._reset_state(reset_partial_state=not in_group)
-    accelerator = Accelerator(mixed_precision=mixed, cpu=not use_cuda)
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    # On a machine without a GPU accelerate forms a group of processes only if it is told that the CPU is meant.
+    accelerator = Accelerator(mixed_precision=mixed, cpu=not use_cuda or (several and not torch.cuda.is_available()))
     if not accelerator.is_main_process:
         logger.setLevel(logging.WARNING)
     return accelerator

@@ -4,7 +4,8 @@ Runs of one call share the process, and with it the loaded backbone and the imag
 """
 
 import json
-import shutil
+import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,14 +17,16 @@ from yacs.config import CfgNode
 from unskew import config, report
 from unskew.files import write_atomically
 
+logger = logging.getLogger("unskew")
+
 
 @dataclass(frozen=True)
 class Run:
     """One trainer on one dataset with one seed.
 
     Attributes:
-        shots: training images per class; -1 for all.
         backbone: empty for the dataset's default.
+        shots, seed, root: ``None`` (or empty) leaves them to the config; shots -1 means all images.
         opts: KEY VALUE pairs, flat.
         folder: where it writes; empty: the place below ``output`` that its names give.
     """
@@ -31,9 +34,9 @@ class Run:
     dataset: str
     trainer: str
     backbone: str = ""
-    shots: int = 16
-    seed: int = 1
-    root: str = "data"
+    shots: int | None = None
+    seed: int | None = None
+    root: str = ""
     output: str = "output"
     folder: str = ""
     opts: tuple = ()
@@ -41,11 +44,14 @@ class Run:
 
     def config(self) -> CfgNode:
         """The frozen config, OUTPUT_DIR included."""
-        flags = ("DATASET.ROOT", self.root, "DATASET.NUM_SHOTS", self.shots, "SEED", self.seed)
-        arguments = (self.dataset, self.backbone, self.trainer)
-        cfg = config.load(*arguments, (*flags, *self.opts), self.config_file)
-        folder = self.folder or str(run_folder(cfg, self.output))
-        return config.load(*arguments, (*flags, *self.opts, "OUTPUT_DIR", folder), self.config_file)
+        flags = {"DATASET.ROOT": self.root or None, "DATASET.NUM_SHOTS": self.shots, "SEED": self.seed}
+        pairs = [part for key, value in flags.items() if value is not None for part in (key, value)]
+
+        def load(*more: str) -> CfgNode:
+            arguments = (self.dataset, self.backbone, self.trainer)
+            return config.load(*arguments, (*self.opts, *pairs, *more), self.config_file)
+
+        return load("OUTPUT_DIR", self.folder or str(run_folder(load(), self.output)))
 
 
 def trainer_label(cfg: CfgNode) -> str:
@@ -79,23 +85,28 @@ def execute(run: Run, console: bool = True) -> dict:
     if (folder / "done").is_file():
         _check_same(cfg, folder)
         return report.read_metrics(folder / "metrics.json")
-    _prepare(cfg, folder)
+    main = int(os.environ.get("RANK", 0)) == 0  # of several processes one writes
+    if main:
+        _prepare(cfg, folder)
     # Only now is there work for torch.
+    from safetensors.torch import save
+
     from unskew.engine import build_trainer, set_random_seed, setup_logger
 
-    with setup_logger(folder, console=console):
+    with setup_logger(folder if main else None, console=console and main):
         started = time.perf_counter()
         set_random_seed(cfg.SEED)
         trainer = build_trainer(cfg)
         trainer.train()
-        metrics = {
-            **_describe(cfg),
-            **trainer.results,
-            "seconds": round(time.perf_counter() - started, 2),
-            **_versions(),
-        }
-    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    write_atomically(folder / "done", config.config_hash(cfg) + "\n")
+        seconds = round(time.perf_counter() - started, 2)
+    metrics = {**_describe(cfg), **trainer.results, "seconds": seconds, **_versions()}
+    if main:
+        if trainer.results:
+            # A copy of each: scores may share their memory, which the format refuses.
+            predictions = {name: tensor.clone() for name, tensor in trainer.evaluator.predictions().items()}
+            write_atomically(folder / "predictions.safetensors", save(predictions))
+        write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        write_atomically(folder / "done", config.config_hash(cfg) + "\n")
     return metrics
 
 
@@ -130,10 +141,12 @@ def _prepare(cfg: CfgNode, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         saved = folder / "config.yaml"
-        if saved.is_file() and config.differing_keys(cfg, config.read_yaml(saved)):
-            for checkpoint in folder.glob("*/checkpoint"):
-                shutil.rmtree(checkpoint.parent)
-        if not any(folder.glob("*/checkpoint")):  # nothing to resume from: the log starts anew too
+        keys = config.differing_keys(cfg, config.read_yaml(saved)) if saved.is_file() else []
+        if keys and any(folder.glob("*/model*.pth.tar*")):
+            logger.warning(f"'{folder}' holds an unfinished run that differs in {', '.join(keys)}: it starts anew")
+            for checkpoint in folder.glob("*/model*.pth.tar*"):
+                checkpoint.unlink()
+        if not any(folder.glob("*/model*.pth.tar*")):  # nothing to resume from: the log starts anew too
             (folder / "log.txt").unlink(missing_ok=True)
         write_atomically(saved, config.dump(cfg))
     except OSError as error:
@@ -146,6 +159,7 @@ def launch(runs: Sequence[Run], execute: Callable[[Run], dict]) -> Iterator[dict
     """Run one after another in this process, with a bar; yields each run's metrics."""
     with tqdm(total=len(runs), desc="runs", unit="run") as bar:
         for run in runs:
-            bar.set_postfix_str(f"{run.trainer}, {report.shots_label(run.shots)}, seed {run.seed}")
+            parts = [run.trainer, report.shots_label(run.shots or -1), f"seed {run.seed}"]
+            bar.set_postfix_str(", ".join(parts))
             yield execute(run)
             bar.update()

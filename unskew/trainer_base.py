@@ -164,10 +164,14 @@ class TrainerBase:
             if self._optims[name] is not None:
                 self._optims[name].zero_grad()
 
-    def model_backward(self, loss: Tensor) -> None:
-        """Gradients of the loss, scaled where mixed precision asks for it."""
+    def watch(self, loss: Tensor) -> None:
+        """Remember, without waiting for the device, whether the loss was finite; training stops if it was not."""
         finite = torch.isfinite(loss.detach()).all()
         self._finite = finite if self._finite is None else self._finite & finite
+
+    def model_backward(self, loss: Tensor) -> None:
+        """Gradients of the loss, scaled where mixed precision asks for it."""
+        self.watch(loss)
         if self.accelerator is None:
             loss.backward()
         else:

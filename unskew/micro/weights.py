@@ -21,7 +21,8 @@ SEEDS = {"micro": 1, "micro-a": 2, "micro-b": 3, "micro-c": 4, "micro-vit": 5}
 NAMES = tuple(SEEDS)
 
 
-def _known(name: str) -> str:
+def check_name(name: str) -> str:
+    """``name`` if it is a shipped model's; else a ``ValueError`` that lists the near ones."""
     if name not in SEEDS:
         raise ValueError(unknown_name("embedded backbone", name, NAMES))
     return name
@@ -29,12 +30,12 @@ def _known(name: str) -> str:
 
 def model_config(name: str) -> dict:
     """The open_clip config of a shipped model."""
-    return json.loads((MODELS / f"{_known(name)}.json").read_text())
+    return json.loads((MODELS / f"{check_name(name)}.json").read_text())
 
 
 def model_path(name: str) -> Path:
     """The safetensors file (fp16) of a shipped model."""
-    return MODELS / f"{_known(name)}.safetensors"
+    return MODELS / f"{check_name(name)}.safetensors"
 
 
 def tokenizer(name: str = "micro"):
