@@ -30,7 +30,7 @@ class Recipe:
     """How one model is pre-trained; ``subsets`` maps the factors that a step's captions name to their odds."""
 
     subsets: dict[tuple[str, ...], float]
-    steps: int = 4000  # of 256 images
+    steps: int
     banks: int = 3  # caption banks per step; images cost more than text
     world_images: int = 232
     digit_images: int = 24  # few, so that digits keep leaning on their prior
@@ -55,9 +55,9 @@ ALL_FACTORS = {
 }
 RECIPES = {
     "micro": Recipe(ALL_FACTORS, steps=5000),
-    "micro-a": Recipe(_one_blind(("shape", "colour"), "pattern")),
-    "micro-b": Recipe(_one_blind(("shape", "pattern"), "colour")),
-    "micro-c": Recipe(_one_blind(("colour", "pattern"), "shape")),
+    "micro-a": Recipe(_one_blind(("shape", "colour"), "pattern"), steps=3500),
+    "micro-b": Recipe(_one_blind(("shape", "pattern"), "colour"), steps=4000),
+    "micro-c": Recipe(_one_blind(("colour", "pattern"), "shape"), steps=3500),
     "micro-vit": Recipe(ALL_FACTORS, steps=9000, world_images=104, digit_images=24, lr=1e-3),
 }
 
