@@ -106,7 +106,7 @@ def test_identity_ignores_places_and_other_trainers_nodes():
     base = load()
     assert config.config_hash(base) == config.config_hash(load("OUTPUT_DIR", "elsewhere", "DATASET.ROOT", "there"))
     assert config.config_hash(base) == config.config_hash(load("TRAINER.PROGRAD.LAMBDA", 0.5))
-    changed = load("TRAINER.COOP.N_CTX", 4)
+    changed = load("TRAINER.COOP.N_CTX", 8)
     assert config.config_hash(base) != config.config_hash(changed)
     assert config.differing_keys(changed, yaml.safe_load(config.dump(base))) == ["TRAINER.COOP.N_CTX"]
     assert config.differing_keys(base, yaml.safe_load(config.dump(base))) == []

@@ -50,7 +50,7 @@ def test_a_finished_run_is_skipped_and_an_unfinished_one_redone(run):
 def test_a_finished_run_with_another_config_is_an_error_that_names_the_keys(run):
     execute(run, console=False)
     with pytest.raises(ValueError, match=r"TRAINER\.COOP\.N_CTX"):
-        execute(replace(run, opts=(*SHORT, "TRAINER.COOP.N_CTX", 4)), console=False)
+        execute(replace(run, opts=(*SHORT, "TRAINER.COOP.N_CTX", 8)), console=False)
 
 
 def test_an_unfinished_run_of_another_config_starts_anew_and_spares_what_is_not_its_own(run, caplog):
@@ -60,7 +60,7 @@ def test_an_unfinished_run_of_another_config_starts_anew_and_spares_what_is_not_
     (folder / "mine").mkdir()
     for name in ("checkpoint", "thesis.txt"):
         (folder / "mine" / name).write_text("mine")
-    other = replace(run, opts=(*SHORT, "TRAINER.COOP.N_CTX", 4))
+    other = replace(run, opts=(*SHORT, "TRAINER.COOP.N_CTX", 8))
     assert execute(other, console=False)["shots"] == 2
     assert "TRAINER.COOP.N_CTX" in caplog.text
     assert {path.name for path in (folder / "mine").iterdir()} == {"checkpoint", "thesis.txt"}
