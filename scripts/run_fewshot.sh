@@ -7,8 +7,8 @@ usage="usage: bash scripts/run_fewshot.sh DATASET SHOTS [TRAINER ...]
   SHOTS     16, a list in quotes (\"1 4 16\") or all (1 2 4 8 16)
   TRAINER   names from configs/trainers (default: ZeroshotCLIP LinearProbe CoOp ProGrad GLA)
 environment:
-  SEEDS (1 2 3)   BACKBONE (the dataset's)   DATA (data)   OUTPUT (output)"
-if [ $# -lt 2 ]; then
+  SEEDS (1 2 3)   BACKBONE (the dataset's)   DATA (./data)   OUTPUT (./output)"
+if [ $# -lt 2 ] || [ -z "${2// /}" ]; then
     echo "$usage" >&2
     exit 2
 fi

@@ -28,6 +28,8 @@ def answer(capsys, *argv):
         (["sweep", "-d", "digits", "-t", "GLA", "--shots", "-3"], "shots must be 1 or more"),
         (["sweep", "-d", "digits", "-t", "GLA", "Coop"], "did you mean CoOp"),
         (["sweep", "-d", "digits", "-t", "GLA", "--shots", "many"], "shots must be a number"),
+        (["train", "-d", "digits", "-t", "GLA", "--shots", "16", "OPTIM.MAX_EPOCH"], "'OPTIM.MAX_EPOCH' has no value"),
+        (["sweep", "-d", "digits", "-t", "GLA", "--output", "/dev/null/x"], "'/dev/null/x' cannot be made"),
         (["table", "nowhere"], "nowhere"),
         (["micro", "pretrain", "macro"], "micro"),
     ],

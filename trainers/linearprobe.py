@@ -38,7 +38,7 @@ class LinearProbe(CLIPTrainer):
         paths, labels = self.labelled(self.dataset.train_x)
         inputs, targets = F.normalize(self.encode(paths), dim=-1).cpu().numpy(), labels.cpu().numpy()
         best, model = -1.0, LogisticRegression(max_iter=2000, warm_start=True)
-        for strength in tqdm(candidates, desc="linear probe", delay=2, leave=False):
+        for strength in tqdm(candidates, desc="linear probe", delay=2, leave=False, disable=None):
             model.set_params(C=strength).fit(inputs, targets)
             accuracy = self._val_accuracy(model) if len(candidates) > 1 else 0.0
             if accuracy > best:  # a tie goes to the stronger regularisation

@@ -158,6 +158,15 @@ def _add_sweep(commands) -> None:
     p.set_defaults(command=_sweep)
 
 
+def _check_writable(folder: str) -> None:
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"the output folder '{folder}' cannot be made ({error.strerror}); choose another") from error
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"the output folder '{folder}' cannot be written; choose another")
+
+
 def _sweep(arguments: argparse.Namespace) -> None:
     from unskew import report, sweep
 
@@ -168,6 +177,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
         config.check_backbone(arguments.backbone)
     words = " ".join(arguments.shots).replace(",", " ").split()
     shots = [check_shots(word) for word in (ALL_SHOTS if words == ["all"] else words)]
+    _check_writable(arguments.output)
     runs = [
         sweep.Run(
             arguments.dataset,

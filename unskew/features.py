@@ -97,7 +97,7 @@ def _encode(backbone, images: _Views, batch_size: int, workers: int) -> list[Ten
     # Starting workers takes longer than a few batches, and more of them than cores only get in their own way.
     workers = min(workers, os.cpu_count() or 1) if len(images) >= 4 * batch_size else 0
     rows: list[Tensor] = []
-    with tqdm(total=len(images), desc="encoding images", unit="image", delay=2, leave=False) as bar:
+    with tqdm(total=len(images), desc="encoding images", unit="image", delay=2, leave=False, disable=None) as bar:
         for batch in DataLoader(images, batch_size, num_workers=workers):
             batch = batch.to(backbone.device)  # [B, 3, H, W]
             rows.extend(backbone.encode_image(batch).float().unbind())

@@ -49,7 +49,7 @@ class Run:
 
         def load(*more: str) -> CfgNode:
             arguments = (self.dataset, self.backbone, self.trainer)
-            return config.load(*arguments, (*self.opts, *pairs, *more), self.config_file)
+            return config.load(*arguments, (*pairs, *self.opts, *more), self.config_file)
 
         return load("OUTPUT_DIR", self.folder or str(run_folder(load(), self.output)))
 

@@ -80,7 +80,9 @@ def _write(folder: Path, dataset: str) -> None:
         for split, (images, labels) in splits(dataset).items():
             (work / split).mkdir()
             items[split] = []
-            for i, image in enumerate(tqdm(images, desc=f"render {dataset} {split}", delay=2, leave=False)):
+            for i, image in enumerate(
+                tqdm(images, desc=f"render {dataset} {split}", delay=2, leave=False, disable=None)
+            ):
                 path = work / split / f"{labels[i]:03d}-{i:05d}.png"
                 Image.fromarray(image).save(path, compress_level=1)
                 items[split].append(Datum(str(path), labels[i], 0, names[labels[i]]))
