@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from unskew.files import write_atomically
 from unskew.micro import downstream, weights, world
 
 MAX_SCALE = 50.0  # of the logits, as a factor
@@ -217,11 +218,11 @@ def _optimizer(model, recipe: Recipe, steps: int):
 
 
 def export(model, path: Path) -> Path:
-    """Write fp16 safetensors without the integer counters of batch norm's."""
-    from safetensors.torch import save_file
+    """Write fp16 safetensors; batch norm's counters stay integers."""
+    from safetensors.torch import save
 
     state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
-    save_file(state, path)
+    write_atomically(path, save(state))
     return path
 
 
