@@ -1,5 +1,6 @@
 """Checkpoints: what is written comes back, nothing in a file is run, half a file is never seen."""
 
+import errno
 import os
 import sys
 import types
@@ -92,6 +93,20 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     with pytest.raises(RuntimeError):
         write_atomically(path, half)
     assert checkpoint.load_checkpoint(path) == {"epoch": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_names_the_file_and_keeps_what_was_there(tmp_path):
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+
+    def full(file):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match=r"file'.*No space left on device; make room"):
+        write_atomically(path, full)
+    assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 

@@ -28,7 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("UNSKEW_DEBUG"):
             raise
         # From a loader's worker process the message comes behind a traceback and the error's own name.
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+        text = (
+            error.strerror if isinstance(error, OSError) and error.filename is None and error.strerror else str(error)
+        )
+        lines = text.strip().splitlines() or [type(error).__name__]
         message = lines[-1].removeprefix(f"{type(error).__name__}: ")
         print(f"unskew: error: {message}", file=sys.stderr)
         return 2

@@ -11,6 +11,9 @@ def write_atomically(path, content: str | bytes | Callable[[BinaryIO], object]) 
 
     Args:
         content: text (as UTF-8), bytes, or a function that writes to the binary file it is given.
+
+    Raises:
+        OSError: it cannot be written (a full disk); the file is named and what was there before is kept.
     """
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}")
@@ -21,5 +24,8 @@ def write_atomically(path, content: str | bytes | Callable[[BinaryIO], object]) 
             else:
                 file.write(content.encode() if isinstance(content, str) else content)
         os.replace(aside, path)
+    except OSError as error:  # a failed write() does not know its file's name
+        reason = f"cannot write '{path}': {error.strerror}; make room there and run the same command again"
+        raise type(error)(error.errno, reason) from error
     finally:
         aside.unlink(missing_ok=True)
