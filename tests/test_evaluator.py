@@ -95,6 +95,15 @@ def test_group_accuracies_average_over_classes():
     assert found == {"many": pytest.approx(100 * (1 / 3 + 1) / 2), "few": pytest.approx(50.0)}
 
 
+def test_class_accuracies_are_scikit_learns_recall():
+    logits, labels = random_scores(missing=3)
+    correct = logits.argmax(1) == labels
+    found = evaluator.class_accuracies(correct, labels, 9)
+    expected = sk.recall_score(labels, logits.argmax(1), average=None, labels=range(9), zero_division=np.nan)
+    assert np.allclose(found, expected, equal_nan=True)
+    assert found.isnan().nonzero()[:, 0].tolist() == [3, 7, 8]
+
+
 def parse_as_coop_does(lines, metric, end_signal="=> result"):
     """The rule of CoOp's parse_test_res.py: a whole line equal to the signal, then a number before a percent sign."""
     pattern, ready, values = re.compile(rf"\* {metric}: ([\.\deE+-]+)%"), False, []
@@ -106,8 +115,9 @@ def parse_as_coop_does(lines, metric, end_signal="=> result"):
     return values
 
 
-def evaluate(cfg, logits, labels, extra=None, batch=64, names=None):
+def evaluate(cfg, logits, labels, extra=None, batch=64, names=None, groups=None):
     judge = evaluator.build_evaluator(cfg, names)
+    judge.groups = groups or {}
     for start in range(0, len(labels), batch):
         rows = slice(start, start + batch)
         judge.process(logits[rows], labels[rows], extra={k: v[rows] for k, v in (extra or {}).items()})
@@ -130,6 +140,26 @@ def test_evaluator_in_batches_and_its_log(caplog):
     assert "* total: 1,234" in lines
     assert f"* correct: {int((logits.argmax(1) == labels).sum()):,}" in lines
     assert f"* zs accuracy: {results['zs_accuracy']:.1f}%" in lines
+
+
+def test_evaluator_reports_groups_after_the_rest(caplog):
+    caplog.set_level(logging.INFO, logger="unskew")
+    logits, labels = random_scores(missing=3)
+    groups = {"p_many": torch.tensor([5, 0]), "p_few": torch.tensor([1, 3]), "gone": torch.tensor([3])}
+    results = evaluate(get_cfg_default(), logits, labels, {"zs": -logits}, groups=groups)
+    recall = sk.recall_score(labels, logits.argmax(1), average=None, labels=range(7), zero_division=0)
+    assert results["p_many"] == pytest.approx(100 * (recall[0] + recall[5]) / 2)
+    assert results["p_few"] == pytest.approx(100 * recall[1])  # class 3 has no images
+    assert "gone" not in results
+    assert all(type(value) is float for value in results.values())
+    assert caplog.messages[-2:] == [f"* {name}: {results[name]:.1f}%" for name in ("p_many", "p_few")]
+
+
+def test_per_class_accuracy_has_none_for_a_class_without_images():
+    judge = evaluator.build_evaluator(get_cfg_default(), None)
+    judge.process(torch.eye(4)[[0, 1, 2]], torch.tensor([0, 1, 1]))
+    judge.process(torch.eye(4)[[2, 1]], torch.tensor([2, 0]))
+    assert judge.per_class_accuracy() == [50.0, 50.0, 100.0, None]
 
 
 def test_evaluator_starts_again_after_reset():

@@ -4,6 +4,7 @@ import statistics
 import pytest
 
 from unskew import report
+from unskew.cli import main
 
 
 def row(trainer, shots, seed, accuracy, **more):
@@ -23,14 +24,65 @@ ROWS = [row("Z", 1, s, 50.0) for s in (1, 2)] + [row("G", k, s, 60.0 + k + s) fo
 def test_table_has_trainers_by_shots_with_mean_and_deviation():
     lines = report.table(ROWS).splitlines()
     assert lines[0] == "accuracy (%) on d, b, seeds 1 2"
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
-    assert cells[0] == ["", "1 shot", "16 shots"]
-    assert cells[2] == ["Z", "50.0 ± 0.0", ""]
-    assert cells[3] == ["G", f"62.5 ± {statistics.stdev([62, 63]):.1f}", "77.5 ± 0.7"]
+    head, _, *body = cells(lines[2:])
+    assert head == ["", "1 shot", "16 shots"]
+    assert body == [["Z", "50.0 ± 0.0", ""], ["G", f"62.5 ± {statistics.stdev([62, 63]):.1f}", "77.5 ± 0.7"]]
 
 
 def test_one_table_for_each_dataset():
     assert report.table([*ROWS, {**ROWS[0], "dataset": "other"}]).count("accuracy (%) on") == 2
+
+
+def cells(lines):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_columns_are_metrics_with_a_table_for_each_number_of_shots():
+    rows = [row(name, k, s, 50.0 + s, p_few=40.0 + k, per_class_accuracy=[1.0, None]) for name, k, s in
+            (("Z", -1, 1), ("Z", 1, 1), ("Z", 1, 2))]  # fmt: skip
+    rows.append(row("G", 1, 1, 70.0, zs_accuracy=60.0))
+    one, whole = report.table(rows, columns=["accuracy", "p_few", "zs_accuracy"]).split("\n\nd, b")
+    lines = one.splitlines()
+    assert lines[0] == "d, b, 1 shot, seeds 1 2 (%)"
+    assert cells(lines[2:]) == [
+        ["", "accuracy", "p few", "zs"],
+        cells(lines[3:4])[0],
+        ["Z", "51.5 ± 0.7", "41.0 ± 0.0", ""],
+        ["G", "70.0", "", "60.0"],
+    ]
+    lines = whole.splitlines()
+    assert lines[0] == ", all images, seed 1 (%)"
+    assert cells(lines[4:]) == [["Z", "51.0", "39.0", ""]]  # no line for G, which has no such run
+
+
+def test_the_time_is_no_percentage():
+    rows = [row("Z", 1, 1, 50.0, seconds=2.0)]
+    assert report.table(rows, "seconds").startswith("seconds on d, b")
+    assert "%" not in report.table(rows, columns=["seconds"])
+
+
+@pytest.mark.parametrize("unknown", ["p_feww", "per_class_accuracy", "trainer", "shots"])
+def test_unknown_column_lists_the_numbers(unknown):
+    rows = [row("Z", 1, 1, 50.0, p_few=40.0, per_class_accuracy=[1.0])]
+    with pytest.raises(ValueError, match=f"no run has the metric '{unknown}'; there are accuracy, p_few$"):
+        report.table(rows, columns=["accuracy", unknown])
+
+
+def test_the_table_command_shows_columns(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    report.write_metrics(tmp_path / "run" / "metrics.json", row("Z", 16, 1, 50.0, macro_f1=48.0))
+    (tmp_path / "run" / "done").write_text("x")
+    assert main(["table", str(tmp_path), "--columns", "accuracy", "macro_f1"]) == 0
+    assert cells(capsys.readouterr().out.splitlines()[-1:]) == [["Z", "50.0", "48.0"]]
+    assert main(["table", str(tmp_path), "--columns", "accuracy", "p_few"]) == 2
+    assert "p_few" in capsys.readouterr().err
+
+
+def test_metrics_are_written_a_line_for_each_key(tmp_path):
+    metrics = row("Z", 1, 1, 1 / 3, per_class_accuracy=[100 / 3, None], name='a "b"')
+    report.write_metrics(tmp_path / "metrics.json", metrics)
+    assert report.read_metrics(tmp_path / "metrics.json") == metrics
+    assert len((tmp_path / "metrics.json").read_text().splitlines()) == len(metrics) + 2
 
 
 def test_unknown_metric_lists_what_there_is():

@@ -1,31 +1,12 @@
 """Contract of every trainer in configs/trainers, found by name, and what single trainers promise."""
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
+from building import build, some_paths
 
 from unskew import config, losses
-from unskew.engine import build_trainer, set_random_seed
-from unskew.evaluator import compute_accuracy
 from unskew.text import encode_prompts
-
-SHORT = ("OPTIM.MAX_EPOCH", 2, "INPUT.VIEWS", 2, "DATALOADER.TRAIN_X.BATCH_SIZE", 8, "DATALOADER.NUM_WORKERS", 0)
-
-
-def build(name, data_root, output, *opts, seed=1, shots=2, dataset="digits", backbone=""):
-    flags = ("DATASET.ROOT", data_root, "OUTPUT_DIR", str(output), "DATASET.NUM_SHOTS", shots, "SEED", seed)
-    cfg = config.load(dataset, backbone, name, (*SHORT, *flags, *opts))
-    set_random_seed(cfg.SEED)
-    return build_trainer(cfg)
-
-
-def test_paths(trainer, n=40):
-    return [item.impath for item in trainer.dataset.test[:n]]
-
-
-test_paths.__test__ = False
 
 
 @pytest.mark.parametrize("name", config.names("trainers"))
@@ -34,7 +15,7 @@ def test_contract(name, data_root, tmp_path):
     logits = []
     for trainer in trainers:
         trainer.train()
-        logits.append(trainer.predict(test_paths(trainer)))
+        logits.append(trainer.predict(some_paths(trainer)))
     assert logits[0].shape == (40, 10)
     assert logits[0].dtype == torch.float32
     assert torch.isfinite(logits[0]).all()
@@ -44,7 +25,7 @@ def test_contract(name, data_root, tmp_path):
         assert not torch.equal(logits[0], logits[2])
         fresh = build(name, data_root, tmp_path / "fresh")
         fresh.load_model(str(tmp_path / "0"))
-        assert torch.equal(fresh.predict(test_paths(fresh)), logits[0])
+        assert torch.equal(fresh.predict(some_paths(fresh)), logits[0])
 
 
 @pytest.mark.parametrize("name", ["CoOp", "ProGrad", "ResidualPrompt"])
@@ -61,14 +42,14 @@ def test_training_lowers_the_loss_on_the_training_images(name, data_root, tmp_pa
 def test_other_precisions_train(name, precision, data_root, tmp_path):
     trainer = build(name, data_root, tmp_path, "TRAINER.PREC", precision)
     trainer.train()
-    logits = trainer.predict(test_paths(trainer))
+    logits = trainer.predict(some_paths(trainer))
     assert logits.dtype == torch.float32
     assert torch.isfinite(logits).all()
 
 
 def test_residual_prompt_starts_at_zero_shot(data_root, tmp_path):
     residual, zeroshot = build("ResidualPrompt", data_root, tmp_path), build("ZeroshotCLIP", data_root, tmp_path)
-    paths = test_paths(zeroshot)
+    paths = some_paths(zeroshot)
     assert residual.dataset.context_init == residual.dataset.templates[0]
     torch.testing.assert_close(residual.predict(paths), zeroshot.predict(paths), rtol=1e-4, atol=1e-4)
 
@@ -176,9 +157,9 @@ def test_linear_probe_is_scikit_learns_logistic_regression(data_root, tmp_path):
     model = LogisticRegression(C=10.0, max_iter=2000).fit(
         F.normalize(trainer.encode(paths), dim=-1).numpy(), labels.numpy()
     )
-    test = F.normalize(trainer.encode(test_paths(trainer)), dim=-1).numpy()
+    test = F.normalize(trainer.encode(some_paths(trainer)), dim=-1).numpy()
     torch.testing.assert_close(
-        trainer.predict(test_paths(trainer)),
+        trainer.predict(some_paths(trainer)),
         torch.from_numpy(model.decision_function(test)).float(),
         rtol=1e-2,
         atol=1e-2,
@@ -192,68 +173,3 @@ def test_linear_probe_handles_two_classes(data_root, tmp_path):
     trainer.train()
     predicted = trainer.predict([item.impath for item in keep]).argmax(1)
     assert torch.equal(predicted, torch.tensor([item.label for item in keep]))
-
-
-# --- GLA --------------------------------------------------------------------------------------------
-
-
-def test_gla_adds_its_parts(data_root, tmp_path):
-    trainer = build("GLA", data_root, tmp_path, shots=4)
-    trainer.train()
-    paths = test_paths(trainer)
-    scores, a = trainer.scores(paths), trainer.adjustment
-    zs = trainer.zeroshot_logits(paths) / a.zeroshot_temperature
-    ft = trainer.base.predict(paths) / a.finetuned_temperature
-    torch.testing.assert_close(scores["gla"], ft + zs - a.log_q)
-    torch.testing.assert_close(scores["ensemble"], ft + zs)
-    assert math.isclose(a.log_q.exp().sum().item(), 1, abs_tol=1e-5)
-    labels = torch.tensor([item.label for item in trainer.dataset.test])
-    for part, logits in trainer.scores([item.impath for item in trainer.dataset.test]).items():
-        accuracy = compute_accuracy(logits, labels)[0].item()
-        assert math.isclose(trainer.results[f"{part}_accuracy"], accuracy, abs_tol=1e-3)
-    assert trainer.results["accuracy"] == trainer.results["gla_accuracy"]
-
-
-@pytest.mark.parametrize("base", ["ZeroshotCLIP", "LinearProbe", "CoOp", "ProGrad"])
-def test_gla_takes_any_base(base, data_root, tmp_path):
-    trainer = build("GLA", data_root, tmp_path, "TRAINER.GLA.BASE", base)
-    trainer.train()
-    assert type(trainer.base).__name__ == base
-    fresh = build("GLA", data_root, tmp_path / "fresh", "TRAINER.GLA.BASE", base)
-    fresh.load_model(str(tmp_path))
-    assert torch.equal(fresh.predict(test_paths(fresh)), trainer.predict(test_paths(trainer)))
-
-
-def test_test_labels_change_nothing_but_the_score(data_root, tmp_path):
-    from unskew.data import Datum
-
-    honest, lied_to = build("GLA", data_root, tmp_path / "a", shots=4), build("GLA", data_root, tmp_path / "b", shots=4)
-    for trainer in (lied_to, lied_to.base):
-        test = trainer.dataset.test
-        test[:] = [Datum(item.impath, (item.label + 1) % 10, item.domain, item.classname) for item in test]
-    honest.train()
-    lied_to.train()
-    assert torch.equal(honest.adjustment.log_q, lied_to.adjustment.log_q)
-    assert torch.equal(honest.predict(test_paths(honest)), lied_to.predict(test_paths(honest)))
-    assert honest.results["accuracy"] != lied_to.results["accuracy"]
-
-
-def test_the_prior_is_fitted_on_train_and_val_below_twenty_shots_else_on_val(data_root, tmp_path):
-    few = build("GLA", data_root, tmp_path, shots=4)
-    assert len(few._prior_items()) == len(few.dataset.train_x) + len(few.dataset.val)
-    many = build("GLA", data_root, tmp_path, shots=20)
-    assert many._prior_items() == many.dataset.val
-
-
-@pytest.mark.slow
-def test_the_known_prior_is_recovered_and_its_removal_helps(data_root, tmp_path):
-    from unskew.micro import true_log_prior
-
-    trainer = build("GLA", data_root, tmp_path, shots=16, dataset="shapes")
-    truth, estimate = true_log_prior("micro", "shapes"), trainer.adjustment.log_q
-    assert torch.corrcoef(torch.stack([truth, estimate]))[0, 1] >= 0.9
-    zs = trainer.zeroshot_logits([item.impath for item in trainer.dataset.test])
-    labels = torch.tensor([item.label for item in trainer.dataset.test])
-    plain = compute_accuracy(zs, labels)[0]
-    debiased = compute_accuracy(zs / trainer.adjustment.zeroshot_temperature - estimate, labels)[0]
-    assert debiased >= plain + 5

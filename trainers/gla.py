@@ -7,130 +7,82 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
-from unskew import config
-from unskew.calibration import fit_temperature
-from unskew.clip_trainer import CLIPTrainer
+from unskew.calibration import remaining_bias
 from unskew.engine import TRAINER_REGISTRY
-from unskew.losses import cross_entropy
-from unskew.prior import adjust, estimate_log_prior
+from unskew.prior import adjust, read_prior
+from unskew.trainers import debiasedzeroshot, ensemble
 
 logger = logging.getLogger("unskew")
-
-# From this many shots on, the val images alone are enough to fit the prior and the zero-shot temperature.
-ENOUGH_SHOTS = 20
 
 
 def defaults() -> CfgNode:
     return CfgNode(
         {
-            "BASE": "ResidualPrompt",  # the fine-tuned half: any registered trainer
-            "STRENGTH": 1.0,  # kappa: pseudo-samples of the uniform prior
-            "TEMPERATURE": "confidence",  # how both halves are calibrated: confidence or nll
+            **ensemble.defaults(),
+            **debiasedzeroshot.defaults(),
+            "RHO": "val",  # share of log q that fine-tuning has left: fitted on val, or a number; 0 in the paper
+            "TARGET": "uniform",  # label prior of the test images: uniform, train, or a file as for PRIOR
         }
     )
 
 
-class _Adjustment(torch.nn.Module):
-    """What GLA adds to its base, as buffers that a checkpoint holds."""
-
-    def __init__(self, log_q: Tensor, log_p: Tensor, zeroshot_temperature: float) -> None:
-        super().__init__()
-        self.register_buffer("log_q", log_q)  # [C], label prior of the pre-training data
-        self.register_buffer("log_p", log_p)  # [C], label prior of the training images
-        self.register_buffer("zeroshot_temperature", torch.tensor(zeroshot_temperature))
-        self.register_buffer("finetuned_temperature", torch.tensor(1.0))
-
-
 @TRAINER_REGISTRY.register()
-class GLA(CLIPTrainer):
-    """Logits = ft/T_ft + zs/T_zs - log q - log p (the paper's f_gla, with both halves calibrated).
+class GLA(ensemble.Ensemble):
+    """Logits = ft/T_ft + zs/T_zs - (1 + rho) log q - log p + log target.
 
-    The base trains itself; GLA only decides which of its epochs is kept, by its own accuracy on val.
-    q and T_zs are fitted once, on images that the untouched model has never seen: train and val
-    below 20 shots, else val.
+    With rho 0 it is the paper's f_gla, both halves calibrated: right if the fine-tuned model has lost the bias of its
+    pre-training. After a few shots it has not, and rho is the share that it has kept.
     """
 
-    def build_model(self) -> None:
-        self.base = TRAINER_REGISTRY.get(config.class_name(self.cfg.TRAINER.GLA.BASE))(self.cfg)
-        self.base.validate = self.validate
-        items = self._prior_items()
-        paths, labels = self.labelled(items)
-        zeroshot = self.zeroshot_logits(paths)
-        node = self.cfg.TRAINER.GLA
-        temperature = fit_temperature(zeroshot, labels, method=node.TEMPERATURE)
-        estimate = estimate_log_prior(zeroshot / temperature, labels, strength=node.STRENGTH)
-        if not estimate.converged:
-            logger.warning(
-                "GLA: the prior estimate has not converged; the logits of the zero-shot model look degenerate"
-            )
-        self.adjustment = _Adjustment(estimate.log_q.float(), self._train_log_prior(), temperature).to(self.device)
-        self.register_model("gla", self.adjustment)
+    def build_terms(self) -> ensemble.Terms:
+        log_q, temperature = debiasedzeroshot.pretraining_prior(self)
+        return ensemble.Terms(
+            zeroshot_temperature=temperature,
+            finetuned_temperature=1.0,
+            log_q=log_q,  # [C], label prior of the pre-training data
+            log_p=self._log_p(),  # [C], label prior that the base has learned from the training images
+            log_target=self._log_target(),  # [C], label prior of the test images
+            rho=self._rho(),
+        )
 
-    def _prior_items(self) -> list:
-        train, val = self.dataset.train_x, self.dataset.val or []
-        few = 0 < self.cfg.DATASET.NUM_SHOTS < ENOUGH_SHOTS
-        return [*train, *val] if few or not val else val
-
-    def _train_log_prior(self) -> Tensor:
-        """log p [C] from the training counts; zero for balanced shots, where it would cancel."""
+    def _log_train_frequencies(self) -> Tensor:
+        """[C]; zero for balanced shots, where it would cancel."""
         labels = torch.tensor([item.label for item in self.dataset.train_x])
         counts = torch.bincount(labels, minlength=self.num_classes).clamp_min(1)
         return torch.zeros(self.num_classes) if len(counts.unique()) == 1 else (counts / counts.sum()).log()
 
-    # --- training: the base's, scored by GLA --------------------------------------------------------
+    def _log_p(self) -> Tensor:
+        return torch.zeros(self.num_classes) if self.base.logit_adjusted else self._log_train_frequencies()
 
-    def train(self) -> None:
-        self.before_train()
-        self.base.fit()
-        self._calibrate()
-        self.save_model(0, self.output_dir)
-        self.after_train()
+    def _log_target(self) -> Tensor:
+        if self.node.TARGET == "uniform":
+            return torch.zeros(self.num_classes)
+        if self.node.TARGET == "train":
+            return self._log_train_frequencies()
+        return read_prior(self.node.TARGET, self.classnames)
 
-    def _calibrate(self) -> tuple[list[str], Tensor, Tensor]:
-        """Fit T_ft on val for the base as it is now (without val: on train)."""
-        paths, labels = self.labelled(self.dataset.val or self.dataset.train_x)
-        finetuned = self.base.predict(paths)
-        temperature = fit_temperature(finetuned, labels, method=self.cfg.TRAINER.GLA.TEMPERATURE)
-        self.adjustment.finetuned_temperature.fill_(temperature)
+    def _rho(self) -> float:
+        """The number that the config gives; where it is to be fitted, 0 until then."""
+        if self.node.RHO == "val":
+            return 0.0
+        try:
+            rho = float(self.node.RHO)
+        except ValueError:
+            rho = -1.0
+        if not 0 <= rho <= 1:
+            raise ValueError(f"TRAINER.GLA.RHO must be val or a number in [0, 1], got '{self.node.RHO}'")
+        return rho
+
+    def calibrate(self) -> tuple[list[str], Tensor, Tensor]:
+        paths, labels, finetuned = super().calibrate()
+        if self.node.RHO == "val":
+            balanced = finetuned / self.terms.finetuned_temperature - self.terms.log_p
+            self.terms.rho.fill_(remaining_bias(balanced, labels, self.terms.log_q))
         return paths, labels, finetuned
 
-    def validate(self) -> float:
-        """Accuracy of GLA on val in percent, with T_ft fitted at this moment; the base's epochs are kept by it.
-
-        A few shots' val has few images and epochs often tie: then the one of lower cross entropy is better.
-        """
-        paths, labels, finetuned = self._calibrate()
-        scores = self._scores(paths, finetuned)["gla"]
-        accuracy = (scores.argmax(1) == labels).float().mean()
-        return (100 * accuracy - 1e-3 * cross_entropy(scores, labels)).item()
-
-    # --- prediction ---------------------------------------------------------------------------------
-
-    def _scores(self, paths: Sequence[str], finetuned: Tensor) -> dict[str, Tensor]:
-        """The method's parts and the method, each [N, C]."""
-        a = self.adjustment
-        zs, ft = self.zeroshot_logits(paths) / a.zeroshot_temperature, finetuned / a.finetuned_temperature
-        return {"zs": zs, "ft": ft, "ensemble": ft + zs, "gla": adjust(ft, zs, a.log_q, a.log_p)}
-
-    def scores(self, paths: Sequence[str]) -> dict[str, Tensor]:
-        """Logits [N, C] of zero-shot, fine-tuned, their plain ensemble and GLA; the last is `predict`'s."""
-        return self._scores(paths, self.base.predict(paths))
-
-    def predict(self, paths: Sequence[str]) -> Tensor:
-        return self.scores(paths)["gla"]
-
-    # --- checkpoints: the base's models lie beside GLA's own ----------------------------------------
-
-    def load_model(self, directory: str, epoch: int | None = None) -> None:
-        self.base.load_model(directory, epoch)
-        super().load_model(directory)
-        if epoch is not None:  # the saved T_ft belongs to the epoch that was kept
-            self._calibrate()
-
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        return {**self.base.state_dict(), **super().state_dict()}
-
-    def load_state_dict(self, states: dict[str, dict[str, Tensor]]) -> None:
-        own = set(self.get_model_names())
-        super().load_state_dict({name: state for name, state in states.items() if name in own})
-        self.base.load_state_dict({name: state for name, state in states.items() if name not in own})
+    def parts(self, paths: Sequence[str], finetuned: Tensor) -> dict[str, Tensor]:
+        t = self.terms
+        parts = super().parts(paths, finetuned)
+        debiased = parts["ft"] - t.rho * t.log_q  # what fine-tuning has left, if rho is fitted
+        gla = adjust(debiased, parts["zs"], t.log_q, t.log_p, t.log_target)
+        return {**parts, "debiased": parts["zs"] - t.log_q, "gla": gla}

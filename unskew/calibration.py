@@ -1,4 +1,4 @@
-"""The temperature T at which logits / T mean what they say."""
+"""Numbers fitted on val: the temperature at which logits mean what they say, the bias that fine-tuning has left."""
 
 import logging
 import math
@@ -54,3 +54,30 @@ def fit_temperature(logits, labels, *, method: str = "confidence") -> float:
         logger.warning(f"no temperature in {RANGE} fits {samples} samples by '{method}': taking {end}")
         return end
     return math.exp(brentq(falling, lowest, highest, xtol=1e-10))
+
+
+def remaining_bias(logits, labels, log_q) -> float:
+    """The share rho in [0, 1] of the pre-training bias log q ``[C]`` that fine-tuned logits ``[N, C]`` still carry.
+
+    Fine-tuning starts at a model whose logits carry log q, and a few steps on a few images take away only a part
+    of it. rho is the least cross entropy of ``logits - rho * log q + log pi`` on labels ``[N]`` that the model was
+    not trained on, pi being their frequencies. That is convex in rho; its slope is the mean of log q under the
+    labels less the mean under the model, and rho is where the two agree: 0 where fine-tuning has undone the bias,
+    1 where it is all still there.
+
+    Raises:
+        ValueError: shapes or labels out of range; logits that are not finite.
+    """
+    logits, labels = check_logits(logits, labels)
+    log_q = torch.as_tensor(log_q).to(logits)
+    if log_q.shape != logits.shape[1:]:
+        raise ValueError(f"log_q must be [C] with C = {logits.shape[1]}, not {list(log_q.shape)}")
+    frequencies = torch.bincount(labels, minlength=logits.shape[1]).to(logits) / len(labels)
+    target, scores = frequencies @ log_q, logits + frequencies.log()  # [N, C]; an absent class is out of the softmax
+
+    def slope(rho: float) -> float:
+        return float(target - ((scores - rho * log_q).softmax(1) @ log_q).mean())
+
+    if slope(0.0) >= 0:
+        return 0.0
+    return 1.0 if slope(1.0) <= 0 else brentq(slope, 0.0, 1.0, xtol=1e-8)

@@ -9,6 +9,7 @@ from torch import Tensor
 from unskew import backbones, features, losses
 from unskew.engine import TrainerX
 from unskew.evaluator import compute_accuracy
+from unskew.groups import dataset_groups
 from unskew.loaders import DataManager, derive_seed
 from unskew.optim import build_lr_scheduler, build_optimizer
 from unskew.text import zeroshot_classifier
@@ -171,6 +172,9 @@ class CLIPTrainer(TrainerX):
         """Logits [N, C] of images, without augmentation."""
         self.set_model_mode("eval")
         return self.logits(self.encode(paths)).float()
+
+    def class_groups(self) -> dict[str, Tensor]:
+        return {**super().class_groups(), **dataset_groups(self.cfg, self.device)}
 
     def labelled(self, items: Sequence) -> tuple[list[str], Tensor]:
         """Paths and labels [N] of training or validation images."""

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from unskew import checkpoint
 from unskew.evaluator import build_evaluator, labels_of
 from unskew.files import write_atomically
+from unskew.groups import training_groups
 from unskew.loaders import DataManager, derive_seed, seed_loader
 from unskew.meters import AverageMeter, MetricMeter
 from unskew.registry import Registry
@@ -58,6 +59,8 @@ class SimpleTrainer(TrainerBase):
         results: the metrics of the last ``test``.
     """
 
+    # Whether the training loss takes log p, the label frequencies of the training images, off the logits already.
+    logit_adjusted = False
     # `fit` switches it off: a trainer inside another one is not tested.
     _tests_after_training = True
 
@@ -270,6 +273,7 @@ class SimpleTrainer(TrainerBase):
         logits = list(scores.values())[-1]  # [N, C]
         labels = labels_of(items).to(logits.device)  # [N]
         self.evaluator.reset()
+        self.evaluator.groups = self.class_groups() if split == "test" else {}
         if len(scores) > 1:
             self.evaluator.process(logits, labels, extra=scores)
         else:
@@ -278,6 +282,11 @@ class SimpleTrainer(TrainerBase):
         for name, value in self.results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         return next(iter(self.results.values()))
+
+    def class_groups(self) -> dict[str, Tensor]:
+        """Class indices by name; the accuracy of each group is reported on the test set."""
+        counts = torch.bincount(labels_of(self.dm.dataset.train_x or []), minlength=self.num_classes)
+        return training_groups(counts)
 
     def scores(self, paths: Sequence[str]) -> dict[str, Tensor]:
         """Logits [N, C] by name; the last are the trainer's own, any before them are reported beside it."""

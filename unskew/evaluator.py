@@ -1,6 +1,7 @@
 """Metrics, and the only code that reads test labels."""
 
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,12 +35,14 @@ def compute_accuracy(output: Tensor, target: Tensor, topk: Sequence[int] = (1,))
     return [hits[:, :k].any(1).float().mean(0, keepdim=True) * 100 for k in topk]
 
 
-def _counts(predicted: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Per class [C], float64: images that are right, that are of the class, that are called so."""
-    right = torch.bincount(labels[predicted == labels], minlength=num_classes)
-    true = torch.bincount(labels, minlength=num_classes)
-    called = torch.bincount(predicted, minlength=num_classes)
-    return right.double(), true.double(), called.double()
+def class_accuracies(correct: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Accuracy in [0, 1] of each class, [C], float64; NaN for a class without images.
+
+    Args:
+        correct: [N] bool. labels: [N], in 0..C-1.
+    """
+    right = torch.bincount(labels[correct.bool()], minlength=num_classes)
+    return right.double() / torch.bincount(labels, minlength=num_classes)
 
 
 def _calibration_error(logits: Tensor, labels: Tensor) -> Tensor:
@@ -68,11 +71,12 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
     if bad.any():
         problem = "the logits hold NaN" if bad[0] else f"labels must be 0..{num_classes - 1}, the number of logits"
         raise ValueError(f"no metrics: {problem}")
-    right, true, called = _counts(logits.argmax(1), labels, num_classes)
-    present = true > 0
-    accuracy = right.sum() / true.sum()
-    f1 = (2 * right / (true + called))[present].mean()
-    balanced = (right / true)[present].mean()
+    predicted = logits.argmax(1)
+    correct = predicted == labels
+    accuracy, recall = correct.double().mean(), class_accuracies(correct, labels, num_classes)
+    true, called = (torch.bincount(classes, minlength=num_classes) for classes in (labels, predicted))
+    # torchmetrics counts a class that is predicted but has no image as F1 0, and as accuracy 0.
+    f1, balanced = (2 * recall * true / (true + called)).nanmean(), recall.nanmean()
     ece = _calibration_error(logits, labels).double()
     values = (100 * torch.stack([accuracy, 1 - accuracy, f1, balanced, ece])).tolist()  # the one synchronisation
     return dict(zip(("accuracy", "error_rate", "macro_f1", "balanced_accuracy", "ece"), values, strict=True))
@@ -85,16 +89,10 @@ def group_accuracies(correct: Tensor, labels: Tensor, groups: Mapping[str, Tenso
         correct: [N] bool. labels: [N].
         groups: class indices by name. A group without images is left out.
     """
-    num_classes = 1 + max([int(labels.max()), *(int(classes.max()) for classes in groups.values() if len(classes))])
-    right = torch.bincount(labels[correct.bool()], minlength=num_classes).double()
-    true = torch.bincount(labels, minlength=num_classes).double()
-    result = {}
-    for name, classes in groups.items():
-        classes = classes.to(labels.device).long()
-        classes = classes[true[classes] > 0]
-        if len(classes):
-            result[name] = 100 * (right[classes] / true[classes]).mean().item()
-    return result
+    highest = max([int(labels.max()), *(int(classes.max()) for classes in groups.values() if len(classes))])
+    accuracies = class_accuracies(correct, labels, highest + 1)
+    means = {name: accuracies[classes.to(labels.device).long()].nanmean().item() for name, classes in groups.items()}
+    return {name: 100 * mean for name, mean in means.items() if not math.isnan(mean)}
 
 
 # --- evaluators --------------------------------------------------------------------------------------
@@ -106,7 +104,13 @@ def build_evaluator(cfg, lab2cname: Mapping[int, str] | None = None, **kwargs):
 
 
 class EvaluatorBase:
-    """``reset()``, then ``process(mo, gt)`` for each batch, then ``evaluate()``."""
+    """``reset()``, then ``process(mo, gt)`` for each batch, then ``evaluate()``.
+
+    Attributes:
+        groups: class indices by name; the accuracy of each group is reported too.
+    """
+
+    groups: Mapping[str, Tensor] = {}
 
     def __init__(self, cfg) -> None:
         self.cfg = cfg
@@ -154,8 +158,14 @@ class Classification(EvaluatorBase):
         parts = {"logits": self._logits, "labels": self._labels, **self._extra}
         return {name: torch.cat(tensors).cpu().contiguous() for name, tensors in parts.items()}
 
+    def per_class_accuracy(self) -> list[float | None]:
+        """Accuracy in percent of each class, by label; ``None`` for a class without images."""
+        logits, labels = torch.cat(self._logits), torch.cat(self._labels)
+        accuracies = 100 * class_accuracies(logits.argmax(1) == labels, labels, logits.shape[1])
+        return [None if math.isnan(value) else value for value in accuracies.tolist()]
+
     def evaluate(self) -> OrderedDict:
-        """All metrics in percent, ``accuracy`` first.
+        """All metrics in percent, ``accuracy`` first; those of ``groups`` have the groups' names.
 
         Raises:
             ValueError: nothing was processed.
@@ -179,29 +189,30 @@ class Classification(EvaluatorBase):
             accuracy = 100 * (torch.cat(parts).argmax(1) == labels).double().mean().item()
             results[f"{name}_accuracy"] = accuracy
             lines.append(f"* {name} accuracy: {accuracy:.1f}%")
+        if self.groups:
+            accuracies = group_accuracies(logits.argmax(1) == labels, labels, self.groups)
+            results |= accuracies
+            lines += [f"* {name}: {accuracy:.1f}%" for name, accuracy in accuracies.items()]
         for line in lines:
             logger.info(line)
         if self.cfg.TEST.PER_CLASS_RESULT:
-            results["perclass_accuracy"] = self._log_classes(logits.argmax(1), labels, logits.shape[1])
+            self._log_classes(labels, results["balanced_accuracy"])
+            results["perclass_accuracy"] = results["balanced_accuracy"]  # Dassl's name for it
         if self.cfg.TEST.COMPUTE_CMAT:
             self._save_confusion(logits.argmax(1), labels, logits.shape[1])
         return results
 
-    def _log_classes(self, predicted: Tensor, labels: Tensor, num_classes: int) -> float:
-        right, true, _ = _counts(predicted, labels, num_classes)
-        rows = torch.stack([right, true], 1).tolist()
+    def _log_classes(self, labels: Tensor, mean: float) -> None:
+        accuracies = self.per_class_accuracy()
+        totals = torch.bincount(labels, minlength=len(accuracies)).tolist()
         logger.info("=> per-class result")
-        accuracies = []
-        for label, (correct, total) in enumerate(rows):
+        for label, (accuracy, total) in enumerate(zip(accuracies, totals, strict=True)):
             if total:
-                accuracies.append(100 * correct / total)
                 logger.info(
-                    f"* class: {label} ({self._lab2cname[label]})\ttotal: {total:,.0f}\t"
-                    f"correct: {correct:,.0f}\tacc: {accuracies[-1]:.1f}%"
+                    f"* class: {label} ({self._lab2cname[label]})\ttotal: {total:,}\t"
+                    f"correct: {round(accuracy * total / 100):,}\tacc: {accuracy:.1f}%"
                 )
-        mean = sum(accuracies) / len(accuracies)
         logger.info(f"* average: {mean:.1f}%")
-        return mean
 
     def _save_confusion(self, predicted: Tensor, labels: Tensor, num_classes: int) -> None:
         """cmat.pt: [C, C], rows are true classes and sum to one (zero for a class without images)."""

@@ -2,10 +2,12 @@
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tabulate import tabulate
+
+from unskew.files import write_atomically
 
 
 def collect(folder: str | Path) -> list[dict]:
@@ -34,6 +36,12 @@ def read_metrics(path: Path) -> dict:
         raise ValueError(f"'{path}' is not valid JSON ({error}); delete its folder and run again") from error
 
 
+def write_metrics(path: Path, metrics: Mapping[str, object]) -> None:
+    """Write a flat object with a line for each key, that of a list too."""
+    lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in metrics.items())
+    write_atomically(path, f"{{\n{lines}\n}}\n")
+
+
 def _unique(values) -> list:
     return list(dict.fromkeys(values))
 
@@ -49,24 +57,48 @@ def mean_and_deviation(values: Sequence[float]) -> str:
     return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
-def table(rows: Sequence[dict], metric: str = "accuracy", style: str = "github") -> str:
-    """Rows are trainers, columns are shots, cells are mean ± standard deviation over seeds.
+def table(rows: Sequence[dict], metric: str = "accuracy", style: str = "github", columns: Sequence[str] = ()) -> str:
+    """Rows are trainers, cells are mean ± standard deviation over seeds.
 
-    One table for each dataset and backbone, in the order in which the rows come.
+    One table for each dataset and backbone, in the order in which the rows come, whose columns are shots; with
+    ``columns`` one for each number of shots as well, whose columns are these metrics.
 
     Raises:
-        ValueError: no row has the metric; what there is is listed.
+        ValueError: no row has a metric; what there is is listed.
     """
     if not rows:
         return "no finished runs"
-    numbers = _unique(k for row in rows for k, v in row.items() if isinstance(v, int | float) and k != "seed")
-    if metric not in numbers:
-        raise ValueError(f"no run has the metric '{metric}'; there are {', '.join(sorted(numbers))}")
+    _check_metrics(rows, columns or [metric])
     parts = []
     for dataset, backbone in _unique((row["dataset"], row["backbone"]) for row in rows):
         group = [row for row in rows if (row["dataset"], row["backbone"]) == (dataset, backbone)]
-        parts.append(f"{metric} (%) on {dataset}, {backbone}, {_seeds(group)}\n\n{_one_table(group, metric, style)}")
-    return "\n\n".join(parts)
+        where, shots = f"{dataset}, {backbone}", sorted({row["shots"] for row in group}, key=lambda k: (k < 0, k))
+        if not columns:
+            title = f"{metric}{_unit(metric)} on {where}, {_seeds(group)}"
+            parts.append((title, _grid(group, [(shots_label(k), k, metric) for k in shots], style)))
+            continue
+        for k in shots:
+            same = [row for row in group if row["shots"] == k]
+            title = f"{where}, {shots_label(k)}, {_seeds(same)}{_unit(*columns)}"
+            parts.append((title, _grid(same, [(_short(name), k, name) for name in columns], style)))
+    return "\n\n".join(f"{title}\n\n{grid}" for title, grid in parts)
+
+
+def _check_metrics(rows: Sequence[dict], wanted: Sequence[str]) -> None:
+    numbers = {key for row in rows for key, value in row.items() if isinstance(value, int | float)} - {"seed", "shots"}
+    for metric in wanted:
+        if metric not in numbers:
+            raise ValueError(f"no run has the metric '{metric}'; there are {', '.join(sorted(numbers))}")
+
+
+def _unit(*metrics: str) -> str:
+    """All metrics are percentages but the time."""
+    return "" if metrics == ("seconds",) else " (%)"
+
+
+def _short(metric: str) -> str:
+    """ "zs", "macro f1", "p few": a metric as the head of a narrow column."""
+    return metric.removesuffix("_accuracy").replace("_", " ")
 
 
 def _seeds(rows: Sequence[dict]) -> str:
@@ -74,13 +106,13 @@ def _seeds(rows: Sequence[dict]) -> str:
     return f"seed{'s' if len(seeds) > 1 else ''} {' '.join(map(str, seeds))}"
 
 
-def _one_table(rows: Sequence[dict], metric: str, style: str) -> str:
-    shots = sorted({row["shots"] for row in rows}, key=lambda k: (k < 0, k))
+def _grid(rows: Sequence[dict], columns: Sequence[tuple[str, int, str]], style: str) -> str:
+    """A line for each trainer; a column is its head, a number of shots and a metric."""
     lines = []
     for trainer in _unique(row["trainer"] for row in rows):
         line = [trainer]
-        for k in shots:
-            values = [r[metric] for r in rows if r["trainer"] == trainer and r["shots"] == k and metric in r]
+        for _, shots, metric in columns:
+            values = [r[metric] for r in rows if (r["trainer"], r["shots"]) == (trainer, shots) and metric in r]
             line.append(mean_and_deviation(values) if values else "")
         lines.append(line)
-    return tabulate(lines, headers=["", *map(shots_label, shots)], tablefmt=style, disable_numparse=True)
+    return tabulate(lines, headers=["", *(head for head, *_ in columns)], tablefmt=style, disable_numparse=True)

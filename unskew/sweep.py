@@ -3,7 +3,6 @@
 Runs of one call share the process, and with it the loaded backbone and the image features.
 """
 
-import json
 import logging
 import os
 import time
@@ -100,12 +99,14 @@ def execute(run: Run, console: bool = True) -> dict:
         trainer.train()
         seconds = round(time.perf_counter() - started, 2)
     metrics = {**_describe(cfg), **trainer.results, "seconds": seconds, **_versions()}
+    if trainer.results:
+        metrics["per_class_accuracy"] = trainer.evaluator.per_class_accuracy()
     if main:
         if trainer.results:
             # A copy of each: scores may share their memory, which the format refuses.
             predictions = {name: tensor.clone() for name, tensor in trainer.evaluator.predictions().items()}
             write_atomically(folder / "predictions.safetensors", save(predictions))
-        write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        report.write_metrics(folder / "metrics.json", metrics)
         write_atomically(folder / "done", config.config_hash(cfg) + "\n")
     return metrics
 

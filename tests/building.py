@@ -1,0 +1,18 @@
+"""What the trainers' tests share: a small run of any trainer."""
+
+from unskew import config
+from unskew.engine import build_trainer, set_random_seed
+
+SHORT = ("OPTIM.MAX_EPOCH", 2, "INPUT.VIEWS", 2, "DATALOADER.TRAIN_X.BATCH_SIZE", 8, "DATALOADER.NUM_WORKERS", 0)
+
+
+def build(name, data_root, output, *opts, seed=1, shots=2, dataset="digits", backbone=""):
+    """A trainer that is quick to train; ``opts`` are KEY, VALUE, ..."""
+    flags = ("DATASET.ROOT", data_root, "OUTPUT_DIR", str(output), "DATASET.NUM_SHOTS", shots, "SEED", seed)
+    cfg = config.load(dataset, backbone, name, (*SHORT, *flags, *opts))
+    set_random_seed(cfg.SEED)
+    return build_trainer(cfg)
+
+
+def some_paths(trainer, n=40):
+    return [item.impath for item in trainer.dataset.test[:n]]

@@ -1,0 +1,77 @@
+"""Groups of classes whose accuracy is reported together: by training counts (D) and by thirds of the prior q (P)."""
+
+import functools
+import logging
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unskew import backbones, config, features
+from unskew.calibration import fit_temperature
+from unskew.data import build_dataset
+from unskew.loaders import build_transform
+from unskew.prior import estimate_log_prior
+from unskew.text import zeroshot_classifier
+
+logger = logging.getLogger("unskew")
+
+MANY, FEW = 100, 20  # training images: above, and below
+# One sample for every run on a dataset, so that the rows of a table share their groups.
+REFERENCE = ("DATASET.NUM_SHOTS", 16, "SEED", 1)
+
+
+def training_groups(counts: Tensor) -> dict[str, Tensor]:
+    """Class indices with more than 100, 20 to 100, and fewer than 20 training images, from counts [C].
+
+    Empty where all classes are in one group, as in few-shot runs: its accuracy would be the balanced accuracy.
+    """
+    many, few = counts > MANY, counts < FEW
+    groups = {"d_many": many, "d_medium": ~(many | few), "d_few": few}
+    groups = {name: members.nonzero()[:, 0] for name, members in groups.items()}
+    return {} if any(len(classes) == len(counts) for classes in groups.values()) else groups
+
+
+def prior_groups(log_q: Tensor) -> dict[str, Tensor]:
+    """Class indices in the upper, middle and lower third of q, from log q [C]; of equal q the lower label is first.
+
+    Sizes differ by at most one: of 3n + 1 classes the middle third has one more, of 3n + 2 it has one fewer; two
+    classes are one in the upper and one in the lower third.
+    """
+    classes = len(log_q)
+    order = log_q.argsort(descending=True, stable=True)
+    thirds = order.tensor_split((round(classes / 3), round(2 * classes / 3)))
+    return dict(zip(("p_many", "p_medium", "p_few"), thirds, strict=True))
+
+
+def dataset_groups(cfg, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+    """The `prior_groups` of a run's dataset, the same whatever its backbone, trainer, shots and seed.
+
+    q is that of the dataset's default backbone, estimated on the train and val images that 16 shots and seed 1
+    draw, once per process. Where that backbone cannot be loaded there are no groups, which is said in one warning.
+    """
+    node = cfg.DATASET
+    return _dataset_groups(node.NAME, node.ROOT, node.SUBSAMPLE_CLASSES, device, cfg.DATALOADER.NUM_WORKERS)
+
+
+@functools.cache
+def _dataset_groups(name: str, root: str, subsample: str, device, workers: int) -> dict[str, Tensor]:
+    opts = ("DATASET.ROOT", root, "DATASET.SUBSAMPLE_CLASSES", subsample, *REFERENCE)
+    try:
+        cfg = config.load(name, trainer="ZeroshotCLIP", opts=opts)
+        backbone = backbones.load(cfg.MODEL.BACKBONE.NAME, "fp32", device)
+    except (OSError, ValueError) as error:
+        logger.warning(
+            f"p_many, p_medium and p_few need the default backbone of '{name}', so they are left out: {error}"
+        )
+        return {}
+    dataset = build_dataset(cfg)
+    items = [*dataset.train_x, *(dataset.val or [])]
+    transform = build_transform(cfg, backbone, train=False)
+    rows = features.extract(backbone, [i.impath for i in items], transform, workers=workers, dataset=name)  # [N, D]
+    labels = torch.tensor([item.label for item in items], device=rows.device)
+    weights = zeroshot_classifier(backbone, dataset.classnames, dataset.templates)  # [C, D]
+    with torch.no_grad():
+        logits = backbone.logit_scale.exp().float() * F.normalize(rows, dim=-1) @ weights.T
+    temperature = fit_temperature(logits, labels)
+    return prior_groups(estimate_log_prior(logits / temperature, labels).log_q)
