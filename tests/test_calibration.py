@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
-from unskew.calibration import fit_temperature, remaining_bias
+from unskew.calibration import fit_temperature
 
 
 def case(samples=500, classes=7, scale=4.0, signal=1.0, seed=0):
@@ -96,36 +96,3 @@ def test_refusals():
     logits[0, 0] = float("nan")
     with pytest.raises(ValueError, match="NaN"):
         fit_temperature(logits, labels)
-
-
-# --- the bias that fine-tuning has left ---------------------------------------------------------------
-
-
-def shifted(share, samples=4000, classes=8, seed=0, skewed=False):
-    """Exact log posteriors under the labels' own frequencies, plus share * log_q."""
-    generator = torch.Generator().manual_seed(seed)
-    frequencies = torch.linspace(1, 8 if skewed else 1, classes, dtype=torch.float64)
-    labels = torch.multinomial(frequencies, samples, True, generator=generator)
-    means = torch.randn(classes, 6, generator=generator, dtype=torch.float64)
-    x = means[labels] + torch.randn(samples, 6, generator=generator, dtype=torch.float64)
-    log_q = torch.randn(classes, generator=generator, dtype=torch.float64).log_softmax(0)
-    return x @ means.T - 0.5 * (means**2).sum(1) + share * log_q, labels, log_q
-
-
-@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
-@pytest.mark.parametrize("skewed", [False, True])
-def test_the_share_of_the_bias_is_recovered(share, skewed):
-    logits, labels, log_q = shifted(share, skewed=skewed)
-    assert abs(remaining_bias(logits, labels, log_q) - share) < 0.08
-
-
-def test_the_share_minimises_the_cross_entropy_and_stays_within_its_range():
-    logits, labels, log_q = shifted(0.4, samples=60)
-    pi = torch.bincount(labels, minlength=8).double() / 60
-    grid = torch.linspace(0, 1, 2001, dtype=torch.float64)
-    losses = [torch.nn.functional.cross_entropy(logits - rho * log_q + pi.log(), labels) for rho in grid]
-    assert abs(remaining_bias(logits, labels, log_q) - grid[torch.stack(losses).argmin()]) < 1e-3
-    assert remaining_bias(logits - 2 * log_q, labels, log_q) == 0.0
-    assert remaining_bias(logits + 2 * log_q, labels, log_q) == 1.0
-    with pytest.raises(ValueError, match="log_q must be"):
-        remaining_bias(logits, labels, log_q[:5])

@@ -1,6 +1,5 @@
-"""The label prior: first-order conditions, independent solvers, known priors, hard and bad inputs."""
+"""The convex label prior: first-order conditions, independent solvers, known priors, hard and bad inputs."""
 
-import json
 import logging
 import math
 
@@ -10,8 +9,8 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
-from unskew import prior
-from unskew.prior import adjust, check_logits, estimate_log_prior, read_prior
+from unskew import convex
+from unskew.prior import adjust, check_logits, estimate_log_prior
 
 
 def generator(seed=0):
@@ -219,7 +218,7 @@ def test_precision_of_the_result(dtype):
 
 def test_without_convergence_it_says_so(monkeypatch, caplog):
     monkeypatch.setattr(logging.getLogger("unskew"), "propagate", True)
-    monkeypatch.setattr(prior, "_MAX_PASSES", 2)
+    monkeypatch.setattr(convex, "MAX_PASSES", 2)
     assert not estimate_log_prior(*random_case(200, 10)).converged
     assert "did not converge in 2 passes" in caplog.text
 
@@ -252,7 +251,12 @@ LOGITS, LABELS = torch.zeros(4, 3), torch.tensor([0, 1, 2, 0])
     [
         ({"method": "convx"}, "did you mean convex"),
         ({"labels": None}, "needs labels"),
+        ({"labels": None, "method": "released"}, "needs labels; em and eigen do without"),
         ({"strength": -1.0}, "strength must be"),
+        ({"strength": "loo"}, "a number of 0 or more, or 'cv', not 'loo'"),
+        ({"strength": None}, "strength must be"),
+        ({"strength": "cv", "labels": torch.tensor([0, 1, 2, 0]), "method": "eigen"}, "'cv' is for convex and em"),
+        ({"strength": "cv", "labels": None, "method": "em"}, "'cv' needs labels"),
         ({"strength": float("nan")}, "strength must be"),
         ({"labels": torch.tensor([0, 1, 1, 0]), "strength": 0.0}, r"1 of 3 classes have no label \(the first: 2\)"),
         ({"labels": torch.tensor([0, 1, 3, 0])}, r"labels must be in 0\.\.2.*not 0\.\.3"),
@@ -297,75 +301,3 @@ def test_adjust_keeps_precision_and_checks_shapes():
         adjust(ft, zs, torch.zeros(3), torch.zeros(5, 3))
     with pytest.raises(ValueError, match=r"\[5, 3\] and \[1, 3\]"):
         adjust(ft, zs[:1], torch.zeros(3))
-
-
-# --- priors in files ---------------------------------------------------------------------------------
-
-COUNTS = [10, 30, 60]
-
-
-def write(path, values):
-    values = np.asarray(values, dtype=np.float64)
-    if path.suffix == ".npy":
-        np.save(path, values)
-    elif path.suffix == ".pt":
-        torch.save(torch.from_numpy(values), path)
-    elif path.suffix == ".csv":
-        path.write_text("\n".join(map(str, values)) + "\n")
-    else:
-        path.write_text(json.dumps({"source": "a note", "q": values.tolist()}))
-    return path
-
-
-@pytest.mark.parametrize("suffix", [".json", ".npy", ".pt", ".csv"])
-def test_read_prior(tmp_path, suffix):
-    path = write(tmp_path / f"q{suffix}", COUNTS)
-    for classes in (3, ["cat", "dog", "fox"]):
-        torch.testing.assert_close(read_prior(path, classes).exp(), torch.tensor([0.1, 0.3, 0.6]))
-    with pytest.raises(ValueError, match=rf"q{suffix}.*one value for 4 classes"):
-        read_prior(path, 4)
-    for bad in ([1, 0, 2], [1, float("nan"), 2], [1, -1, 2], [1, float("inf"), 2]):
-        with pytest.raises(ValueError, match=rf"q{suffix}.*class 1 has"):
-            read_prior(write(path, bad), 3)
-
-
-def test_read_prior_list_and_names(tmp_path):
-    (tmp_path / "q.json").write_text(json.dumps(COUNTS))
-    torch.testing.assert_close(read_prior(tmp_path / "q.json", 3).exp(), torch.tensor([0.1, 0.3, 0.6]))
-    path = tmp_path / "q.csv"
-    path.write_text("dog,30\nfox,60\ncat,10\n")
-    torch.testing.assert_close(read_prior(path, ["cat", "dog", "fox"]).exp(), torch.tensor([0.1, 0.3, 0.6]))
-    torch.testing.assert_close(read_prior(path, 3).exp(), torch.tensor([0.3, 0.6, 0.1]))
-    for names, odd in ((["cat", "dog", "owl"], "fox"), (["cat", "dog", "fox", "owl"], "owl")):
-        with pytest.raises(ValueError, match=odd):
-            read_prior(path, names)
-
-
-def test_read_prior_refuses(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.json"):
-        read_prior(tmp_path / "none.json", 3)
-    for name, content in (
-        ("q.json", b"{"),
-        ("q.json", b'{"p": [1]}'),
-        ("q.csv", b"a,b,c\n"),
-        ("q.csv", b"one\ntwo\n"),
-        ("q.npy", b"no array"),
-        ("q.pt", b"no tensor"),
-        ("q.pkl", b"\x80\x04]."),
-    ):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=name):
-            read_prior(tmp_path / name, 3)
-
-
-class Bomb:
-    def __reduce__(self):
-        return (exec, ("raise SystemExit('a pickle was executed')",))
-
-
-def test_read_prior_executes_no_pickle(tmp_path):
-    torch.save(Bomb(), tmp_path / "q.pt")
-    np.save(tmp_path / "q.npy", np.array([Bomb()], dtype=object), allow_pickle=True)
-    for name in ("q.pt", "q.npy"):
-        with pytest.raises(ValueError, match=f"{name}.*cannot be read"):
-            read_prior(tmp_path / name, 1)

@@ -50,12 +50,24 @@ def pretraining_prior(trainer: CLIPTrainer) -> tuple[Tensor, float]:
     if node.PRIOR not in METHODS:
         if not Path(node.PRIOR).suffix:
             raise ValueError(f"TRAINER.{name}.PRIOR must be {', '.join(METHODS)} or a file, got '{node.PRIOR}'")
-        return read_prior(node.PRIOR, trainer.classnames).to(trainer.device), temperature
+        log_q = read_prior(node.PRIOR, trainer.classnames)
+        _log(log_q, trainer.classnames, f"'{node.PRIOR}'")
+        return log_q, temperature
     strength = _strength(node.STRENGTH, f"TRAINER.{name}.STRENGTH")
     estimate = estimate_log_prior(zeroshot / temperature, labels, method=node.PRIOR, strength=strength)
     if not estimate.converged:
         logger.warning(f"the prior by '{node.PRIOR}' has not converged to its optimum")
+    _log(estimate.log_q, trainer.classnames, f"{node.PRIOR} on {len(labels):,} images")
     return estimate.log_q.float(), temperature
+
+
+def _log(log_q: Tensor, classnames: Sequence[str], source: str) -> None:
+    order = [classnames[label] for label in log_q.argsort(descending=True).tolist()]
+    spread = float((log_q.max() - log_q.min()).exp())
+    logger.info(
+        f"pre-training prior ({source}): max/min {spread:.1f}, "
+        f"most frequent {', '.join(order[:3])}, least {', '.join(order[:-4:-1])}"
+    )
 
 
 def _strength(text: str, key: str) -> float | str:

@@ -72,6 +72,8 @@ class Ensemble(CLIPTrainer):
         else:
             self.base.fit()
         self.calibrate()
+        numbers = {name: value.item() for name, value in self.terms.named_buffers() if value.ndim == 0}
+        logger.info("Fitted: " + ", ".join(f"{name} {value:.3g}" for name, value in numbers.items()))
         self.save_model(0, self.output_dir)
         self.after_train()
 

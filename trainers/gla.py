@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
-from unskew.calibration import remaining_bias
+from unskew.combination import SUM, Combination, combine, fit_combination
 from unskew.engine import TRAINER_REGISTRY
-from unskew.prior import adjust, read_prior
+from unskew.prior import read_prior
 from unskew.trainers import debiasedzeroshot, ensemble
 
 logger = logging.getLogger("unskew")
@@ -20,7 +20,7 @@ def defaults() -> CfgNode:
         {
             **ensemble.defaults(),
             **debiasedzeroshot.defaults(),
-            "RHO": "val",  # share of log q that fine-tuning has left: fitted on val, or a number; 0 in the paper
+            "COMBINE": "fitted",  # rho and both halves' weights are fitted on val; or sum, the paper's
             "TARGET": "uniform",  # label prior of the test images: uniform, train, or a file as for PRIOR
         }
     )
@@ -28,11 +28,16 @@ def defaults() -> CfgNode:
 
 @TRAINER_REGISTRY.register()
 class GLA(ensemble.Ensemble):
-    """Logits = ft/T_ft + zs/T_zs - (1 + rho) log q - log p + log target.
+    """Logits = a (ft/T_ft - log p - rho log q) + b (zs/T_zs - log q) + log target.
 
-    With rho 0 it is the paper's f_gla, both halves calibrated: right if the fine-tuned model has lost the bias of its
-    pre-training. After a few shots it has not, and rho is the share that it has kept.
+    With rho 0 and a = b = 1 it is the paper's f_gla, both halves calibrated; `unskew.combination` says what rho, a and
+    b are for.
     """
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        super().check_cfg(cfg)
+        if cfg.TRAINER.GLA.COMBINE not in ("fitted", "sum"):
+            raise ValueError(f"TRAINER.GLA.COMBINE must be fitted or sum, got '{cfg.TRAINER.GLA.COMBINE}'")
 
     def build_terms(self) -> ensemble.Terms:
         log_q, temperature = debiasedzeroshot.pretraining_prior(self)
@@ -42,7 +47,7 @@ class GLA(ensemble.Ensemble):
             log_q=log_q,  # [C], label prior of the pre-training data
             log_p=self._log_p(),  # [C], label prior that the base has learned from the training images
             log_target=self._log_target(),  # [C], label prior of the test images
-            rho=self._rho(),
+            **SUM._asdict(),
         )
 
     def _log_train_frequencies(self) -> Tensor:
@@ -61,28 +66,17 @@ class GLA(ensemble.Ensemble):
             return self._log_train_frequencies()
         return read_prior(self.node.TARGET, self.classnames)
 
-    def _rho(self) -> float:
-        """The number that the config gives; where it is to be fitted, 0 until then."""
-        if self.node.RHO == "val":
-            return 0.0
-        try:
-            rho = float(self.node.RHO)
-        except ValueError:
-            rho = -1.0
-        if not 0 <= rho <= 1:
-            raise ValueError(f"TRAINER.GLA.RHO must be val or a number in [0, 1], got '{self.node.RHO}'")
-        return rho
-
     def calibrate(self) -> tuple[list[str], Tensor, Tensor]:
         paths, labels, finetuned = super().calibrate()
-        if self.node.RHO == "val":
-            balanced = finetuned / self.terms.finetuned_temperature - self.terms.log_p
-            self.terms.rho.fill_(remaining_bias(balanced, labels, self.terms.log_q))
+        if self.node.COMBINE == "fitted":
+            t, halves = self.terms, super().parts(paths, finetuned)
+            fitted = fit_combination(halves["ft"], halves["zs"], labels, t.log_q, t.log_p)
+            for name, value in fitted._asdict().items():
+                getattr(t, name).fill_(value)
         return paths, labels, finetuned
 
     def parts(self, paths: Sequence[str], finetuned: Tensor) -> dict[str, Tensor]:
-        t = self.terms
-        parts = super().parts(paths, finetuned)
-        debiased = parts["ft"] - t.rho * t.log_q  # what fine-tuning has left, if rho is fitted
-        gla = adjust(debiased, parts["zs"], t.log_q, t.log_p, t.log_target)
-        return {**parts, "debiased": parts["zs"] - t.log_q, "gla": gla}
+        t, halves = self.terms, super().parts(paths, finetuned)
+        combination = Combination(t.rho, t.ft_weight, t.zs_weight)
+        gla = combine(halves["ft"], halves["zs"], t.log_q, combination, t.log_p, t.log_target)
+        return {**halves, "debiased": halves["zs"] - t.log_q, "gla": gla}

@@ -1,4 +1,4 @@
-"""The command line: `unskew train | sweep | table | micro`.
+"""The command line: `unskew train | sweep | table | adjust | micro`.
 
 Names are checked before torch is imported, so that a typo is answered at once.
 """
@@ -48,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_sweep(commands)
     _add_table(commands)
+    _add_adjust(commands)
     _add_micro(commands)
     return parser
 
@@ -200,13 +201,15 @@ def _sweep(arguments: argparse.Namespace) -> None:
     print(f"\n{report.table(rows)}")
 
 
-# --- table, micro -----------------------------------------------------------------------------------
+# --- table, adjust, micro ---------------------------------------------------------------------------
 
 
 def _add_table(commands) -> None:
     p = commands.add_parser("table", help="the table of all finished runs below a folder")
     p.add_argument("folder", nargs="?", default="output")
-    p.add_argument("--metric", default="accuracy", help="a number in metrics.json, such as macro_f1 or ece")
+    shown = p.add_mutually_exclusive_group()
+    shown.add_argument("--metric", default="accuracy", help="a number in metrics.json; columns are shots")
+    shown.add_argument("--columns", nargs="+", default=[], metavar="METRIC", help="several; one table per shots")
     p.add_argument("--format", default="github", help="a table format of tabulate, such as latex or tsv")
     p.set_defaults(command=_table)
 
@@ -218,7 +221,65 @@ def _table(arguments: argparse.Namespace) -> None:
 
     if arguments.format not in tabulate_formats:
         raise ValueError(unknown_name("table format", arguments.format, tabulate_formats))
-    print(report.table(report.collect(arguments.folder), arguments.metric, arguments.format))
+    print(report.table(report.collect(arguments.folder), arguments.metric, arguments.format, arguments.columns))
+
+
+def _add_adjust(commands) -> None:
+    p = commands.add_parser(
+        "adjust",
+        help="GLA on saved logits",
+        description="GLA on saved logits: .safetensors, .npy or .pt files, or FILE:KEY for one of several tensors.",
+    )
+    p.add_argument("--zeroshot", required=True, metavar="FILE", help="zero-shot logits [N, C]")
+    p.add_argument("--finetuned", required=True, metavar="FILE", help="fine-tuned logits of the same samples")
+    p.add_argument("--labels", default="", metavar="FILE", help="[N]; they score, and cross-fit without --val-...")
+    for name in ("zeroshot", "finetuned", "labels"):
+        p.add_argument(f"--val-{name}", default="", metavar="FILE", help="of samples to fit on; all three or none")
+    p.add_argument("--prior", default="", metavar="FILE", help="q, in place of an estimate (json, npy, pt, csv)")
+    p.add_argument("--train-counts", default="", metavar="FILE", help="of the fine-tuned model; takes log p out")
+    p.add_argument("--target", default="uniform", metavar="FILE", help="class frequencies to predict for, or 'uniform'")
+    p.add_argument("--temperature", default="", choices=("confidence", "nll", "none"), help="default: confidence")
+    p.add_argument("--method", default="", help="convex, eigen, em or released; default: convex, without labels em")
+    p.add_argument("--strength", metavar="K", help="pseudo-samples of the uniform prior, or 'cv'")
+    p.add_argument("--combine", default="fitted", choices=("fitted", "sum"), help="sum: the paper's, nothing fitted")
+    p.add_argument("--checkpoints", nargs=2, default=(), metavar="RUN", help="two run folders, or 'init' and one")
+    p.add_argument("--alpha", type=float, default=0.5, help="of WiSE-FT between them: 0 is the first, 1 the second")
+    p.add_argument("--out", default="", metavar="FILE", help="a .safetensors file for GLA's logits and log_q")
+    p.set_defaults(command=_adjust)
+
+
+def _adjust(arguments: argparse.Namespace) -> None:
+    from unskew import posthoc
+    from unskew.runtime import setup_logger
+
+    val = (arguments.val_zeroshot, arguments.val_finetuned, arguments.val_labels)
+    request = posthoc.Request(
+        zeroshot=arguments.zeroshot,
+        finetuned=arguments.finetuned,
+        labels=arguments.labels,
+        val=val if any(val) else (),
+        prior=arguments.prior,
+        train_counts=arguments.train_counts,
+        target="" if arguments.target == "uniform" else arguments.target,
+        temperature=arguments.temperature,
+        method=arguments.method,
+        strength=_strength(arguments.strength),
+        combine=arguments.combine,
+        checkpoints=tuple(arguments.checkpoints),
+        alpha=arguments.alpha,
+        out=arguments.out,
+    )
+    with setup_logger(None, console=False):
+        print(posthoc.run(request))
+
+
+def _strength(text: str | None) -> float | str | None:
+    if text in (None, "cv"):
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"--strength must be a number of 0 or more, or 'cv'; got '{text}'") from error
 
 
 def _add_micro(commands) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from unskew import backbones, features, losses
@@ -12,7 +11,7 @@ from unskew.evaluator import compute_accuracy
 from unskew.groups import dataset_groups
 from unskew.loaders import DataManager, derive_seed
 from unskew.optim import build_lr_scheduler, build_optimizer
-from unskew.text import zeroshot_classifier
+from unskew.text import cosine_logits, zeroshot_classifier
 
 
 class FeatureLoader:
@@ -131,9 +130,7 @@ class CLIPTrainer(TrainerX):
 
     def cosine_logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """exp(logit_scale) * cos: [B, D], [C, D] -> [B, C]."""
-        scale = self.backbone.logit_scale.exp().float()
-        text_features = F.normalize(text_features.float(), dim=-1)
-        return scale * F.normalize(image_features, dim=-1) @ text_features.T
+        return cosine_logits(self.backbone, image_features, text_features)
 
     @torch.no_grad()
     def zeroshot_logits(self, paths: Sequence[str]) -> Tensor:

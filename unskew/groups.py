@@ -4,15 +4,13 @@ import functools
 import logging
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from unskew import backbones, config, features
+from unskew import backbones, config
 from unskew.calibration import fit_temperature
 from unskew.data import build_dataset
-from unskew.loaders import build_transform
 from unskew.prior import estimate_log_prior
-from unskew.text import zeroshot_classifier
+from unskew.text import cosine_logits, zeroshot_classifier
 
 logger = logging.getLogger("unskew")
 
@@ -56,6 +54,9 @@ def dataset_groups(cfg, device: str | torch.device = "cpu") -> dict[str, Tensor]
 
 @functools.cache
 def _dataset_groups(name: str, root: str, subsample: str, device, workers: int) -> dict[str, Tensor]:
+    from unskew import features  # torchvision, which whoever only wants the thirds of a prior need not wait for
+    from unskew.loaders import build_transform
+
     opts = ("DATASET.ROOT", root, "DATASET.SUBSAMPLE_CLASSES", subsample, *REFERENCE)
     try:
         cfg = config.load(name, trainer="ZeroshotCLIP", opts=opts)
@@ -72,6 +73,6 @@ def _dataset_groups(name: str, root: str, subsample: str, device, workers: int) 
     labels = torch.tensor([item.label for item in items], device=rows.device)
     weights = zeroshot_classifier(backbone, dataset.classnames, dataset.templates)  # [C, D]
     with torch.no_grad():
-        logits = backbone.logit_scale.exp().float() * F.normalize(rows, dim=-1) @ weights.T
+        logits = cosine_logits(backbone, rows, weights)
     temperature = fit_temperature(logits, labels)
     return prior_groups(estimate_log_prior(logits / temperature, labels).log_q)

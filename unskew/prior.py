@@ -4,24 +4,23 @@ The pre-training data cannot be opened, so q is inferred from how the zero-shot 
 whose label frequencies are known (GLA, arXiv 2310.08106). Pure functions of (logits, labels).
 """
 
-import csv
 import logging
 import math
-import pickle
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from numbers import Real
 
-import numpy as np
 import torch
 
-from unskew.data import read_json
+from unskew.convex import BiasProblem, Seen, cross_validate, solve
+from unskew.em import EMStep, iterate
+from unskew.prior_files import read_prior
 from unskew.registry import unknown_name
+
+__all__ = ["METHODS", "PriorEstimate", "adjust", "check_logits", "estimate_log_prior", "read_prior"]
 
 logger = logging.getLogger("unskew")
 
-_MAX_PASSES = 300  # over the logits; 8 to 30 is usual
+RELEASED_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -31,46 +30,69 @@ class PriorEstimate:
     Attributes:
         log_q: ``[C]``, log probabilities (their exponentials sum to one), on the logits' device and in
             their precision, at least float32.
-        converged: whether the first-order condition holds to the solver's tolerance.
-        objective: the minimum, in nats per sample.
-        passes: over the logits that the solver made.
+        converged: whether the method's first-order condition or equation holds to its tolerance.
+        objective: what the method minimises, at log_q, in nats per sample; for ``eigen``, which minimises
+            nothing, the largest |P q - q|.
+        passes: over the logits that the last solve made.
+        strength: the one used.
     """
 
     log_q: torch.Tensor
     converged: bool
     objective: float
     passes: int
+    strength: float
 
 
-def estimate_log_prior(logits, labels=None, *, method: str = "convex", strength: float = 1.0) -> PriorEstimate:
+def estimate_log_prior(logits, labels=None, *, method: str = "convex", strength: float | str = 1.0) -> PriorEstimate:
     """Estimate log q from zero-shot logits ``[N, C]``, already divided by their temperature.
 
-    ``convex`` minimises, with pi the label frequencies of the sample and u the uniform prior over C classes::
+    With pi the label frequencies of the sample and u the uniform prior over C classes:
 
-        1/N sum_i CE(logits_i - log q + log pi, y_i)  +  strength/N * KL(u || q)
+    ``convex`` minimises ``1/N sum_i CE(logits_i - log q + log pi, y_i) + strength/N * KL(u || q)``, exactly.
+        The first term is the objective of GLA (arXiv 2310.08106, its estimation step), where samples are balanced
+        and pi drops out; without pi the result on other samples would be q/pi. It is convex in log q and does
+        not see the scale of q: a logistic regression with nothing but a bias. At the optimum without the second
+        term the mean over samples of softmax(logits - log q + log pi) is pi. The labels enter only through their
+        counts. The second term counts as ``strength`` samples of the uniform prior.
+    ``em`` solves the same equation, ``mean_i softmax(logits_i - log q + log pi) = pi``, by its fixed-point
+        iteration, and so serves unlabelled samples: it is the EM equation of Saerens et al. (Neural Computation
+        14, 2002) with the prior pi of the sample known and the prior q of the model unknown. Without labels it
+        assumes that the sample is balanced. Same minimum as ``convex``, at any strength.
+    ``eigen`` solves ``q = P q``, P[:, k] being the mean of softmax(logits) over the samples of class k (Frolic,
+        arXiv 2410.19294, its released code): what a calibrated model answers on data with prior q is q on the
+        average. Each class is averaged by itself, so with labels it assumes nothing about their frequencies.
+        Without labels k is the predicted class: it assumes that the predictions are right. ``strength`` is
+        spread over the columns, strength/C samples that answer u in each.
+    ``released`` is the recipe of GLA's released code, for reproduction: 1000 steps from the uniform prior, pi
+        left out, strength without meaning. It stops far from the optimum below a thousand classes. q is
+        normalised here; the release does not.
 
-    The first term is the objective of GLA (its estimation step), where samples are balanced and pi drops out;
-    without pi the result on other samples would be q/pi. It is convex in log q and does not see the scale of q:
-    a logistic regression with nothing but a bias. At the optimum without the second term the mean over samples of
-    softmax(logits - log q + log pi) is pi. The labels enter only through their counts, so shuffling them does
-    not change q. The second term counts as ``strength`` samples of the uniform prior.
-
-    A class without a label has pi = 0 and leaves the softmax, so it enters the second term alone, whose
-    derivative by log q_c is ``strength * (q_c - 1/C)``: its q_c is 1/C. Of what the n classes with labels
-    then share, n/C, each has the part r_c that minimises the same objective over these n classes with
-    strength * n/C in place of strength; the constants cancel and the minimum is the same number.
+    A class without labels (without predictions, in ``eigen`` on unlabelled samples) is known by the pseudo-samples
+    alone: q_c is 1/C in ``convex`` and ``em``, its column of P is u in ``eigen``.
 
     Args:
-        labels: ``[N]``, integers in 0..C-1.
-        strength: at least 0; 0 needs every class among the labels.
+        labels: ``[N]``, integers in 0..C-1; ``em`` and ``eigen`` do without.
+        strength: at least 0; 0 needs every class among the labels. "cv" (``convex`` and ``em``) takes the one of
+            `unskew.convex.STRENGTHS` that is best in cross-validation on the labels.
 
     Raises:
         ValueError: an unknown method; shapes, labels or strength out of range; logits that are not finite;
-            a class without labels at strength 0.
+            labels missing; a class without labels at strength 0; no class with two labels for "cv"; ``eigen``
+            where some classes are never taken for others; ``released`` where a step leaves the simplex.
     """
     if method not in METHODS:
         raise ValueError(unknown_name("prior method", method, METHODS))
-    return METHODS[method](logits, labels, strength)
+    number = isinstance(strength, Real) and math.isfinite(strength) and strength >= 0
+    if not number and strength != "cv":
+        raise ValueError(f"strength must be a number of 0 or more, or 'cv', not {strength!r}")
+    given = torch.as_tensor(logits)
+    logits, labels = check_logits(given, labels)
+    if labels is None and method not in ("em", "eigen"):
+        raise ValueError(f"method '{method}' needs labels; em and eigen do without")
+    estimate = METHODS[method](logits, labels, strength)
+    log_q = estimate.log_q.to(given.device, torch.promote_types(given.dtype, torch.float32))
+    return replace(estimate, log_q=log_q)
 
 
 def adjust(ft, zs, log_q, log_p=None, log_target=None) -> torch.Tensor:
@@ -129,202 +151,103 @@ def check_logits(logits, labels=None) -> tuple[torch.Tensor, torch.Tensor | None
     return logits, labels.long()
 
 
-# --- the convex estimator --------------------------------------------------------------------------
-
-
-def _convex(logits, labels, strength: float) -> PriorEstimate:
-    if labels is None:
-        raise ValueError("method 'convex' needs labels")
-    if not (math.isfinite(strength) and strength >= 0):
-        raise ValueError(f"strength must be a number of 0 or more, not {strength}")
-    given = torch.as_tensor(logits)
-    logits, labels = check_logits(given, labels)
-    samples, classes = logits.shape
-    present, labels, counts = labels.unique(return_inverse=True, return_counts=True)
-    if strength == 0 and len(present) < classes:
-        absent = sorted(set(range(classes)) - set(present.tolist()))
-        raise ValueError(
-            f"{len(absent)} of {classes} classes have no label (the first: {absent[0]}), so strength 0 leaves "
-            f"their prior undetermined; use a strength above 0"
-        )
-    share = len(present) / classes
-    logits = logits[:, present] if share < 1 else logits
-    problem = _BiasProblem(logits, labels, counts.double() / samples, strength * share / samples)
-    bias, point, converged = _solve(problem)
+def _convex(logits, labels, strength) -> PriorEstimate:
+    strength = cross_validate(logits, labels) if strength == "cv" else strength
+    _check_counts(labels.bincount(minlength=logits.shape[1]), strength)
+    seen = Seen.of(logits, labels)
+    problem = BiasProblem(seen, seen.weight(strength))
+    bias, point, converged = solve(problem)
     if not converged:
         logger.warning(
             f"the label prior did not converge in {problem.passes} passes "
             f"(largest gradient {float(point.gradient.abs().max()):.1e})"
         )
-    log_q = torch.full((classes,), -math.log(classes), dtype=torch.float64, device=logits.device)
-    log_q[present] = bias.log_softmax(0) + math.log(share)
-    log_q = log_q.to(given.device, torch.promote_types(given.dtype, torch.float32))
-    return PriorEstimate(log_q, converged, float(point.objective), problem.passes)
+    return PriorEstimate(seen.log_q(bias), converged, float(point.objective), problem.passes, float(strength))
 
 
-METHODS = {"convex": _convex}
+def _check_counts(counts, strength: float, what: str = "label") -> None:
+    absent = (counts == 0).nonzero().flatten().tolist()
+    if strength == 0 and absent:
+        raise ValueError(
+            f"{len(absent)} of {len(counts)} classes have no {what} (the first: {absent[0]}), so strength 0 leaves "
+            f"their prior undetermined; use a strength above 0"
+        )
 
 
-class _Point(NamedTuple):
-    """The objective and its derivatives at one bias b; ``probabilities`` is valid until the next point."""
-
-    objective: torch.Tensor
-    gradient: torch.Tensor  # [C]
-    probabilities: torch.Tensor  # [N, C], softmax(logits/tau - b + log pi)
-    mean: torch.Tensor  # [C], of the probabilities
-    prior: torch.Tensor  # [C], softmax(b)
-
-
-class _BiasProblem:
-    """f(b) = 1/N sum_i CE(logits_i/tau - b + log pi, y_i) + weight * KL(u || softmax(b)), every pi above 0."""
-
-    def __init__(self, logits, labels, frequencies, weight: float):
-        self.logits = logits - logits.mean(1, keepdim=True)  # [N, C]; softmax does not see what rows add
-        self.labels = labels[:, None]
-        self.frequencies = frequencies
-        self.weight = weight
-        self.passes = 0
-        self._buffer = torch.empty_like(self.logits)  # page faults would cost more than the arithmetic
-
-    def at(self, bias, tau: float) -> _Point:
-        self.passes += 1
-        torch.add(self.frequencies.log() - bias, self.logits, alpha=1 / tau, out=self._buffer)
-        scores = self._buffer.sub_(self._buffer.amax(1, keepdim=True))
-        own = scores.gather(1, self.labels)
-        totals = scores.exp_().sum(1, keepdim=True)
-        probabilities = scores.div_(totals)
-        mean, log_prior = probabilities.mean(0), bias.log_softmax(0)
-        prior, uniform = log_prior.exp(), 1 / len(bias)
-        objective = (totals.log() - own).mean() + self.weight * (math.log(uniform) - log_prior.mean())
-        gradient = self.frequencies - mean + self.weight * (prior - uniform)
-        return _Point(objective, gradient, probabilities, mean, prior)
-
-    def newton_step(self, point: _Point) -> torch.Tensor:
-        """Solve Hessian @ step = -gradient by conjugate gradients: two products with [N, C] an iteration,
-        where the Hessian itself would take C of them. It is the Laplacian of the graph of confused classes,
-        and its diagonal is a good preconditioner.
-        """
-        _, gradient, p, mean, prior = point
-        floor = 1e-12 * self.frequencies  # a class whose probabilities are all 0 or 1 has no curvature
-        diagonal = mean - torch.linalg.vector_norm(p, dim=0) ** 2 / len(p) + self.weight * prior * (1 - prior)
-        diagonal = floor + diagonal.clamp(min=0)
-
-        def hessian(v):
-            likelihood = mean * v - (p @ v) @ p / len(p)
-            return likelihood + floor * v + self.weight * prior * (v - prior @ v)
-
-        step, residual = torch.zeros_like(gradient), -gradient
-        direction = residual / diagonal
-        size = first = residual @ direction
-        for _ in range(200):
-            product = hessian(direction)
-            curvature = direction @ product
-            if not curvature > 0:
-                break
-            step = step + size / curvature * direction
-            residual = residual - size / curvature * product
-            scaled = residual / diagonal
-            last, size = size, residual @ scaled
-            if size < 1e-4 * first:
-                break
-            direction = scaled + size / last * direction
-        step = step - step.mean()
-        return step if gradient @ step < 0 else -gradient / self.frequencies
+def _em(logits, labels, strength) -> PriorEstimate:
+    samples, classes = logits.shape
+    if labels is None:
+        if strength == "cv":
+            raise ValueError("strength 'cv' needs labels; give a number instead")
+        log_q = logits.new_full((classes,), -math.log(classes))
+        step = EMStep(logits, log_q.exp(), strength / samples)
+        log_q, objective, converged = iterate(step, log_q)
+    else:
+        strength = cross_validate(logits, labels) if strength == "cv" else strength
+        _check_counts(labels.bincount(minlength=classes), strength)
+        seen = Seen.of(logits, labels)
+        step = EMStep(seen.logits, seen.frequencies, seen.weight(strength), seen.labels)
+        bias, objective, converged = iterate(step, torch.zeros_like(seen.frequencies).log_softmax(0))
+        log_q = seen.log_q(bias)
+    if not converged:
+        logger.warning(f"the label prior did not converge in {step.passes} passes of em; convex takes few")
+    return PriorEstimate(log_q, converged, objective, step.passes, float(strength))
 
 
-def _solve(problem: _BiasProblem) -> tuple[torch.Tensor, _Point, bool]:
-    """Newton's method. Very spread logits are first softened by a temperature tau that falls to 1: at a
-    scale of 100 the objective is nearly piecewise linear, and Newton steps from afar lead nowhere.
+def _eigen(logits, labels, strength) -> PriorEstimate:
+    if strength == "cv":
+        raise ValueError("strength 'cv' is for convex and em; give eigen a number")
+    classes, what = logits.shape[1], "label" if labels is not None else "prediction"
+    labels = logits.argmax(1) if labels is None else labels
+    counts = labels.bincount(minlength=classes)
+    _check_counts(counts, strength, what)
+    by_class = logits.softmax(1)[labels.argsort(stable=True)].split(counts.tolist())  # C times [n_k, C]
+    sums = torch.stack([rows.sum(0) for rows in by_class], 1)  # [C, C], class k in column k
+    transitions = (sums + strength / classes**2) / (counts.double() + strength / classes)  # P; columns sum to one
+    # q = P q and 1^T q = 1 give (I - P + u 1^T) q = u, and inverse @ u is the inverse's mean over columns. Power
+    # iteration takes 1/gap passes, and the spectral gap is small where the model is sure of its answers.
+    identity = torch.eye(classes, dtype=logits.dtype, device=logits.device)
+    inverse, singular = torch.linalg.inv_ex(identity - transitions + 1 / classes)
+    q = inverse.mean(1)
+    error = torch.finfo(q.dtype).eps * torch.linalg.matrix_norm(inverse, 1)
+    if singular or not error < 1e-6 or not (q > 0).all():
+        raise ValueError(
+            f"some classes are never taken for others, so strength {strength} leaves their prior undetermined; "
+            f"use a larger one"
+        )
+    residual = float((transitions @ q - q).abs().max())
+    return PriorEstimate((q / q.sum()).log(), residual < 1e-10, residual, 1, float(strength))
+
+
+def _released(logits, labels, strength) -> PriorEstimate:
+    """The recipe: SGD on the Lagrangian ``CE(logits - log q, y) + mu (1 - sum q) - lambda^T q`` down in q and up in the
+    multipliers, all from the same gradients and with one step size. lambda >= 0 starts at 0 and its gradient is -q, so
+    it stays there while q is positive.
     """
-    bias = torch.zeros_like(problem.frequencies)
-    tau = max(1.0, float(problem.logits.std(correction=0)) / 8)
-    while tau > 1:
-        bias, _ = _descend(problem, bias, tau, 0.01 * problem.frequencies)
-        tau, last = max(1.0, tau / 4), tau
-        bias = bias * (last / tau)
-    tolerance = 1e-10 * max(1.0, problem.weight)
-    bias, point = _descend(problem, bias, 1.0, tolerance)
-    return bias, point, bool((point.gradient.abs() <= tolerance).all())
+    samples, classes = logits.shape
+    frequencies = labels.bincount(minlength=classes).double() / samples
+    peaks = logits.amax(1)
+    own = logits.gather(1, labels[:, None])[:, 0]
+    scores = (logits - peaks[:, None]).exp()  # [N, C]
+    rate = 1e-5 * (samples / classes) / 50
+    q, mu = logits.new_full((classes,), 1 / classes), 0.0
+
+    def entropy_and_defect():  # d CE / d log q = frequencies - mean softmax(logits - log q)
+        totals = scores @ q.reciprocal()  # [N]
+        objective = (totals.log() + peaks - own).mean() + frequencies @ q.log()
+        return objective, frequencies - (totals.reciprocal() @ scores) / (samples * q)
+
+    for done in range(RELEASED_STEPS):
+        defect = entropy_and_defect()[1]
+        q, mu = q - rate * (defect / q - mu), mu + rate * (1 - q.sum())
+        if not (q > 0).all():
+            raise ValueError(
+                f"method 'released' left the simplex in step {done + 1} of {RELEASED_STEPS}: its step size does not "
+                f"suit {samples} samples of {classes} classes; use convex"
+            )
+    objective, defect = entropy_and_defect()
+    converged = bool((defect.abs() <= 1e-10).all())
+    return PriorEstimate((q / q.sum()).log(), converged, float(objective), RELEASED_STEPS + 1, 0.0)
 
 
-def _descend(problem: _BiasProblem, bias, tau: float, tolerance) -> tuple[torch.Tensor, _Point]:
-    """Newton steps with backtracking until every |gradient| is within its tolerance."""
-    reach = 4.0  # how far, in nats, a step may move a class: beyond a few the second order means little
-    point = problem.at(bias, tau)
-    while (point.gradient.abs() > tolerance).any() and problem.passes < _MAX_PASSES:
-        step = problem.newton_step(point)
-        longest, slope = float(step.abs().max()), float(point.gradient @ step)
-        objective = float(point.objective)
-        rounding = 1e-14 * (1 + abs(objective))
-        scale = full = min(1.0, reach / longest)
-        point = problem.at(bias + scale * step, tau)
-        while point.objective > objective + 1e-4 * scale * slope + rounding and problem.passes < _MAX_PASSES:
-            scale *= 0.3
-            point = problem.at(bias + scale * step, tau)
-        reach = max(1.0, scale * longest * (4 if scale == full else 1))
-        bias = bias + scale * step
-    return bias, point
-
-
-# --- priors in files -------------------------------------------------------------------------------
-
-
-def read_prior(path, classes: Sequence[str] | int) -> torch.Tensor:
-    """log q ``[C]`` in float32 from a file of probabilities or counts, which are normalised.
-
-    ``.json`` (a list, or an object whose "q" is one), ``.npy``, ``.pt`` (a tensor) and ``.csv`` (a column) hold
-    them in class order; a ``.csv`` of ``name,value`` lines may be in any order. Pickles are refused.
-
-    Args:
-        classes: the class names in label order, or just their number.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: another format, another number of classes, or a value that is not finite and positive.
-    """
-    path = Path(path)
-    if path.suffix not in _READERS:
-        raise ValueError(f"the prior '{path}' must be a {', '.join(_READERS)} file; other formats are not read")
-    if not path.is_file():
-        raise FileNotFoundError(f"no prior file '{path}'")
-    try:
-        values = np.asarray(_READERS[path.suffix](path, classes), dtype=np.float64)
-    except (ValueError, TypeError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"the prior '{path}' cannot be read: {reason}") from None
-    count = classes if isinstance(classes, int) else len(classes)
-    if values.shape != (count,):
-        raise ValueError(f"the prior '{path}' has shape {list(values.shape)}; expected one value for {count} classes")
-    bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
-    if len(bad):
-        raise ValueError(f"the prior '{path}' must be finite and above 0; class {bad[0]} has {values[bad[0]]}")
-    return torch.from_numpy(np.log(values / values.sum())).float()
-
-
-def _read_json(path: Path, classes):
-    content = read_json(path)
-    return content["q"] if isinstance(content, dict) and "q" in content else content
-
-
-def _read_csv(path: Path, classes):
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.reader(file) if row]
-    if all(len(row) == 1 for row in rows):
-        return [float(row[0]) for row in rows]
-    if not all(len(row) == 2 for row in rows):
-        raise ValueError("expected lines of 'value' or of 'name,value'")
-    if isinstance(classes, int):
-        return [float(value) for _, value in rows]
-    values = {name: float(value) for name, value in rows}
-    if len(values) < len(rows) or values.keys() != set(classes):
-        odd = [name for name, _ in rows if name not in set(classes)] or [n for n in classes if n not in values]
-        raise ValueError(f"its names must be the dataset's classes, once each; see {odd[:1] or 'its repeated names'}")
-    return [values[name] for name in classes]
-
-
-_READERS = {
-    ".json": _read_json,
-    ".npy": lambda path, classes: np.load(path, allow_pickle=False),
-    ".pt": lambda path, classes: torch.load(path, map_location="cpu", weights_only=True).detach().double().numpy(),
-    ".csv": _read_csv,
-}
+METHODS = {"convex": _convex, "em": _em, "eigen": _eigen, "released": _released}

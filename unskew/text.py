@@ -163,3 +163,9 @@ def _attend(qkv: Tensor, keys: Tensor, values: Tensor, layout: _Layout, prefix: 
     own = F.scaled_dot_product_attention(query, keys, values, attn_mask=layout.causal)  # [C, H, m, d]
     own = own.transpose(1, 2).flatten(2).flatten(0, 1)[layout.packed]  # [S, W]
     return torch.cat([shared, own])
+
+
+def cosine_logits(backbone, image_features: Tensor, text_features: Tensor) -> Tensor:
+    """CLIP's logits, exp(logit_scale) * cos, in float32: [N, D], [C, D] -> [N, C]."""
+    text_features = F.normalize(text_features.float(), dim=-1)
+    return backbone.logit_scale.exp().float() * F.normalize(image_features, dim=-1) @ text_features.T

@@ -1,0 +1,140 @@
+"""Tip-Adapter: the few training images as a cache beside zero-shot CLIP (Zhang et al., ECCV 2022, arXiv 2111.03930)."""
+
+import logging
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from unskew.clip_trainer import CLIPTrainer
+from unskew.engine import TRAINER_REGISTRY
+from unskew.losses import cross_entropy
+
+logger = logging.getLogger("unskew")
+
+
+def defaults() -> CfgNode:
+    return CfgNode(
+        {
+            "ALPHA": 1.0,  # weight of the cache; searched on val where there is one
+            "BETA": 5.5,  # sharpness of its affinities; likewise
+            "SEARCH_SCALE": [7.0, 3.0],  # the search goes from 0.1 up to this beta and alpha,
+            "SEARCH_STEP": [200, 20],  # through so many values of each
+        }
+    )
+
+
+class Cache(nn.Module):
+    """alpha * exp(-beta (1 - f K^T)) L, with keys K and one-hot labels L (the paper's section 3.1).
+
+    The keys are zero until they are filled; alpha and beta are buffers, so that a checkpoint holds what was chosen.
+    """
+
+    def __init__(self, labels: Tensor, num_classes: int, width: int, alpha: float, beta: float) -> None:
+        super().__init__()
+        self.keys = nn.Parameter(torch.zeros(len(labels), width))  # [S, D] of S training images
+        self.register_buffer("values", F.one_hot(labels, num_classes).float())  # [S, C]
+        self.register_buffer("alpha", torch.tensor(alpha))
+        self.register_buffer("beta", torch.tensor(beta))
+
+    def forward(self, image_features: Tensor) -> Tensor:
+        """[B, D], rows of norm one -> [B, C]."""
+        return self.alpha * recall(image_features @ self.keys.T, self.values, self.beta)
+
+
+def recall(cosines: Tensor, values: Tensor, beta: float | Tensor) -> Tensor:
+    """exp(-beta (1 - cosines)) values: [B, S], [S, C] -> [B, C]."""
+    return (beta * (cosines - 1)).exp() @ values
+
+
+def search_scales(
+    zeroshot: Tensor, cosines: Tensor, values: Tensor, labels: Tensor, alphas: list[float], betas: list[float]
+) -> tuple[float, float]:
+    """The (alpha, beta) of highest accuracy of ``zeroshot + alpha * recall``.
+
+    A few shots' val has few images, so that many pairs tie: then the one of lower cross entropy is better.
+
+    Args:
+        zeroshot: logits [N, C].
+        cosines: [N, S], of the images to the keys.
+        values: one-hot labels of the keys, [S, C].
+        labels: [N].
+    """
+    chosen, most, least = (alphas[0], betas[0]), -1, torch.inf
+    for beta in betas:
+        cache = recall(cosines, values, beta)
+        for alpha in alphas:
+            logits = zeroshot + alpha * cache  # [N, C]
+            correct = (logits.argmax(1) == labels).sum().item()
+            if correct < most:
+                continue
+            loss = cross_entropy(logits, labels).item()
+            if correct > most or loss < least:
+                chosen, most, least = (alpha, beta), correct, loss
+    return chosen
+
+
+@TRAINER_REGISTRY.register()
+class TipAdapter(CLIPTrainer):
+    """Logits = zero-shot + cache; the keys are training features, averaged over the views. Nothing is trained."""
+
+    @property
+    def node(self) -> CfgNode:
+        """The trainer's own options; Tip-Adapter-F has a node of its own."""
+        return self.cfg.TRAINER[type(self).__name__.upper()]
+
+    def check_cfg(self, cfg) -> None:
+        super().check_cfg(cfg)
+        name = type(self).__name__.upper()
+        steps = cfg.TRAINER[name].SEARCH_STEP
+        if len(cfg.TRAINER[name].SEARCH_SCALE) != 2 or len(steps) != 2 or min(steps) < 1:
+            raise ValueError(
+                f"TRAINER.{name}.SEARCH_SCALE and SEARCH_STEP take a value for beta and one for alpha, steps of at "
+                f"least 1; got {cfg.TRAINER[name].SEARCH_SCALE} and {steps}"
+            )
+
+    def build_model(self) -> None:
+        self.cache = self.build_cache().requires_grad_(False)
+        self.register_model("cache", self.cache)
+
+    def build_cache(self) -> Cache:
+        _, labels = self.labelled(self.dataset.train_x)
+        width = self.zeroshot_weights.shape[1]
+        return Cache(labels.cpu(), self.num_classes, width, self.node.ALPHA, self.node.BETA).to(self.device)
+
+    def logits(self, image_features: Tensor) -> Tensor:
+        zeroshot = self.cosine_logits(image_features, self.zeroshot_weights)
+        return zeroshot + self.cache(F.normalize(image_features, dim=-1))
+
+    def train(self) -> None:
+        self.before_train()
+        self.fill_cache()
+        self.search()
+        self.save_model(0, self.output_dir)
+        self.after_train()
+
+    @torch.no_grad()
+    def fill_cache(self) -> None:
+        """Keys from the mean over the kept views, of the images as they are with ``INPUT.VIEWS`` 0."""
+        paths, _ = self.labelled(self.dataset.train_x)
+        views = [self._encode_view(paths, view, True) for view in range(self.cfg.INPUT.VIEWS)] or [self.encode(paths)]
+        self.cache.keys.copy_(F.normalize(sum(views), dim=-1))
+
+    @torch.no_grad()
+    def search(self) -> None:
+        """Choose alpha and beta on val; without it they stay as the config has them."""
+        if not self.dataset.val:
+            return
+        paths, labels = self.labelled(self.dataset.val)
+        image_features = F.normalize(self.encode(paths), dim=-1)
+        zeroshot = self.cosine_logits(image_features, self.zeroshot_weights)
+        betas, alphas = (
+            [0.1 + i * (top - 0.1) / steps for i in range(steps)]
+            for top, steps in zip(self.node.SEARCH_SCALE, self.node.SEARCH_STEP, strict=True)
+        )
+        cosines = image_features @ self.cache.keys.T
+        alpha, beta = search_scales(zeroshot, cosines, self.cache.values, labels, alphas, betas)
+        logger.info(f"{type(self).__name__}: alpha {alpha:.3g} and beta {beta:.3g} are the best on val")
+        self.cache.alpha.fill_(alpha)
+        self.cache.beta.fill_(beta)

@@ -1,0 +1,45 @@
+"""Tip-Adapter-F: Tip-Adapter's keys, trained (Zhang et al., ECCV 2022, arXiv 2111.03930, section 3.2)."""
+
+from pathlib import Path
+
+from yacs.config import CfgNode
+
+from unskew import checkpoint
+from unskew.clip_trainer import CLIPTrainer
+from unskew.engine import TRAINER_REGISTRY
+from unskew.optim import build_lr_scheduler, build_optimizer
+from unskew.trainers import tipadapter
+
+
+def defaults() -> CfgNode:
+    node = tipadapter.defaults()
+    node.EPS = 1e-4  # AdamW's; single keys have small gradients, which PyTorch's 1e-8 would blow up to whole steps
+    return node
+
+
+@TRAINER_REGISTRY.register()
+class TipAdapterF(tipadapter.TipAdapter):
+    """The keys learn by cross entropy at the config's alpha and beta, which are searched again at the end."""
+
+    def build_model(self) -> None:
+        self.cache = self.build_cache()
+        optimizer = build_optimizer(self.cache, self.cfg.OPTIM)
+        for group in optimizer.param_groups:
+            group["eps"] = self.node.EPS
+        self.register_model("cache", self.cache, optimizer, build_lr_scheduler(optimizer, self.cfg.OPTIM))
+
+    def train(self) -> None:
+        self.fill_cache()
+        CLIPTrainer.train(self)  # past Tip-Adapter's own, which has no epochs
+
+    def after_train(self) -> None:
+        """Search alpha and beta for the keys that are kept, and put them into their checkpoint."""
+        self.accelerator.wait_for_everyone()
+        epoch, result, name = self.max_epoch - 1, None, ""
+        best = Path(self.output_dir) / "cache" / checkpoint.BEST
+        if self.cfg.TEST.FINAL_MODEL == "best_val" and best.is_file():
+            self.load_model(self.output_dir)
+            epoch, result, name = checkpoint.load_checkpoint(best)["epoch"] - 1, self.best_result, checkpoint.BEST
+        self.search()
+        self.save_model(epoch, self.output_dir, val_result=result, model_name=name)
+        super().after_train()
