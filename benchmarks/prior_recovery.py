@@ -1,6 +1,6 @@
 """How well is the pre-training prior recovered, and what is it worth? On the embedded world, where it is known.
 
-    python benchmarks/prior_recovery.py --json docs/prior_recovery.json --plot docs/prior_recovery.png
+    python benchmarks/prior_recovery.py --plot docs/prior_recovery.png
 
 For each dataset, number of shots and seed the residual prompt is trained as GLA's config says, and the logits of its
 epochs are kept. Then every estimator of log q is compared with the truth, and every way to combine the two models with
@@ -41,7 +41,8 @@ ESTIMATORS = {
     "eigen, no labels": {"method": "eigen", "strength": 1.0},
     "released": {"method": "released", "strength": 1.0, "labels": True},
 }
-DEFAULT = "convex, strength 1"
+# Those of the plot: strength 0 and 10 and em lie on the default's line.
+DRAWN = ("convex, strength 1", "convex, strength cv", "eigen", "released", "eigen, no labels")
 
 
 # --- one run ----------------------------------------------------------------------------------------
@@ -197,18 +198,14 @@ def plot(rows: list[dict], dataset: str, path: str) -> None:
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     axes = figure.subplots(1, 2)
     shots = sorted({row["shots"] for row in rows})
-    shown = [*ESTIMATORS, "true", "uniform"]
     for axis, metric in zip(axes, ("correlation", "gla"), strict=True):
-        for number, name in enumerate(shown):
+        known = {} if metric == "correlation" else {"true": "--", "uniform": ":"}
+        for name in (*DRAWN, *known):
             cells = [
                 [row[metric] for row in rows if (row["dataset"], row["name"], row["shots"]) == (dataset, name, k)]
                 for k in shots
             ]
-            if metric == "correlation" and name in ("true", "uniform"):
-                continue
-            style = (
-                {"color": "black", "linestyle": "--" if name == "true" else ":"} if number >= len(ESTIMATORS) else {}
-            )
+            style = {"color": "black", "linestyle": known[name]} if name in known else {}
             axis.plot(shots, [statistics.fmean(cell) for cell in cells], marker="o", markersize=3, label=name, **style)
         axis.set(xscale="log", xticks=shots, xticklabels=shots, xlabel="shots")
         axis.minorticks_off()
