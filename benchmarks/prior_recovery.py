@@ -24,9 +24,8 @@ from unskew import config
 from unskew.calibration import fit_temperature
 from unskew.combination import SUM, Combination, combine, fit_weights, remaining_bias
 from unskew.engine import build_trainer, set_random_seed
-from unskew.evaluator import labels_of
+from unskew.evaluator import labels_of, selection_score
 from unskew.files import write_atomically
-from unskew.losses import cross_entropy
 from unskew.micro import true_log_prior
 from unskew.prior import estimate_log_prior
 
@@ -115,7 +114,7 @@ def best_on_val(r: Record, combine: Combine) -> float:
     best, kept = -float("inf"), None
     for ft in r.epochs:
         logits = combine(ft)
-        score = accuracy(logits["val"], r.labels["val"]) - 1e-3 * float(cross_entropy(logits["val"], r.labels["val"]))
+        score = selection_score(logits["val"], r.labels["val"])
         if score > best:
             best, kept = score, logits["test"]
     return accuracy(kept, r.labels["test"])

@@ -270,3 +270,15 @@ def test_the_published_schedules_come_with_the_dataset_and_the_shots():
     assert epochs == {1: 100, 4: 100, 8: 200, 16: 200}
     epochs = {k: config.load("digits", "", "CLIPAdapter", ("DATASET.NUM_SHOTS", k)).OPTIM.MAX_EPOCH for k in (1, 4, 8)}
     assert epochs == {1: 50, 4: 100, 8: 200}
+
+
+def test_tip_adapter_f_killed_after_training_goes_on_from_its_last_epoch(data_root, tmp_path):
+    """Nothing of the search's is in what training resumes from, so a second run ends in the same bits."""
+    opts = ("OPTIM.MAX_EPOCH", 5, "OPTIM.LR", 0.01, "TRAINER.TIPADAPTERF.SEARCH_STEP", [5, 5])
+    trained = build("TipAdapterF", data_root, tmp_path, *opts, shots=4)
+    trained.train()
+    resumed = build("TipAdapterF", data_root, tmp_path, *opts, shots=4)
+    resumed.train()
+    assert resumed.start_epoch == 5
+    paths = [item.impath for item in trained.dataset.test[:40]]
+    assert torch.equal(resumed.predict(paths), trained.predict(paths))

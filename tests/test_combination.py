@@ -57,7 +57,7 @@ def test_weights_minimise_the_penalised_cross_entropy(pull):
 
     def objective(w):
         scores = w[0] * ft.numpy() + w[1] * zs.numpy() + np.log(pi)
-        return -log_softmax(scores, 1)[np.arange(300), labels].sum() + pull * (w[0] - w[1]) ** 2
+        return -log_softmax(scores, 1)[np.arange(300), labels].sum() + pull * ((w - 0.5) ** 2).sum()
 
     expected = minimize(objective, [1.0, 1.0], method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-10}).x
     np.testing.assert_allclose(fit_weights(ft, zs, labels, pull), expected, atol=1e-4)
@@ -80,8 +80,10 @@ def test_a_half_that_says_nothing_is_silenced_and_few_images_silence_none():
     noise = torch.from_numpy(np.random.default_rng(5).normal(size=ft.shape))
     a, b = fit_weights(noise, zs, labels)
     assert a < 0.05 < b
-    a, b = fit_weights(noise[:5], zs[:5], labels[:5], pull=1.0)
+    a, b = fit_weights(noise[:5], zs[:5], labels[:5])
     assert abs(a - b) < 0.5
+    certain = 100 * torch.eye(5, dtype=torch.float64)[labels[:5]]  # separable: without a pull the weights have no bound
+    assert max(fit_weights(certain, certain, labels[:5])) < 1
     a, b = fit_weights(-ft, -zs, labels)  # both contradict val
     assert a > 0
     assert b > 0

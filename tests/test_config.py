@@ -56,7 +56,7 @@ def test_a_base_is_configured_as_it_would_be_alone():
 
 
 def test_a_trainer_is_not_its_own_base():
-    with pytest.raises(ValueError, match="cannot be GLA itself"):
+    with pytest.raises(ValueError, match="BASE cannot be GLA: GLA over GLA has no end"):
         load("TRAINER.GLA.BASE", "GLA", trainer="GLA")
 
 

@@ -55,18 +55,21 @@ def test_test_labels_change_nothing_but_the_score(data_root, tmp_path):
     assert honest.results["accuracy"] != lied_to.results["accuracy"]
 
 
-def test_the_prior_is_fitted_on_train_and_val_below_twenty_shots_else_on_val(data_root, tmp_path):
+def test_the_prior_is_fitted_on_train_and_val_unless_val_is_large(data_root, tmp_path):
     from unskew.calibration import fit_temperature
     from unskew.prior import estimate_log_prior
 
-    for shots in (4, 20):
-        trainer = build("DebiasedZeroshot", data_root, tmp_path, shots=shots)
+    for large in (False, True):
+        trainer = build("DebiasedZeroshot", data_root, tmp_path, shots=4)
         train, val = trainer.dataset.train_x, trainer.dataset.val
-        paths, labels = trainer.labelled([*train, *val] if shots == 4 else val)
+        if large:
+            val *= 5  # 20 per class
+        paths, labels = trainer.labelled(val if large else [*train, *val])
         zs = trainer.zeroshot_logits(paths)
         temperature = fit_temperature(zs, labels)
-        torch.testing.assert_close(trainer.prior.temperature, torch.tensor(temperature))
-        torch.testing.assert_close(trainer.prior.log_q, estimate_log_prior(zs / temperature, labels).log_q)
+        trainer.fit_terms()
+        torch.testing.assert_close(trainer.terms.temperature, torch.tensor(temperature))
+        torch.testing.assert_close(trainer.terms.log_q, estimate_log_prior(zs / temperature, labels).log_q)
 
 
 @pytest.mark.slow
@@ -74,6 +77,7 @@ def test_the_known_prior_is_recovered_and_its_removal_helps(data_root, tmp_path)
     from unskew.micro import true_log_prior
 
     trainer = build("GLA", data_root, tmp_path, shots=16, dataset="shapes")
+    trainer.fit_terms()
     truth, estimate = true_log_prior("micro", "shapes"), trainer.terms.log_q
     assert torch.corrcoef(torch.stack([truth, estimate]))[0, 1] >= 0.9
     zs = trainer.zeroshot_logits([item.impath for item in trainer.dataset.test])
@@ -91,14 +95,18 @@ def test_the_prior_may_come_from_a_file(name, data_root, tmp_path):
     values = list(range(1, 11))
     (tmp_path / "q.json").write_text(json.dumps(values))
     trainer = build(name, data_root, tmp_path, f"TRAINER.{name.upper()}.PRIOR", str(tmp_path / "q.json"))
-    log_q = trainer.terms.log_q if name == "GLA" else trainer.prior.log_q
+    trainer.fit_terms()
+    log_q = trainer.terms.log_q
     torch.testing.assert_close(log_q.exp(), torch.tensor(values) / 55)
     with pytest.raises(ValueError, match="10 classes"):
         (tmp_path / "q.json").write_text(json.dumps(values[1:]))
-        build(name, data_root, tmp_path, f"TRAINER.{name.upper()}.PRIOR", str(tmp_path / "q.json"))
+        build(name, data_root, tmp_path, f"TRAINER.{name.upper()}.PRIOR", str(tmp_path / "q.json")).fit_terms()
 
 
-@pytest.mark.parametrize(("key", "value"), [("PRIOR", "convx"), ("STRENGTH", "much"), ("COMBINE", "add")])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("PRIOR", "convx"), ("STRENGTH", "much"), ("STRENGTH", "-1"), ("TEMPERATURE", "hot"), ("COMBINE", "add")],
+)
 def test_a_key_that_makes_no_sense_is_named(key, value, data_root, tmp_path):
     with pytest.raises(ValueError, match=f"TRAINER.GLA.{key} must be .*{value}"):
         build("GLA", data_root, tmp_path, f"TRAINER.GLA.{key}", value)
@@ -110,6 +118,7 @@ def test_every_estimator_serves(method, strength, data_root, tmp_path):
 
     opts = ("TRAINER.GLA.PRIOR", method, "TRAINER.GLA.STRENGTH", strength)
     trainer = build("GLA", data_root, tmp_path, *opts)
+    trainer.fit_terms()
     paths, labels = trainer.labelled([*trainer.dataset.train_x, *trainer.dataset.val])
     zs = trainer.zeroshot_logits(paths) / trainer.terms.zeroshot_temperature
     expected = estimate_log_prior(zs, labels, method=method, strength=strength).log_q
@@ -128,11 +137,14 @@ def uneven(trainer):
 
 def test_train_frequencies_are_subtracted_unless_the_loss_did_it(data_root, tmp_path):
     trainer = build("GLA", data_root, tmp_path, shots=16)
+    trainer.fit_terms()
     assert not trainer.terms.log_p.any()  # balanced shots
     log_p = uneven(trainer)
-    torch.testing.assert_close(trainer.build_terms().log_p, log_p)
+    trainer.fit_terms()
+    torch.testing.assert_close(trainer.terms.log_p, log_p)
     trainer.base.logit_adjusted = True
-    assert not trainer.build_terms().log_p.any()
+    trainer.fit_terms()
+    assert not trainer.terms.log_p.any()
 
 
 def test_the_target_prior_is_added(data_root, tmp_path):
@@ -141,12 +153,15 @@ def test_the_target_prior_is_added(data_root, tmp_path):
     plain = build("GLA", data_root, tmp_path)
     moved = build("GLA", data_root, tmp_path, "TRAINER.GLA.TARGET", str(tmp_path / "target.json"))
     paths = some_paths(plain)
+    for trainer in (plain, moved):
+        trainer.fit_terms()
     difference = moved.predict(paths) - plain.predict(paths)
     torch.testing.assert_close(difference, (torch.tensor(values) / 19).log().expand(40, 10), atol=1e-4, rtol=1e-4)
     train = build("GLA", data_root, tmp_path, "TRAINER.GLA.TARGET", "train", shots=16)
     log_p = uneven(train)
-    torch.testing.assert_close(train.build_terms().log_target, log_p)
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+    train.fit_terms()
+    torch.testing.assert_close(train.terms.log_target, log_p)
+    with pytest.raises(ValueError, match=r"TARGET must be uniform, train or a file, got 'nowhere.json'; there is no"):
         build("GLA", data_root, tmp_path, "TRAINER.GLA.TARGET", "nowhere.json")
 
 
@@ -283,3 +298,67 @@ def test_the_ensemble_is_gla_without_priors(data_root, tmp_path):
     torch.testing.assert_close(trainer.predict(paths), zs + trainer.base.predict(paths) / t.finetuned_temperature)
     assert list(scores) == ["zs", "ft", "ensemble"]
     assert trainer.results["accuracy"] == trainer.results["ensemble_accuracy"]
+
+
+# --- what a run depends on --------------------------------------------------------------------------
+
+
+def test_a_finished_run_notices_that_its_prior_or_its_base_has_changed(data_root, tmp_path):
+    (tmp_path / "q.json").write_text(json.dumps([1] * 10))
+    opts = ("TRAINER.DEBIASEDZEROSHOT.PRIOR", str(tmp_path / "q.json"))
+    before = finished("DebiasedZeroshot", data_root, tmp_path / "run", *opts)
+    (tmp_path / "q.json").write_text(json.dumps([50, *[1] * 9]))
+    with pytest.raises(ValueError, match="differs in a file that it names"):
+        finished("DebiasedZeroshot", data_root, tmp_path / "run", *opts)
+    (tmp_path / "run" / "done").unlink()  # redone, it takes the file and not what its checkpoint holds
+    assert finished("DebiasedZeroshot", data_root, tmp_path / "run", *opts)["accuracy"] != before["accuracy"]
+
+    finished("LinearProbe", data_root, tmp_path / "base")
+    over = ("TRAINER.GLA.BASE", "LinearProbe", "TRAINER.GLA.BASE_DIR", str(tmp_path / "base"))
+    finished("GLA", data_root, tmp_path / "gla", *over)
+    finished("GLA", data_root, tmp_path / "gla", *over)
+    (tmp_path / "base" / "done").write_text("another")
+    with pytest.raises(ValueError, match="differs in a file that it names"):
+        finished("GLA", data_root, tmp_path / "gla", *over)
+
+
+@pytest.mark.parametrize("name", ["DebiasedZeroshot", "GLA"])
+def test_a_prior_of_other_classes_is_not_used(name, data_root, tmp_path, caplog):
+    """From base to new classes, as in CoOp's protocol: the context moves, log q does not."""
+    over = ("TRAINER.GLA.BASE", "CoOp")
+    trained = build(name, data_root, tmp_path / "base", *over, "DATASET.SUBSAMPLE_CLASSES", "base")
+    trained.train()
+    moved = build(name, data_root, tmp_path / "new", *over, "DATASET.SUBSAMPLE_CLASSES", "new")
+    moved.load_model(str(tmp_path / "base"))
+    assert "other classes" in caplog.text
+    fitted = build("DebiasedZeroshot", data_root, tmp_path / "x", "DATASET.SUBSAMPLE_CLASSES", "new")
+    fitted.fit_terms()
+    torch.testing.assert_close(moved.terms.log_q, fitted.terms.log_q)
+    again = build(name, data_root, tmp_path / "again", *over, "DATASET.SUBSAMPLE_CLASSES", "base")
+    again.load_model(str(tmp_path / "base"))
+    assert torch.equal(again.predict(some_paths(again)), trained.predict(some_paths(again)))
+
+
+def test_without_val_nothing_is_fitted_on_what_the_base_has_seen(data_root, tmp_path):
+    opts = ("TRAINER.GLA.BASE", "LinearProbe", "DATASET.NUM_VAL_SHOTS", 0, "TEST.FINAL_MODEL", "last_step")
+    trainer = build("GLA", data_root, tmp_path, *opts, shots=16)
+    trainer.train()
+    assert trainer.terms.finetuned_temperature == 1
+    scores = trainer.scores(some_paths(trainer))
+    torch.testing.assert_close(scores["gla"], scores["ft"] + scores["zs"] - trainer.terms.log_q)
+
+
+def test_the_target_has_no_part_in_the_choice_of_the_epoch(data_root, tmp_path):
+    (tmp_path / "target.json").write_text(json.dumps([1000, *[1] * 9]))
+    opts = ("OPTIM.MAX_EPOCH", 6, "OPTIM.LR", 0.005)
+    plain = build("GLA", data_root, tmp_path / "a", *opts, shots=4)
+    moved = build("GLA", data_root, tmp_path / "b", *opts, "TRAINER.GLA.TARGET", str(tmp_path / "target.json"), shots=4)
+    for trainer in (plain, moved):
+        trainer.train()
+    assert moved.base.best_result == pytest.approx(plain.base.best_result, abs=1e-4)
+    assert torch.equal(moved.base.predict(some_paths(moved)), plain.base.predict(some_paths(plain)))
+
+
+def test_bases_that_never_end_are_refused(data_root, tmp_path):
+    with pytest.raises(ValueError, match="GLA over Ensemble over GLA has no end"):
+        build("GLA", data_root, tmp_path, "TRAINER.GLA.BASE", "Ensemble", "TRAINER.ENSEMBLE.BASE", "GLA")

@@ -96,10 +96,18 @@ def test_collect_takes_finished_runs_only(tmp_path):
         (tmp_path / name / "metrics.json").write_text(json.dumps(ROWS[0]))
         if finished:
             (tmp_path / name / "done").write_text("x")
-    assert report.collect(tmp_path) == [ROWS[0]]
+    assert report.collect(tmp_path) == [{**ROWS[0], "folder": str(tmp_path / "a")}]
     (tmp_path / "a" / "metrics.json").write_text("{")
     with pytest.raises(ValueError, match=r"metrics\.json"):
         report.collect(tmp_path)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         report.collect(tmp_path / "nowhere")
     assert report.table([]) == "no finished runs"
+
+
+def test_runs_that_no_row_tells_apart_are_said(caplog):
+    report.table([*ROWS, {**ROWS[0], "accuracy": 10.0, "folder": "elsewhere"}])
+    assert "'elsewhere' are both Z, 1 shot, seed 1: the table averages them" in caplog.text
+    caplog.clear()
+    report.table(ROWS)
+    assert not caplog.text

@@ -90,7 +90,25 @@ def test_launch_maps_runs_to_results(run):
     runs = [replace(run, trainer="ZeroshotCLIP", seed=seed) for seed in (1, 2)]
     rows = list(launch(runs, lambda one: execute(one, console=False)))
     assert [row["seed"] for row in rows] == [1, 2]
-    assert report.collect(run.output) == rows
+    collected = report.collect(run.output)
+    assert [{**row, "folder": where["folder"]} for row, where in zip(rows, collected, strict=True)] == collected
+
+
+def test_a_run_that_fails_does_not_stop_the_others(run, capsys):
+    """GLA has no val to choose an epoch on; zero-shot needs none."""
+    argv = ["sweep", "-d", "digits", "-t", "GLA", "ZeroshotCLIP", "--shots", "1", "--seeds", "1", "2"]
+    opts = [*map(str, SHORT), "DATASET.NUM_VAL_SHOTS", "0"]
+    assert main([*argv, "--root", run.root, "--output", run.output, "--opts", *opts]) == 2
+    said = capsys.readouterr()
+    assert "2 of 4 runs failed" in said.err
+    assert "GLA, 1 shot, seed 2: TEST.FINAL_MODEL is best_val, but 'digits' has no val split" in said.err
+    assert "| ZeroshotCLIP | 69." in said.out
+
+
+def test_a_wrong_key_is_said_once(run, capsys):
+    argv = ["sweep", "-d", "digits", "-t", "ZeroshotCLIP", "--seeds", "1", "2", "--root", run.root]
+    assert main([*argv, "--output", run.output, "--opts", "OPTIM.LRR", "1"]) == 2
+    assert capsys.readouterr().err.count("OPTIM.LRR") == 1
 
 
 def test_sweep_command_ends_with_the_table(run, capsys):

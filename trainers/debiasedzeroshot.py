@@ -3,6 +3,7 @@
 The zero-shot half of GLA alone (Zhu et al., NeurIPS 2023, arXiv 2310.08106).
 """
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
+from unskew import checkpoint
 from unskew.calibration import fit_temperature
 from unskew.clip_trainer import CLIPTrainer
 from unskew.engine import TRAINER_REGISTRY
@@ -18,8 +20,8 @@ from unskew.prior import METHODS, estimate_log_prior, read_prior
 
 logger = logging.getLogger("unskew")
 
-# From this many shots on, the val images alone are enough to fit the prior and the zero-shot temperature.
-ENOUGH_SHOTS = 20
+# With this many val images per class the training images need not be encoded for the prior as well.
+ENOUGH_VAL = 20
 
 
 def defaults() -> CfgNode:
@@ -32,85 +34,119 @@ def defaults() -> CfgNode:
     )
 
 
+class Terms(torch.nn.Module):
+    """Fitted numbers, as buffers that a checkpoint holds, and a hash of the classes that they are of."""
+
+    def __init__(self, classnames: Sequence[str], **values: Tensor | float) -> None:
+        super().__init__()
+        digest = hashlib.sha256("\n".join(classnames).encode()).digest()
+        self.register_buffer("classes", torch.tensor(int.from_bytes(digest[:7], "big")))
+        for name, value in values.items():
+            self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32))
+
+    @torch.no_grad()
+    def fill(self, **values: Tensor | float) -> None:
+        for name, value in values.items():
+            getattr(self, name).copy_(torch.as_tensor(value))
+
+    def are_of(self, folder: Path) -> bool:
+        """Whether the last checkpoint in a folder is of these classes; a log prior of others must not be used."""
+        path = checkpoint.last_checkpoint(folder)
+        return path is None or torch.equal(
+            checkpoint.load_checkpoint(path)["state_dict"]["classes"], self.classes.cpu()
+        )
+
+
+def fitting_items(trainer: CLIPTrainer) -> list:
+    """Images for what is fitted on the untouched model: val if it is large, else train and val; it saw neither."""
+    train, val = trainer.dataset.train_x, trainer.dataset.val or []
+    return val if len(val) >= ENOUGH_VAL * trainer.num_classes else [*train, *val]
+
+
 def pretraining_prior(trainer: CLIPTrainer) -> tuple[Tensor, float]:
-    """log q [C] of the untouched model's pre-training and its temperature.
-
-    Both are fitted on images that this model has never seen: train and val below 20 shots, else val.
-
-    The trainer's own config node has `defaults`' keys.
-
-    Raises:
-        ValueError, FileNotFoundError: a key's value makes no sense, or the prior's file does not.
-    """
-    name = type(trainer).__name__.upper()
-    node = trainer.cfg.TRAINER[name]
-    paths, labels = trainer.labelled(_fitting_items(trainer))
+    """log q [C] of the untouched model's pre-training and its temperature, as the trainer's own node says."""
+    node = trainer.cfg.TRAINER[type(trainer).__name__.upper()]
+    paths, labels = trainer.labelled(fitting_items(trainer))
     zeroshot = trainer.zeroshot_logits(paths)
     temperature = fit_temperature(zeroshot, labels, method=node.TEMPERATURE)
-    if node.PRIOR not in METHODS:
-        if not Path(node.PRIOR).suffix:
-            raise ValueError(f"TRAINER.{name}.PRIOR must be {', '.join(METHODS)} or a file, got '{node.PRIOR}'")
-        log_q = read_prior(node.PRIOR, trainer.classnames)
-        _log(log_q, trainer.classnames, f"'{node.PRIOR}'")
-        return log_q, temperature
-    strength = _strength(node.STRENGTH, f"TRAINER.{name}.STRENGTH")
-    estimate = estimate_log_prior(zeroshot / temperature, labels, method=node.PRIOR, strength=strength)
-    if not estimate.converged:
-        logger.warning(f"the prior by '{node.PRIOR}' has not converged to its optimum")
-    _log(estimate.log_q, trainer.classnames, f"{node.PRIOR} on {len(labels):,} images")
-    return estimate.log_q.float(), temperature
-
-
-def _log(log_q: Tensor, classnames: Sequence[str], source: str) -> None:
-    order = [classnames[label] for label in log_q.argsort(descending=True).tolist()]
-    spread = float((log_q.max() - log_q.min()).exp())
+    if node.PRIOR in METHODS:
+        strength = node.STRENGTH if node.STRENGTH == "cv" else float(node.STRENGTH)
+        estimate = estimate_log_prior(zeroshot / temperature, labels, method=node.PRIOR, strength=strength)
+        if not estimate.converged:
+            logger.warning(f"the prior by '{node.PRIOR}' has not converged to its optimum")
+        log_q, source = estimate.log_q.float(), f"{node.PRIOR} on {len(labels):,} images"
+    else:
+        log_q, source = read_prior(node.PRIOR, trainer.classnames), f"'{node.PRIOR}'"
+    order = [trainer.classnames[label] for label in log_q.argsort(descending=True).tolist()]
     logger.info(
-        f"pre-training prior ({source}): max/min {spread:.1f}, "
+        f"pre-training prior ({source}): max/min {float((log_q.max() - log_q.min()).exp()):.1f}, "
         f"most frequent {', '.join(order[:3])}, least {', '.join(order[:-4:-1])}"
     )
+    return log_q, temperature
 
 
-def _strength(text: str, key: str) -> float | str:
-    if text == "cv":
-        return text
+# --- the keys of the config -------------------------------------------------------------------------
+
+
+def check_choice(cfg: CfgNode, key: str, words: Sequence[str], file: bool = False) -> None:
+    """``ValueError`` unless the key (``"GLA.PRIOR"``) is one of the words or, with ``file``, a file that exists."""
+    trainer, _, name = key.partition(".")
+    value = cfg.TRAINER[trainer][name]
+    if value in words or (file and Path(value).is_file()):
+        return
+    choices = f"{', '.join(words)}{' or a file' if file else ''}"
+    missing = f"; there is no file '{value}'" if file and Path(value).suffix else ""
+    raise ValueError(f"TRAINER.{key} must be {choices}, got '{value}'{missing}")
+
+
+def check_prior(cfg: CfgNode, trainer: str) -> None:
+    """``ValueError`` unless `defaults`' keys make sense in the trainer's node."""
+    check_choice(cfg, f"{trainer}.TEMPERATURE", ("confidence", "nll"))
+    check_choice(cfg, f"{trainer}.PRIOR", tuple(METHODS), file=True)
+    strength = cfg.TRAINER[trainer].STRENGTH
     try:
-        return float(text)
+        good = strength == "cv" or 0 <= float(strength) < float("inf")
     except ValueError:
-        raise ValueError(f"{key} must be a number of 0 or more, or cv; got '{text}'") from None
-
-
-def _fitting_items(trainer: CLIPTrainer) -> list:
-    train, val = trainer.dataset.train_x, trainer.dataset.val or []
-    few = 0 < trainer.cfg.DATASET.NUM_SHOTS < ENOUGH_SHOTS
-    return [*train, *val] if few or not val else val
-
-
-class _Prior(torch.nn.Module):
-    """What was fitted, as buffers that a checkpoint holds."""
-
-    def __init__(self, log_q: Tensor, temperature: float) -> None:
-        super().__init__()
-        self.register_buffer("log_q", log_q)  # [C], label prior of the pre-training data
-        self.register_buffer("temperature", torch.tensor(temperature))
+        good = False
+    if not good:
+        raise ValueError(f"TRAINER.{trainer}.STRENGTH must be a number of 0 or more, or cv; got '{strength}'")
 
 
 @TRAINER_REGISTRY.register()
 class DebiasedZeroshot(CLIPTrainer):
     """Logits = zs/T_zs - log q."""
 
+    logit_adjusted = True  # it has never seen the label frequencies of the training images
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        super().check_cfg(cfg)
+        check_prior(cfg, "DEBIASEDZEROSHOT")
+
     def build_model(self) -> None:
-        self.prior = _Prior(*pretraining_prior(self)).to(self.device)
-        self.register_model("prior", self.prior)
+        self.terms = Terms(self.classnames, log_q=torch.zeros(self.num_classes), temperature=1.0).to(self.device)
+        self.register_model("prior", self.terms)
+
+    def fit_terms(self) -> None:
+        log_q, temperature = pretraining_prior(self)
+        self.terms.fill(log_q=log_q, temperature=temperature)
 
     def train(self) -> None:
         self.before_train()
+        self.fit_terms()  # never resumed: it costs nothing, and the prior's file may have changed
         self.save_model(0, self.output_dir)
         self.after_train()
 
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        if self.terms.are_of(Path(directory) / "prior"):
+            super().load_model(directory, epoch)
+        else:
+            logger.warning(f"'{directory}' is of other classes: the prior is fitted again, for these")
+            self.fit_terms()
+
     def scores(self, paths: Sequence[str]) -> dict[str, Tensor]:
         """Logits [N, C] of zero-shot CLIP, calibrated, and without its prior; the last is `predict`'s."""
-        zs = self.zeroshot_logits(paths) / self.prior.temperature
-        return {"zs": zs, "debiased": zs - self.prior.log_q}
+        zs = self.zeroshot_logits(paths) / self.terms.temperature
+        return {"zs": zs, "debiased": zs - self.terms.log_q}
 
     def predict(self, paths: Sequence[str]) -> Tensor:
         return self.scores(paths)["debiased"]

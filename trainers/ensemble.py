@@ -3,11 +3,11 @@
 What GLA is without its priors (Zhu et al., NeurIPS 2023, arXiv 2310.08106), and its closest competitor.
 """
 
+import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
@@ -15,7 +15,8 @@ from unskew import config
 from unskew.calibration import fit_temperature
 from unskew.clip_trainer import CLIPTrainer
 from unskew.engine import TRAINER_REGISTRY
-from unskew.losses import cross_entropy
+from unskew.evaluator import selection_score
+from unskew.trainers.debiasedzeroshot import Terms, check_choice, fitting_items
 
 logger = logging.getLogger("unskew")
 
@@ -30,15 +31,6 @@ def defaults() -> CfgNode:
     )
 
 
-class Terms(torch.nn.Module):
-    """The numbers beside the two models, as buffers that a checkpoint holds."""
-
-    def __init__(self, **values: Tensor | float) -> None:
-        super().__init__()
-        for name, value in values.items():
-            self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32))
-
-
 @TRAINER_REGISTRY.register()
 class Ensemble(CLIPTrainer):
     """Logits = ft/T_ft + zs/T_zs.
@@ -50,6 +42,16 @@ class Ensemble(CLIPTrainer):
     def node(self) -> CfgNode:
         return self.cfg.TRAINER[type(self).__name__.upper()]
 
+    @property
+    def logit_adjusted(self) -> bool:
+        return self.base.logit_adjusted
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        super().check_cfg(cfg)
+        check_choice(cfg, f"{type(self).__name__.upper()}.TEMPERATURE", ("confidence", "nll"))
+        if cfg.SEED < 0:
+            raise ValueError(f"{type(self).__name__} and its base must draw the same images: set SEED to 0 or more")
+
     def build_model(self) -> None:
         cfg = base_config(self.cfg, self.node) if self.node.BASE_DIR else self.cfg
         self.base = TRAINER_REGISTRY.get(config.class_name(self.node.BASE))(cfg)
@@ -58,53 +60,65 @@ class Ensemble(CLIPTrainer):
         self.register_model(type(self).__name__.lower(), self.terms)
 
     def build_terms(self) -> Terms:
-        """What does not depend on the base is fitted once, before training."""
-        paths, labels = self.labelled(self.dataset.val or self.dataset.train_x)
+        return Terms(self.classnames, zeroshot_temperature=1.0, finetuned_temperature=1.0)
+
+    def fit_terms(self) -> None:
+        """Fit what does not depend on the base."""
+        paths, labels = self.labelled(fitting_items(self))
         temperature = fit_temperature(self.zeroshot_logits(paths), labels, method=self.node.TEMPERATURE)
-        return Terms(zeroshot_temperature=temperature, finetuned_temperature=1.0)
+        self.terms.fill(zeroshot_temperature=temperature)
 
     # --- training: the base's, scored by the sum ----------------------------------------------------
 
     def train(self) -> None:
         self.before_train()
+        self.fit_terms()  # never resumed: it costs little, and the prior's file may have changed
         if self.node.BASE_DIR:
             self.base.load_model(self.node.BASE_DIR)
         else:
             self.base.fit()
         self.calibrate()
-        numbers = {name: value.item() for name, value in self.terms.named_buffers() if value.ndim == 0}
-        logger.info("Fitted: " + ", ".join(f"{name} {value:.3g}" for name, value in numbers.items()))
+        numbers = [f"{name} {value:.3g}" for name, value in self.terms.named_buffers() if value.dim() == 0]
+        logger.info(f"Fitted: {', '.join(numbers[1:])}")  # the first is the hash of the classes
         self.save_model(0, self.output_dir)
         self.after_train()
 
-    def calibrate(self) -> tuple[list[str], Tensor, Tensor]:
-        """Fit on val (without val: on train) what depends on the base as it is now; its paths, labels and logits."""
-        paths, labels = self.labelled(self.dataset.val or self.dataset.train_x)
+    @functools.cached_property
+    def val(self) -> tuple[list[str], Tensor, Tensor]:
+        """Paths, labels [N] and zero-shot logits [N, C] of val."""
+        paths, labels = self.labelled(self.dataset.val)
+        return paths, labels, self.zeroshot_logits(paths)
+
+    def calibrate(self) -> Tensor | None:
+        """Fit on val what depends on the base as it is now; the base's logits [N, C] there. Without val, nothing."""
+        if not self.dataset.val:
+            logger.warning(f"{type(self).__name__} has no val to calibrate its base on: it is added as it is")
+            return None
+        paths, labels, _ = self.val
         finetuned = self.base.predict(paths)
         temperature = fit_temperature(finetuned, labels, method=self.node.TEMPERATURE)
-        self.terms.finetuned_temperature.fill_(temperature)
-        return paths, labels, finetuned
+        self.terms.fill(finetuned_temperature=temperature)
+        return finetuned
 
     def validate(self) -> float:
-        """Accuracy on val in percent, calibrated at this moment; the base's epochs are kept by it.
+        """The score on val, calibrated at this moment, by which the base's epochs are kept."""
+        finetuned = self.calibrate()
+        _, labels, zeroshot = self.val
+        return selection_score(self.balanced(zeroshot, finetuned), labels)
 
-        A few shots' val has few images and epochs often tie: then the one of lower cross entropy is better.
-        """
-        paths, labels, finetuned = self.calibrate()
-        scores = list(self.parts(paths, finetuned).values())[-1]
-        accuracy = (scores.argmax(1) == labels).float().mean()
-        return (100 * accuracy - 1e-3 * cross_entropy(scores, labels)).item()
+    def balanced(self, zeroshot: Tensor, finetuned: Tensor) -> Tensor:
+        """What is scored on val, [N, C]."""
+        return list(self.parts(zeroshot, finetuned).values())[-1]
 
     # --- prediction ---------------------------------------------------------------------------------
 
-    def parts(self, paths: Sequence[str], finetuned: Tensor) -> dict[str, Tensor]:
-        """The parts and, last, the whole, each [N, C], from the base's logits for ``paths``."""
-        zs = self.zeroshot_logits(paths) / self.terms.zeroshot_temperature
-        ft = finetuned / self.terms.finetuned_temperature
+    def parts(self, zeroshot: Tensor, finetuned: Tensor) -> dict[str, Tensor]:
+        """The parts and, last, the whole, each [N, C], from both models' logits."""
+        zs, ft = zeroshot / self.terms.zeroshot_temperature, finetuned / self.terms.finetuned_temperature
         return {"zs": zs, "ft": ft, "ensemble": ft + zs}
 
     def scores(self, paths: Sequence[str]) -> dict[str, Tensor]:
-        return self.parts(paths, self.base.predict(paths))
+        return self.parts(self.zeroshot_logits(paths), self.base.predict(paths))
 
     def predict(self, paths: Sequence[str]) -> Tensor:
         return list(self.scores(paths).values())[-1]
@@ -113,7 +127,12 @@ class Ensemble(CLIPTrainer):
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         self.base.load_model(self.node.BASE_DIR or directory, epoch)
-        super().load_model(directory)
+        if self.terms.are_of(Path(directory) / type(self).__name__.lower()):
+            super().load_model(directory)
+        else:
+            logger.warning(f"'{directory}' is of other classes: what was fitted there is fitted again, for these")
+            self.fit_terms()
+            self.calibrate()
         if epoch is not None:  # what was saved belongs to the epoch that was kept
             self.calibrate()
 
@@ -139,7 +158,9 @@ def base_config(cfg: CfgNode, node: CfgNode) -> CfgNode:
     """
     folder = Path(node.BASE_DIR)
     if not (folder / "done").is_file():
-        raise FileNotFoundError(f"BASE_DIR '{folder}' holds no finished run (there is no file 'done' in it)")
+        raise FileNotFoundError(
+            f"BASE_DIR '{folder}', named by the config of {cfg.TRAINER.NAME}, holds no finished run (no file 'done')"
+        )
     saved = config.read_yaml(folder / "config.yaml")
     theirs, ours = dict(config.flatten(saved)), dict(config.flatten(cfg))
     if theirs.get("TRAINER.NAME") != node.BASE:

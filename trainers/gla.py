@@ -1,8 +1,5 @@
 """GLA, Generalized Logit Adjustment (Zhu et al., NeurIPS 2023, arXiv 2310.08106)."""
 
-import logging
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from yacs.config import CfgNode
@@ -11,8 +8,7 @@ from unskew.combination import SUM, Combination, combine, fit_combination
 from unskew.engine import TRAINER_REGISTRY
 from unskew.prior import read_prior
 from unskew.trainers import debiasedzeroshot, ensemble
-
-logger = logging.getLogger("unskew")
+from unskew.trainers.debiasedzeroshot import Terms, check_choice, check_prior, pretraining_prior
 
 
 def defaults() -> CfgNode:
@@ -34,30 +30,35 @@ class GLA(ensemble.Ensemble):
     b are for.
     """
 
+    logit_adjusted = True  # log p is out of its logits, whatever its base has learned
+
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
-        if cfg.TRAINER.GLA.COMBINE not in ("fitted", "sum"):
-            raise ValueError(f"TRAINER.GLA.COMBINE must be fitted or sum, got '{cfg.TRAINER.GLA.COMBINE}'")
+        check_prior(cfg, "GLA")
+        check_choice(cfg, "GLA.COMBINE", ("fitted", "sum"))
+        check_choice(cfg, "GLA.TARGET", ("uniform", "train"), file=True)
 
-    def build_terms(self) -> ensemble.Terms:
-        log_q, temperature = debiasedzeroshot.pretraining_prior(self)
-        return ensemble.Terms(
-            zeroshot_temperature=temperature,
+    def build_terms(self) -> Terms:
+        return Terms(
+            self.classnames,
+            zeroshot_temperature=1.0,
             finetuned_temperature=1.0,
-            log_q=log_q,  # [C], label prior of the pre-training data
-            log_p=self._log_p(),  # [C], label prior that the base has learned from the training images
-            log_target=self._log_target(),  # [C], label prior of the test images
+            log_q=torch.zeros(self.num_classes),  # [C], label prior of the pre-training data
+            log_p=torch.zeros(self.num_classes),  # [C], label prior that the base has learned from the training images
+            log_target=torch.zeros(self.num_classes),  # [C], label prior of the test images
             **SUM._asdict(),
         )
+
+    def fit_terms(self) -> None:
+        log_q, temperature = pretraining_prior(self)
+        log_p = torch.zeros(self.num_classes) if self.base.logit_adjusted else self._log_train_frequencies()
+        self.terms.fill(zeroshot_temperature=temperature, log_q=log_q, log_p=log_p, log_target=self._log_target())
 
     def _log_train_frequencies(self) -> Tensor:
         """[C]; zero for balanced shots, where it would cancel."""
         labels = torch.tensor([item.label for item in self.dataset.train_x])
         counts = torch.bincount(labels, minlength=self.num_classes).clamp_min(1)
         return torch.zeros(self.num_classes) if len(counts.unique()) == 1 else (counts / counts.sum()).log()
-
-    def _log_p(self) -> Tensor:
-        return torch.zeros(self.num_classes) if self.base.logit_adjusted else self._log_train_frequencies()
 
     def _log_target(self) -> Tensor:
         if self.node.TARGET == "uniform":
@@ -66,17 +67,20 @@ class GLA(ensemble.Ensemble):
             return self._log_train_frequencies()
         return read_prior(self.node.TARGET, self.classnames)
 
-    def calibrate(self) -> tuple[list[str], Tensor, Tensor]:
-        paths, labels, finetuned = super().calibrate()
-        if self.node.COMBINE == "fitted":
-            t, halves = self.terms, super().parts(paths, finetuned)
-            fitted = fit_combination(halves["ft"], halves["zs"], labels, t.log_q, t.log_p)
-            for name, value in fitted._asdict().items():
-                getattr(t, name).fill_(value)
-        return paths, labels, finetuned
+    def calibrate(self) -> Tensor | None:
+        finetuned = super().calibrate()
+        if finetuned is not None and self.node.COMBINE == "fitted":
+            _, labels, zeroshot = self.val
+            t, halves = self.terms, super().parts(zeroshot, finetuned)
+            t.fill(**fit_combination(halves["ft"], halves["zs"], labels, t.log_q, t.log_p)._asdict())
+        return finetuned
 
-    def parts(self, paths: Sequence[str], finetuned: Tensor) -> dict[str, Tensor]:
-        t, halves = self.terms, super().parts(paths, finetuned)
+    def balanced(self, zeroshot: Tensor, finetuned: Tensor) -> Tensor:
+        return super().balanced(zeroshot, finetuned) - self.terms.log_target  # val need not be as the test images are
+
+    def parts(self, zeroshot: Tensor, finetuned: Tensor) -> dict[str, Tensor]:
+        t = self.terms
+        halves = super().parts(zeroshot, finetuned)
         combination = Combination(t.rho, t.ft_weight, t.zs_weight)
         gla = combine(halves["ft"], halves["zs"], t.log_q, combination, t.log_p, t.log_target)
         return {**halves, "debiased": halves["zs"] - t.log_q, "gla": gla}

@@ -33,13 +33,22 @@ class TipAdapterF(tipadapter.TipAdapter):
         CLIPTrainer.train(self)  # past Tip-Adapter's own, which has no epochs
 
     def after_train(self) -> None:
-        """Search alpha and beta for the keys that are kept, and put them into their checkpoint."""
+        """Search alpha and beta for the keys that are kept, and put them into their checkpoint.
+
+        The last epoch's own file stays what a run is resumed from.
+        """
         self.accelerator.wait_for_everyone()
-        epoch, result, name = self.max_epoch - 1, None, ""
-        best = Path(self.output_dir) / "cache" / checkpoint.BEST
-        if self.cfg.TEST.FINAL_MODEL == "best_val" and best.is_file():
-            self.load_model(self.output_dir)
-            epoch, result, name = checkpoint.load_checkpoint(best)["epoch"] - 1, self.best_result, checkpoint.BEST
-        self.search()
-        self.save_model(epoch, self.output_dir, val_result=result, model_name=name)
+        folder = Path(self.output_dir) / "cache"
+        kept = folder / checkpoint.BEST if self.cfg.TEST.FINAL_MODEL == "best_val" else None
+        if kept is None or not kept.is_file():
+            kept = checkpoint.last_checkpoint(folder)
+        if kept is None:  # no epoch was trained
+            self.search()
+            self.save_model(0, self.output_dir)
+        else:
+            state = checkpoint.load_checkpoint(kept)
+            checkpoint.load_weights(self.cache, state["state_dict"], kept)
+            self.search()
+            if self.accelerator.is_main_process:
+                checkpoint.save({**state, "state_dict": self.cache.state_dict()}, kept)
         super().after_train()

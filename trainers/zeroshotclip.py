@@ -10,6 +10,8 @@ from unskew.engine import TRAINER_REGISTRY
 class ZeroshotCLIP(CLIPTrainer):
     """Logits = exp(logit_scale) * cosine to the mean text feature of the dataset's templates."""
 
+    logit_adjusted = True  # it has never seen the label frequencies of the training images
+
     def build_model(self) -> None:
         """Nothing to train."""
 

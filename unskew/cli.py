@@ -197,8 +197,15 @@ def _sweep(arguments: argparse.Namespace) -> None:
         for k in shots
         for seed in arguments.seeds
     ]
-    rows = list(sweep.launch(runs, lambda run: sweep.execute(run, console=False)))
-    print(f"\n{report.table(rows)}")
+    for run in runs:
+        run.config()  # a mistake in a key is in every run: it is said once, before the first
+    outcomes = list(sweep.launch(runs, lambda run: sweep.execute(run, console=False)))
+    rows = [outcome for outcome in outcomes if isinstance(outcome, dict)]
+    if rows:
+        print(f"\n{report.table(rows)}")
+    if len(rows) < len(runs):
+        failed = len(runs) - len(rows)
+        raise ValueError(f"{failed} of {len(runs)} runs failed, see above; the same command runs only these again")
 
 
 # --- table, adjust, micro ---------------------------------------------------------------------------

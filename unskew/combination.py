@@ -13,8 +13,8 @@ from torch import Tensor
 
 from unskew.prior import adjust, check_logits
 
-# What keeps the two weights together where val is small, in nats at a difference of 1.
-PULL = 1.0
+# What keeps the weights near one half each where val is small: nats at a distance of 1.
+PULL = 2.0
 
 
 class Combination(NamedTuple):
@@ -86,11 +86,12 @@ def _slope(rho: float, target: float, scores, log_q) -> float:
 
 
 def fit_weights(ft, zs, labels, pull: float = PULL) -> tuple[float, float]:
-    """a, b >= 0 that minimise ``sum_i CE(a ft_i + b zs_i + log pi, y_i) + pull * (a - b)^2`` (convex).
+    """a, b >= 0 that minimise ``sum_i CE(a ft_i + b zs_i + log pi, y_i) + pull ((a - 1/2)^2 + (b - 1/2)^2)`` (convex).
 
     ft and zs ``[N, C]`` are both right for balanced data. Without the last term this is stacking (Wolpert, Neural
-    Networks 5, 1992); with it, a handful of images cannot silence one half, and a thousand can. The weights calibrate
-    the sum as well, since halves that agree for the same reason would count it twice.
+    Networks 5, 1992); with it, a handful of images can neither silence one half nor make the sum as sure as they are
+    separable, and a thousand can. One half each is the mean, which is calibrated where the halves agree for the same
+    reason; where they are independent the fit goes to 1 and 1.
 
     Raises:
         ValueError: shapes or labels out of range; logits that are not finite.
@@ -109,8 +110,8 @@ def fit_weights(ft, zs, labels, pull: float = PULL) -> tuple[float, float]:
 def _penalised(weights: np.ndarray, parts, own, log_pi, pull: float) -> tuple[float, np.ndarray]:
     """The objective per image, but for a constant, and its gradient by a and b."""
     w = torch.from_numpy(weights).to(parts)
-    difference, samples = weights[0] - weights[1], parts.shape[1]
+    samples, distance = parts.shape[1], weights - 0.5
     scores = torch.tensordot(w, parts, 1) + log_pi  # [N, C]
     expected = torch.linalg.vecdot(parts, scores.softmax(1)).mean(1)  # [2]
-    objective = float(scores.logsumexp(1).mean() - w @ own) + pull / samples * difference**2
-    return objective, (expected - own).cpu().numpy() + 2 * pull / samples * difference * np.array([1.0, -1.0])
+    objective = float(scores.logsumexp(1).mean() - w @ own) + pull / samples * float(distance @ distance)
+    return objective, (expected - own).cpu().numpy() + 2 * pull / samples * distance

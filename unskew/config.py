@@ -10,6 +10,7 @@ The names and the YAML are checked before anything heavy is imported; torch is l
 import copy
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -340,14 +341,22 @@ def class_name(trainer: str) -> str:
     return str(tree.get("TRAINER.CLASS", trainer))
 
 
-def _trainer_layers(trainer: str, pairs: dict) -> list[str]:
-    """The trainer configs to merge, in order: that of a trainer's base comes before its own."""
+def _trainer_layers(trainer: str, pairs: dict, above: tuple[str, ...] = ()) -> list[str]:
+    """The trainer configs to merge, in order: that of a trainer's base comes before its own.
+
+    Args:
+        above: the classes of the trainers that this one is a base of.
+    """
     base = pairs.get(f"TRAINER.{class_name(trainer).upper()}.BASE", read_base(trainer))
     if base is None:
         return [trainer]
-    if class_name(check_name("trainers", str(base))) == class_name(trainer):
-        raise ValueError(f"TRAINER.{class_name(trainer).upper()}.BASE cannot be {base} itself; choose another trainer")
-    return [*_trainer_layers(base, pairs), trainer]
+    chain = (*above, class_name(trainer))
+    if class_name(check_name("trainers", str(base))) in chain:
+        raise ValueError(
+            f"TRAINER.{chain[-1].upper()}.BASE cannot be {base}: {' over '.join([*chain, str(base)])} has no end; "
+            "choose another trainer"
+        )
+    return [*_trainer_layers(str(base), pairs, chain), trainer]
 
 
 def _own_nodes(cfg: CfgNode) -> set[str]:
@@ -356,12 +365,25 @@ def _own_nodes(cfg: CfgNode) -> set[str]:
     nodes, name = set(), trainer.get("CLASS") or trainer.get("NAME")
     while name and name.upper() not in nodes:
         nodes.add(name.upper())
-        name = trainer.get(name.upper(), {}).get("BASE")
+        base = trainer.get(name.upper(), {}).get("BASE")
+        name = class_name(base) if base in names("trainers") else base
     return nodes
 
 
+def _content(value: object) -> object:
+    """In place of the path of a file or of a finished run, what stands there: that is what a run depends on."""
+    if not isinstance(value, str) or not (Path(value).suffix or os.sep in value):
+        return value
+    path = Path(value)
+    path = path / "done" if path.is_dir() else path
+    return f"sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}" if path.is_file() else value
+
+
 def identity(cfg: CfgNode) -> dict[str, object]:
-    """The leaves that make a run what it is, as plain JSON values; other trainers' nodes are not."""
+    """The leaves that make a run what it is, as plain JSON values; other trainers' nodes are not.
+
+    A trainer's key that names a file (a prior) or a finished run (a base) counts by its content.
+    """
     own = _own_nodes(cfg)
     leaves = json.loads(json.dumps(dict(flatten(cfg)), default=list))
 
@@ -369,7 +391,11 @@ def identity(cfg: CfgNode) -> dict[str, object]:
         parts = key.split(".")
         return key not in NOT_IDENTITY and not (len(parts) == 3 and parts[0] == "TRAINER" and parts[1] not in own)
 
-    return {key: value for key, value in sorted(leaves.items()) if counts(key)}
+    return {
+        key: _content(value) if key.startswith("TRAINER.") else value
+        for key, value in sorted(leaves.items())
+        if counts(key)
+    }
 
 
 def config_hash(cfg: CfgNode) -> str:

@@ -59,7 +59,7 @@ class SimpleTrainer(TrainerBase):
         results: the metrics of the last ``test``.
     """
 
-    # Whether the training loss takes log p, the label frequencies of the training images, off the logits already.
+    # Whether log p, the label frequencies of the training images, is out of the logits: by the loss, or never learned.
     logit_adjusted = False
     # `fit` switches it off: a trainer inside another one is not tested.
     _tests_after_training = True

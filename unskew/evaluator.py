@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unskew.files import write_atomically
+from unskew.losses import cross_entropy
 from unskew.registry import Registry
 
 logger = logging.getLogger("unskew")
@@ -80,6 +81,15 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
     ece = _calibration_error(logits, labels).double()
     values = (100 * torch.stack([accuracy, 1 - accuracy, f1, balanced, ece])).tolist()  # the one synchronisation
     return dict(zip(("accuracy", "error_rate", "macro_f1", "balanced_accuracy", "ece"), values, strict=True))
+
+
+def selection_score(logits: Tensor, labels: Tensor) -> float:
+    """Accuracy in percent on val of logits [N, C], to choose an epoch by; a tie goes to the lower cross entropy.
+
+    A few shots' val has few images, and epochs often tie.
+    """
+    accuracy = (logits.argmax(1) == labels).double().mean().item()
+    return 100 * accuracy - 1e-3 * cross_entropy(logits.double(), labels).item()
 
 
 def group_accuracies(correct: Tensor, labels: Tensor, groups: Mapping[str, Tensor]) -> dict[str, float]:

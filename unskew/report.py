@@ -1,6 +1,7 @@
 """Run folders -> rows -> tables."""
 
 import json
+import logging
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 from tabulate import tabulate
 
 from unskew.files import write_atomically
+
+logger = logging.getLogger("unskew")
 
 
 def collect(folder: str | Path) -> list[dict]:
@@ -24,7 +27,7 @@ def collect(folder: str | Path) -> list[dict]:
     for done in sorted(folder.rglob("done")):
         path = done.with_name("metrics.json")
         if path.is_file():
-            rows.append(read_metrics(path))
+            rows.append({**read_metrics(path), "folder": str(done.parent)})
     return rows
 
 
@@ -69,6 +72,7 @@ def table(rows: Sequence[dict], metric: str = "accuracy", style: str = "github",
     if not rows:
         return "no finished runs"
     _check_metrics(rows, columns or [metric])
+    _warn_of_mixtures(rows)
     parts = []
     for dataset, backbone in _unique((row["dataset"], row["backbone"]) for row in rows):
         group = [row for row in rows if (row["dataset"], row["backbone"]) == (dataset, backbone)]
@@ -91,9 +95,19 @@ def _check_metrics(rows: Sequence[dict], wanted: Sequence[str]) -> None:
             raise ValueError(f"no run has the metric '{metric}'; there are {', '.join(sorted(numbers))}")
 
 
+def _warn_of_mixtures(rows: Sequence[dict]) -> None:
+    """Runs that differ in a key which no row or column shows would be averaged as if they were seeds."""
+    seen: dict[tuple, dict] = {}
+    for row in rows:
+        key = tuple(row.get(name) for name in ("dataset", "backbone", "trainer", "shots", "seed"))
+        if seen.setdefault(key, row) is not row:
+            where = f"'{seen[key].get('folder')}' and '{row.get('folder')}'"
+            logger.warning(f"{where} are both {key[2]}, {shots_label(key[3])}, seed {key[4]}: the table averages them")
+
+
 def _unit(*metrics: str) -> str:
     """All metrics are percentages but the time."""
-    return "" if metrics == ("seconds",) else " (%)"
+    return "" if "seconds" in metrics else " (%)"
 
 
 def _short(metric: str) -> str:

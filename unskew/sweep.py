@@ -5,6 +5,7 @@ Runs of one call share the process, and with it the loaded backbone and the imag
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -131,8 +132,9 @@ def _check_same(cfg: CfgNode, folder: Path) -> None:
     if (folder / "done").read_text(encoding="utf-8").strip() == config.config_hash(cfg):
         return
     keys = config.differing_keys(cfg, config.read_yaml(folder / "config.yaml"))
+    where = ", ".join(keys) or "a file that it names"
     raise ValueError(
-        f"'{folder}' holds a finished run with another config (it differs in {', '.join(keys) or 'unknown keys'}); "
+        f"'{folder}' holds a finished run with another config (it differs in {where}); "
         "choose another output folder or delete this one"
     )
 
@@ -156,11 +158,18 @@ def _prepare(cfg: CfgNode, folder: Path) -> None:
         ) from error
 
 
-def launch(runs: Sequence[Run], execute: Callable[[Run], dict]) -> Iterator[dict]:
-    """Run one after another in this process, with a bar; yields each run's metrics."""
+def launch(runs: Sequence[Run], execute: Callable[[Run], dict]) -> Iterator[dict | Exception]:
+    """Run one after another in this process, with a bar; yields each run's metrics.
+
+    A run that fails by a mistake in its data or config does not stop the others: its error is said and yielded.
+    """
     with tqdm(total=len(runs), desc="runs", unit="run") as bar:
         for run in runs:
-            parts = [run.trainer, report.shots_label(run.shots or -1), f"seed {run.seed}"]
-            bar.set_postfix_str(", ".join(parts))
-            yield execute(run)
+            label = f"{run.trainer}, {report.shots_label(run.shots or -1)}, seed {run.seed}"
+            bar.set_postfix_str(label)
+            try:
+                yield execute(run)
+            except (ValueError, OSError) as error:
+                tqdm.write(f"{label}: {error}", file=sys.stderr)
+                yield error
             bar.update()
