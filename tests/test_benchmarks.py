@@ -25,3 +25,13 @@ def test_prior_recovery(data_root, tmp_path):
     em, convex = found[2, "em, no labels"], found[2, "convex, strength 1"]
     assert em["kl"] == pytest.approx(convex["kl"], abs=1e-4)  # balanced samples: the same optimum
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_backdoor_controls(data_root, tmp_path):
+    flags = ["--dataset", "digits_lt", "--seeds", "1", "--root", data_root, "--json", str(tmp_path / "rows.json")]
+    command = [sys.executable, str(ROOT / "benchmarks" / "backdoor_controls.py"), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "3 models" in done.stdout
+    assert json.loads((tmp_path / "rows.json").read_text())["rows"]

@@ -112,5 +112,21 @@ def test_identity_ignores_places_and_other_trainers_nodes():
     assert config.differing_keys(base, yaml.safe_load(config.dump(base))) == []
 
 
+def test_a_derived_config_is_a_frozen_copy():
+    cfg = load("DATASET.NUM_SHOTS", 4)
+    other = config.derive(cfg, {"OPTIM.LR": 1, "SEED": 3, **config.backbone_layer("ViT-B-16")})
+    assert (other.OPTIM.LR, other.SEED, other.MODEL.BACKBONE.NAME, other.DATASET.NUM_SHOTS) == (1.0, 3, "ViT-B/16", 4)
+    assert cfg == load("DATASET.NUM_SHOTS", 4)
+    with pytest.raises(AttributeError):
+        other.SEED = 4
+    with pytest.raises(ValueError, match=r"did you mean OPTIM\.LR"):
+        config.derive(cfg, {"OPTIM.LRR": 1})
+
+
+def test_trainers_that_name_their_backbones_themselves():
+    assert {name for name in config.names("trainers") if config.has_members(name)} == {"Backdoor", "SeedEnsemble"}
+    assert config.backbone_layer("ViT-B-16@random") == {"MODEL.BACKBONE.NAME": "ViT-B-16@random"}
+
+
 def test_seed_zero_is_a_seed():
     assert load("SEED", 0).SEED == 0

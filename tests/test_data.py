@@ -16,9 +16,11 @@ from unskew.data import (
     DatasetBase,
     Datum,
     build_dataset,
+    longtail_counts,
     read_json,
     read_split,
     sample_fewshot,
+    sample_longtail,
     save_split,
     select,
     write_json,
@@ -41,7 +43,7 @@ def make(root, classes, images, split="train", first=0):
 
 
 def config(shots=2, seed=1, val_shots=-1, subsample="all"):
-    dataset = SimpleNamespace(NUM_SHOTS=shots, NUM_VAL_SHOTS=val_shots, SUBSAMPLE_CLASSES=subsample)
+    dataset = SimpleNamespace(NUM_SHOTS=shots, NUM_VAL_SHOTS=val_shots, SEED=-1, SUBSAMPLE_CLASSES=subsample)
     return SimpleNamespace(SEED=seed, DATASET=dataset)
 
 
@@ -191,6 +193,69 @@ def test_no_image_left_for_val_is_said(tmp_path, warned):
     chosen = select(config(shots=4), tmp_path, make("r", 2, 4), [], [])
     assert len(chosen["train_x"]) == 8 and chosen["val"] == []
     assert any("2 class(es) have no image for val" in message for message in warned())
+
+
+# --- long tails --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("most", "classes", "imbalance", "total"),
+    [
+        (5000, 10, 100, 12406),
+        (5000, 10, 50, 13996),
+        (5000, 10, 10, 20431),
+        (500, 100, 100, 10847),
+        (500, 100, 50, 12608),
+        (500, 100, 10, 19573),
+    ],
+)
+def test_the_published_sizes_of_cifar_lt(most, classes, imbalance, total):
+    counts = longtail_counts(most, classes, imbalance)
+    assert sum(counts) == total
+    assert (counts[0], counts[-1]) == (most, most / imbalance)
+
+
+def test_a_long_tail_has_an_image_of_each_class():
+    assert longtail_counts(5, 4, 1000) == [5, 1, 1, 1]
+    assert longtail_counts(7, 1, 10) == [7]
+    assert longtail_counts(7, 3, 1) == [7, 7, 7]
+
+
+def counts_of(items, classes):
+    return np.bincount([item.label for item in items], minlength=classes).tolist()
+
+
+def test_sample_longtail_follows_the_order(warned):
+    items = make("r", 4, 64)
+    sample = sample_longtail(items, 8, random.Random(0), order=[2, 0, 3, 1])
+    assert counts_of(sample, 4) == [32, 8, 64, 16]
+    assert len(set(sample)) == 120 and set(sample) <= set(items) and not warned()
+    drawn = [sample_longtail(items, 8, random.Random(seed)) for seed in (0, 0, 1, 2, 3)]
+    assert drawn[0] == drawn[1]
+    assert len({tuple(counts_of(sample, 4)) for sample in drawn}) > 1  # the order is drawn too
+    assert all(sorted(counts_of(sample, 4)) == [8, 16, 32, 64] for sample in drawn)
+    assert sample_longtail(items[::-1], 8, random.Random(0), order=[2, 0, 3, 1])[0].label == 2
+
+
+def test_sample_longtail_takes_the_longest_profile_that_the_classes_allow():
+    items = make("r", 3, 40) + make("r", 1, 60, first=40)  # 100 of class 0, 40 of the others
+    assert counts_of(sample_longtail(items, 4, random.Random(0), order=[0, 1, 2]), 3) == [81, 40, 20]
+    assert counts_of(sample_longtail(items, 4, random.Random(0), order=[1, 0, 2]), 3) == [20, 40, 10]
+
+
+@pytest.mark.parametrize(
+    ("items", "imbalance", "order", "says"),
+    [
+        ([], 10, None, "no images"),
+        (make("r", 3, 5), 0.1, None, "imbalance is .* got 0.1"),
+        (make("r", 3, 5), float("nan"), None, "imbalance is"),
+        (make("r", 3, 5), 10, [0, 1], "each of the 3 labels once"),
+        (make("r", 3, 5), 10, [0, 1, 1], "each of the 3 labels once"),
+    ],
+)
+def test_sample_longtail_refuses(items, imbalance, order, says):
+    with pytest.raises(ValueError, match=says):
+        sample_longtail(items, imbalance, random.Random(0), order)
 
 
 # --- the cache ---------------------------------------------------------------------------------------

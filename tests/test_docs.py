@@ -36,6 +36,14 @@ def test_a_script_call_of_the_docs_names_what_exists(command):
         assert all(config.check_name("trainers", trainer) for trainer in trainers)
 
 
+@pytest.mark.parametrize("command", commands("bash scripts/run_longtail.sh "))
+def test_a_long_tailed_script_call_of_the_docs_names_what_exists(command):
+    _, _, dataset, *trainers = shlex.split(command, comments=True)
+    if dataset != "DATASET":
+        config.check_name("datasets", dataset)
+        assert all(config.check_name("trainers", trainer) for trainer in trainers)
+
+
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
 def test_links_lead_somewhere(path):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8")):

@@ -55,6 +55,47 @@ def test_equal_priors_are_ranked_by_label():
     assert as_lists(groups.prior_groups(torch.zeros(6))) == {"p_many": [0, 1], "p_medium": [2, 3], "p_few": [4, 5]}
 
 
+def test_crossed_groups_are_the_intersections_that_exist():
+    counts, log_q = torch.tensor([500, 50, 5, 5, 400, 7]), torch.tensor([0.3, 0.2, 0.25, 0.1, 0.1, 0.05]).log()
+    both = groups.training_groups(counts) | groups.prior_groups(log_q)
+    expected = {
+        "d_many_p_many": [0],
+        "d_many_p_few": [4],
+        "d_medium_p_medium": [1],
+        "d_few_p_many": [2],
+        "d_few_p_medium": [3],
+        "d_few_p_few": [5],
+    }
+    assert as_lists(groups.crossed_groups(both)) == expected
+    assert sorted(itertools.chain(*expected.values())) == [0, 1, 2, 3, 4, 5]
+    assert groups.crossed_groups(groups.prior_groups(log_q)) == {}  # few-shot runs have no D groups
+
+
+def test_a_long_tail_has_crossed_groups_and_its_prior_is_that_of_all_val_and_up_to_16_shots(data_root, tmp_path):
+    cfg = load_cfg(data_root, dataset="shapes_lt", OUTPUT_DIR=str(tmp_path))
+    trainer = build_trainer(cfg)
+    train, taken = trainer.dataset.train_x, [0] * 64
+    items = list(trainer.dataset.val)
+    shuffled = np.random.default_rng(0).permutation(len(train))  # another draw of up to 16 than the one in use
+    for item in (train[i] for i in shuffled):
+        taken[item.label] += 1
+        items += [item] if taken[item.label] <= 16 else []
+    paths, labels = trainer.labelled(items)
+    zeroshot = trainer.zeroshot_logits(paths)
+    log_q = estimate_log_prior(zeroshot / fit_temperature(zeroshot, labels), labels).log_q
+    found, by_hand = trainer.class_groups(), groups.prior_groups(log_q)
+    for name in ("p_many", "p_medium", "p_few"):  # thirds of 21 or 22 classes; the draws differ at their edges alone
+        assert len({*found[name].tolist()} & {*by_hand[name].tolist()}) >= 17
+    assert [len(found[name]) for name in ("d_many", "d_medium", "d_few")] == [10, 22, 32]
+    crossed = [classes.tolist() for name, classes in found.items() if "_p_" in name]
+    assert len(crossed) == 9
+    assert sorted(itertools.chain(*crossed)) == list(range(64))
+    trainer.test()
+    assert {"d_few", "p_few", "d_few_p_few", "d_many_p_many"} <= trainer.results.keys()
+    few_shots = groups.dataset_groups(load_cfg(data_root, dataset="shapes_lt", **{"DATASET.NUM_SHOTS": 4}))
+    assert as_lists(few_shots) == {name: found[name].tolist() for name in few_shots}
+
+
 def test_the_groups_are_those_of_the_estimate_from_16_shots_of_seed_1(data_root):
     trainer = build_trainer(load_cfg(data_root, **{"DATASET.NUM_SHOTS": 16, "SEED": 1}))
     paths, labels = trainer.labelled([*trainer.dataset.train_x, *trainer.dataset.val])
@@ -89,7 +130,7 @@ def test_the_estimate_sees_no_test_images(data_root, monkeypatch):
 
     original = groups.build_dataset
     monkeypatch.setattr(groups, "build_dataset", build)
-    assert as_lists(groups._dataset_groups.__wrapped__("digits", data_root, "all", "cpu", 0)) == expected
+    assert as_lists(groups._dataset_groups.__wrapped__("digits", data_root, "all", False, "cpu", 0)) == expected
 
 
 def test_without_the_default_backbone_there_is_one_warning_and_the_run_goes_on(data_root, monkeypatch, caplog):
@@ -141,5 +182,5 @@ def test_unbalanced_training_images_give_groups_by_count_and_validation_gives_no
 def test_loading_for_the_groups_shares_the_runs_own_tower(data_root):
     trainer = build_trainer(load_cfg(data_root, dataset="digits"))
     before = backbones._load.cache_info().misses
-    groups._dataset_groups.__wrapped__("digits", data_root, "all", trainer.device, 0)
+    groups._dataset_groups.__wrapped__("digits", data_root, "all", False, trainer.device, 0)
     assert backbones._load.cache_info().misses == before

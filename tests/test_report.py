@@ -55,6 +55,22 @@ def test_columns_are_metrics_with_a_table_for_each_number_of_shots():
     assert cells(lines[4:]) == [["Z", "51.0", "39.0", ""]]  # no line for G, which has no such run
 
 
+def test_all_images_of_a_long_tailed_set_are_called_so():
+    rows = [row("Z", k, 1, 50.0, longtail=True, d_few=40.0) for k in (-1, 16)]
+    assert cells(report.table(rows).splitlines()[2:3]) == [["", "16 shots", "long-tailed"]]
+    assert "d, b, long-tailed, seed 1 (%)" in report.table(rows, columns=["accuracy", "d_few"])
+    with pytest.raises(ValueError, match=r"there are accuracy, d_few$"):
+        report.table(rows, "longtail")
+
+
+def test_together_the_backbones_share_a_table():
+    rows = [row("Z", 1, s, 50.0 + s, backbone=b) for b in ("b", "c") for s in (1, 2)]
+    lines = report.table(rows, columns=["accuracy"], together=True).splitlines()
+    assert lines[0] == "d, 1 shot, seeds 1 2 (%)"
+    assert cells(lines[2:])[0] == ["", "backbone", "accuracy"]
+    assert cells(lines[4:]) == [["Z", "b", "51.5 ± 0.7"], ["Z", "c", "51.5 ± 0.7"]]
+
+
 def test_the_time_is_no_percentage():
     rows = [row("Z", 1, 1, 50.0, seconds=2.0)]
     assert report.table(rows, "seconds").startswith("seconds on d, b")

@@ -84,6 +84,16 @@ def test_names_of_folders():
     assert where(trainer="CoOp", backbone="ViT-B/16", shots=-1, seed=0) == "o/digits/CoOp/ViT-B-16_allshots/seed0"
     assert where(trainer="CoOp", backbone="ViT-B-16@laion2b_s34b_b88k").split("/")[3].startswith("ViT-B-16-laion2b")
     assert trainer_label(Run("digits", "CoOp").config()) == "CoOp"
+    cfg = Run("shapes_lt", "CoOp").config()
+    assert run_folder(cfg, "o").as_posix() == "o/shapes_lt/CoOp/micro_lt/seed1"
+    assert run_folder(Run("shapes_lt", "CoOp", shots=4).config(), "o").as_posix().split("/")[3] == "micro_4shots"
+
+
+def test_a_long_tailed_run_uses_all_images_and_its_table_says_so(run):
+    metrics = execute(replace(run, dataset="digits_lt", trainer="ZeroshotCLIP", shots=None), console=False)
+    assert (metrics["shots"], metrics["longtail"]) == (-1, True)
+    assert (Path(run.output) / "digits_lt" / "ZeroshotCLIP" / "micro_lt" / "seed1" / "done").is_file()
+    assert "long-tailed" in report.table(report.collect(run.output))
 
 
 def test_launch_maps_runs_to_results(run):

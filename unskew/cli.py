@@ -102,6 +102,8 @@ def _run(dataset: str, trainer: str, arguments: argparse.Namespace):
     config.check_name("trainers", trainer)
     if arguments.backbone:
         config.check_backbone(arguments.backbone)
+        if config.has_members(trainer):
+            raise ValueError(f"{trainer} has several backbones: set TRAINER.BACKDOOR.MEMBERS in place of --backbone")
     pairs = dict(zip(opts[::2], opts[1::2], strict=False))
     for shots in (arguments.shots, pairs.get("DATASET.NUM_SHOTS")):
         if shots is not None:
@@ -155,7 +157,8 @@ def _add_sweep(commands) -> None:
     p.add_argument("-t", "--trainers", nargs="+", required=True, metavar="TRAINER")
     p.add_argument("--shots", nargs="+", default=["16"], help="numbers, or 'all' (1 2 4 8 16)")
     p.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    p.add_argument("-b", "--backbone", default="")
+    p.add_argument("-b", "--backbone", nargs="+", default=[""], help="several give one table; 'members': Backdoor's")
+    p.add_argument("--columns", nargs="+", default=[], metavar="METRIC", help="of the table, in place of the shots")
     p.add_argument("--root", default="", help="folder of the datasets (default: data)")
     p.add_argument("--output", default="output")
     p.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides for every run")
@@ -177,8 +180,12 @@ def _sweep(arguments: argparse.Namespace) -> None:
     config.check_name("datasets", arguments.dataset)
     for trainer in arguments.trainers:
         config.check_name("trainers", trainer)
-    if arguments.backbone:
-        config.check_backbone(arguments.backbone)
+    backbones = arguments.backbone
+    if backbones == ["members"]:
+        members = config.load(arguments.dataset, trainer="Backdoor", opts=arguments.opts).TRAINER.BACKDOOR.MEMBERS
+        backbones = list(dict.fromkeys(member.partition("#")[0] for member in members))
+    for backbone in filter(None, backbones):
+        config.check_backbone(backbone)
     words = " ".join(arguments.shots).replace(",", " ").split()
     shots = [check_shots(word) for word in (ALL_SHOTS if words == ["all"] else words)]
     _check_writable(arguments.output)
@@ -186,7 +193,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
         sweep.Run(
             arguments.dataset,
             trainer,
-            arguments.backbone,
+            backbone,
             k,
             seed,
             arguments.root,
@@ -194,6 +201,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
             opts=tuple(arguments.opts),
         )
         for trainer in arguments.trainers
+        for backbone in ([""] if config.has_members(trainer) else backbones)
         for k in shots
         for seed in arguments.seeds
     ]
@@ -202,7 +210,8 @@ def _sweep(arguments: argparse.Namespace) -> None:
     outcomes = list(sweep.launch(runs, lambda run: sweep.execute(run, console=False)))
     rows = [outcome for outcome in outcomes if isinstance(outcome, dict)]
     if rows:
-        print(f"\n{report.table(rows)}")
+        columns = [name for name in arguments.columns if any(name in row for row in rows)]  # no groups, no columns
+        print(f"\n{report.table(rows, columns=columns, together=len(backbones) > 1)}")
     if len(rows) < len(runs):
         failed = len(runs) - len(rows)
         raise ValueError(f"{failed} of {len(runs)} runs failed, see above; the same command runs only these again")
@@ -217,6 +226,7 @@ def _add_table(commands) -> None:
     shown = p.add_mutually_exclusive_group()
     shown.add_argument("--metric", default="accuracy", help="a number in metrics.json; columns are shots")
     shown.add_argument("--columns", nargs="+", default=[], metavar="METRIC", help="several; one table per shots")
+    p.add_argument("--together", action="store_true", help="one table for all backbones, with a column of their names")
     p.add_argument("--format", default="github", help="a table format of tabulate, such as latex or tsv")
     p.set_defaults(command=_table)
 
@@ -228,7 +238,8 @@ def _table(arguments: argparse.Namespace) -> None:
 
     if arguments.format not in tabulate_formats:
         raise ValueError(unknown_name("table format", arguments.format, tabulate_formats))
-    print(report.table(report.collect(arguments.folder), arguments.metric, arguments.format, arguments.columns))
+    rows = report.collect(arguments.folder)
+    print(report.table(rows, arguments.metric, arguments.format, arguments.columns, arguments.together))
 
 
 def _add_adjust(commands) -> None:

@@ -1,6 +1,7 @@
-"""What every trainer on a frozen CLIP shares: backbone, features, zero-shot head, the training step."""
+"""What every trainer on a CLIP shares: backbone, features, zero-shot head, the training step."""
 
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from unskew import backbones, features, losses
 from unskew.engine import TrainerX
 from unskew.evaluator import compute_accuracy
-from unskew.groups import dataset_groups
+from unskew.groups import crossed_groups, dataset_groups
 from unskew.loaders import DataManager, derive_seed
 from unskew.optim import build_lr_scheduler, build_optimizer
 from unskew.text import cosine_logits, zeroshot_classifier
@@ -62,10 +63,10 @@ class FeatureLoader:
 
 
 def _check_loader(node, trainer: str) -> None:
-    if node.TRAIN_X.SAMPLER != "RandomSampler" or node.K_TRANSFORMS != 1:
+    if node.TRAIN_X.SAMPLER != "RandomSampler":
         raise ValueError(
-            f"{trainer} trains on cached features: DATALOADER.TRAIN_X.SAMPLER must be RandomSampler and "
-            f"DATALOADER.K_TRANSFORMS 1, got {node.TRAIN_X.SAMPLER} and {node.K_TRANSFORMS}"
+            f"{trainer} trains on cached features: DATALOADER.TRAIN_X.SAMPLER must be RandomSampler, "
+            f"got {node.TRAIN_X.SAMPLER}"
         )
 
 
@@ -73,8 +74,14 @@ class CLIPTrainer(TrainerX):
     """Base of the trainers here. A method gives ``build_model`` and ``logits``; the rest is shared.
 
     ``build_model`` calls ``register_for_training`` with the module that it trains, or registers
-    nothing. ``logits(features)`` is the whole model after the frozen image tower.
+    nothing. ``logits(features)`` is the whole model after the frozen image tower; one that ``needs_images``
+    is given the preprocessed images in their place.
+
+    Attributes:
+        loss: of logits [B, C] and labels [B]; what is trained.
     """
+
+    loss: Callable[[Tensor, Tensor], Tensor] = staticmethod(losses.cross_entropy)
 
     @property
     def needs_images(self) -> bool:
@@ -84,6 +91,10 @@ class CLIPTrainer(TrainerX):
     def check_cfg(self, cfg) -> None:
         if cfg.INPUT.NO_TRANSFORM:
             raise ValueError("INPUT.NO_TRANSFORM must be False: CLIP's image tower needs its own preprocessing")
+        if cfg.DATALOADER.K_TRANSFORMS != 1:
+            raise ValueError(
+                f"DATALOADER.K_TRANSFORMS must be 1 for CLIP's trainers, got {cfg.DATALOADER.K_TRANSFORMS}"
+            )
         if cfg.INPUT.VIEWS < 0:
             raise ValueError(f"INPUT.VIEWS must be 0 (a new view every epoch) or more, got {cfg.INPUT.VIEWS}")
 
@@ -98,9 +109,10 @@ class CLIPTrainer(TrainerX):
         self.dataset, self.classnames = self.dm.dataset, self.dm.dataset.classnames
         if not self.needs_images:
             _check_loader(cfg.DATALOADER, type(self).__name__)
+            encode = weakref.WeakMethod(self._encode_view)  # a trainer out of use leaves the memory at once
             self.train_loader_x = FeatureLoader(
                 self.dataset.train_x,
-                self._encode_view,
+                lambda *view: encode()(*view),
                 cfg.DATALOADER.TRAIN_X.BATCH_SIZE,
                 cfg.INPUT.VIEWS,
                 cfg.SEED,
@@ -112,7 +124,7 @@ class CLIPTrainer(TrainerX):
         return self._extract(paths, self.dm.tfm_train, view=view, keep=keep)
 
     def encode(self, paths: Sequence[str]) -> Tensor:
-        """Features [N, D] of images without augmentation."""
+        """Features [N, D] of images without augmentation, one centre crop of each."""
         return self._extract(paths, self.dm.tfm_test)
 
     def _extract(self, paths: Sequence[str], transform, **options) -> Tensor:
@@ -135,7 +147,12 @@ class CLIPTrainer(TrainerX):
     @torch.no_grad()
     def zeroshot_logits(self, paths: Sequence[str]) -> Tensor:
         """Logits [N, C] of the untouched model, not calibrated."""
-        return self.cosine_logits(self.encode(paths), self.zeroshot_weights)
+        return self._mean_over_crops(lambda features: self.cosine_logits(features, self.zeroshot_weights), paths)
+
+    def _mean_over_crops(self, logits_of: Callable[[Tensor], Tensor], paths: Sequence[str]) -> Tensor:
+        """Logits [N, C], each the mean over ``TEST.CROPS`` views of an image."""
+        crops = [self._extract(paths, transform) for transform in self.dm.tfm_crops]
+        return logits_of(torch.cat(crops)).unflatten(0, (len(crops), -1)).mean(0)
 
     # --- training and prediction --------------------------------------------------------------------
 
@@ -149,14 +166,19 @@ class CLIPTrainer(TrainerX):
         """[B, D] -> [B, C]; what a method defines."""
         raise NotImplementedError(f"{type(self).__name__} has to define logits(image_features)")
 
+    def model_inference(self, input: Tensor) -> Tensor:
+        return self.logits(input)
+
     def parse_batch_train(self, batch: dict) -> tuple[Tensor, Tensor]:
-        return batch["features"], batch["label"]
+        """Images or features, and labels, on the device."""
+        keys = ("img" if self.needs_images else "features", "label")
+        return tuple(batch[key].to(self.device, non_blocking=True) for key in keys)
 
     def forward_backward(self, batch: dict) -> dict[str, Tensor]:
-        image_features, labels = self.parse_batch_train(batch)
+        inputs, labels = self.parse_batch_train(batch)
         with self.accelerator.autocast():
-            logits = self.logits(image_features)
-        loss = losses.cross_entropy(logits.float(), labels)
+            logits = self.logits(inputs)
+        loss = self.loss(logits.float(), labels)
         self.model_backward_and_update(loss)
         return {"loss": loss.detach(), "acc": compute_accuracy(logits.detach(), labels)[0]}
 
@@ -166,12 +188,15 @@ class CLIPTrainer(TrainerX):
 
     @torch.no_grad()
     def predict(self, paths: Sequence[str]) -> Tensor:
-        """Logits [N, C] of images, without augmentation."""
+        """Logits [N, C] of images, without augmentation; with ``TEST.CROPS`` their mean over the crops."""
+        if self.needs_images:
+            return super().predict(paths)
         self.set_model_mode("eval")
-        return self.logits(self.encode(paths)).float()
+        return self._mean_over_crops(self.logits, paths).float()
 
     def class_groups(self) -> dict[str, Tensor]:
-        return {**super().class_groups(), **dataset_groups(self.cfg, self.device)}
+        groups = {**super().class_groups(), **dataset_groups(self.cfg, self.device)}
+        return groups | crossed_groups(groups)
 
     def labelled(self, items: Sequence) -> tuple[list[str], Tensor]:
         """Paths and labels [N] of training or validation images."""

@@ -21,7 +21,10 @@ import unskew
 from unskew.registry import discover, unknown_name
 
 # Keys that say where a run lives or how much it prints, and so do not make it another run.
-NOT_IDENTITY = ("OUTPUT_DIR", "RESUME", "VERBOSE", "USE_CUDA", "DATASET.ROOT", "DATALOADER.NUM_WORKERS")
+NOT_IDENTITY = (
+    *("OUTPUT_DIR", "RESUME", "VERBOSE", "USE_CUDA", "DATASET.ROOT", "DATALOADER.NUM_WORKERS"),
+    "TRAINER.BACKDOOR.MEMBERS_DIR",
+)
 
 # What the few-shot and long-tailed trainers of CLIP's field share, where Dassl's defaults are for
 # domain adaptation: CoOp's schedule, augmentation and test batch.
@@ -84,8 +87,10 @@ def get_cfg_default() -> CfgNode:
             SOURCE_DOMAINS=(),
             TARGET_DOMAINS=(),
             NUM_LABELED=-1,
+            LONGTAIL=False,  # a long-tailed set: runs on all its training images are called lt, for their tables
             NUM_SHOTS=-1,  # -1: all training images
             NUM_VAL_SHOTS=-1,  # -1: min(NUM_SHOTS, 4), as CoOp draws
+            SEED=-1,  # of the few-shot sample; -1: SEED
             SUBSAMPLE_CLASSES="all",  # all, base or new
             VAL_PERCENT=0.1,
             STL10_FOLD=-1,
@@ -129,7 +134,12 @@ def get_cfg_default() -> CfgNode:
             WARMUP_MIN_LR=1e-5,
             WARMUP_RECOUNT=True,
         ),
-        TRAIN=_node(CHECKPOINT_FREQ=0, PRINT_FREQ=10, COUNT_ITER="train_x"),
+        TRAIN=_node(
+            CHECKPOINT_FREQ=0,
+            PRINT_FREQ=10,
+            COUNT_ITER="train_x",
+            ACCUMULATE=1,  # batches whose gradients are averaged before each step
+        ),
         TEST=_node(
             EVALUATOR="Classification",
             PER_CLASS_RESULT=False,
@@ -137,6 +147,7 @@ def get_cfg_default() -> CfgNode:
             NO_TEST=False,
             SPLIT="test",
             FINAL_MODEL="last_step",
+            CROPS=1,  # logits are averaged over so many crops of an image: 1, 5 or 10
         ),
         TRAINER=_node(
             NAME="",
@@ -289,11 +300,9 @@ def load(dataset: str, backbone: str = "", trainer: str = "", opts: Sequence = (
     _mount_trainers(cfg)
     _merge(cfg, COMMON, "COMMON in unskew/config.py")
     _merge(cfg, dataset_tree, f"configs/datasets/{dataset}.yaml")
-    backbone = check_backbone(backbone or str(given.get("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME)))
-    cfg.MODEL.BACKBONE.NAME = backbone
-    backbone_file = _folder("backbones") / f"{backbone.replace('/', '-')}.yaml"
-    if backbone_file.is_file():  # its NAME is the spelling that counts, "ViT-B/16" for "ViT-B-16"
-        _merge(cfg, read_yaml(backbone_file), f"configs/backbones/{backbone_file.name}")
+    backbone = backbone or str(given.get("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME))
+    for key, value in backbone_layer(backbone).items():
+        set_key(cfg, key, value, f"configs/backbones, {backbone}")
     backbone = cfg.MODEL.BACKBONE.NAME
 
     shots = _integer("DATASET.NUM_SHOTS", given.get("DATASET.NUM_SHOTS", cfg.DATASET.NUM_SHOTS))
@@ -314,6 +323,29 @@ def load(dataset: str, backbone: str = "", trainer: str = "", opts: Sequence = (
         raise ValueError(f"SEED must be below 2**63, got {cfg.SEED}")
     cfg.freeze()
     return cfg
+
+
+def backbone_layer(name: str) -> dict[str, object]:
+    """The leaves that a backbone's name stands for: its YAML's, where it has one, and the name as it counts.
+
+    The spelling that counts is the YAML's, "ViT-B/16" for "ViT-B-16".
+    """
+    path = _folder("backbones") / f"{check_backbone(name).replace('/', '-')}.yaml"
+    return {"MODEL.BACKBONE.NAME": name, **dict(flatten(read_yaml(path) if path.is_file() else {}))}
+
+
+def derive(cfg: CfgNode, values: dict[str, object]) -> CfgNode:
+    """A frozen copy of ``cfg`` with other values, by key ("OPTIM.LR").
+
+    Raises:
+        ValueError: a key does not exist or a value's type does not fit.
+    """
+    changed = cfg.clone()
+    changed.defrost()
+    for key, value in values.items():
+        set_key(changed, key, value, "config.derive")
+    changed.freeze()
+    return changed
 
 
 def _merge_schedules(cfg: CfgNode, rows: Sequence[dict], shots: int, dataset: str, source: str) -> None:
@@ -339,6 +371,12 @@ def class_name(trainer: str) -> str:
     """The registered class of a trainer config: `TRAINER.CLASS` where it lends one a name of its own."""
     tree = dict(flatten(read_yaml(_folder("trainers") / f"{trainer}.yaml")))
     return str(tree.get("TRAINER.CLASS", trainer))
+
+
+def has_members(trainer: str) -> bool:
+    """Whether a trainer's config names its backbones itself (`TRAINER.BACKDOOR.MEMBERS`)."""
+    tree = dict(flatten(read_yaml(_folder("trainers") / f"{trainer}.yaml")))
+    return f"TRAINER.{class_name(trainer).upper()}.MEMBERS" in tree
 
 
 def _trainer_layers(trainer: str, pairs: dict, above: tuple[str, ...] = ()) -> list[str]:

@@ -162,13 +162,62 @@ def sample_fewshot(items: Sequence[Datum], shots: int, rng: random.Random, repea
     return sampled
 
 
+def longtail_counts(most: int, classes: int, imbalance: float) -> list[int]:
+    """Images per class of an exponential profile: ``most * imbalance^(-k / (C-1))``, rounded down, at least 1.
+
+    Those of the published CIFAR-10-LT and CIFAR-100-LT (Cao et al., arXiv 1906.07413).
+
+    Args:
+        most: images of the most frequent class. imbalance: its ratio to the least frequent one.
+
+    Raises:
+        ValueError: ``most`` or ``classes`` is below 1, or ``imbalance`` is.
+    """
+    if most < 1 or classes < 1:
+        raise ValueError(f"a long tail needs 1 class and 1 image or more, got {classes} classes and {most} images")
+    if not 1 <= imbalance < math.inf:
+        raise ValueError(f"imbalance is most : fewest images of a class, a number of 1 or more; got {imbalance}")
+    steps = max(classes - 1, 1)
+    # 500 / 100 is 5 images, also where rounding makes it 4.999...
+    return [max(1, int(most * imbalance ** (-k / steps) + 1e-9)) for k in range(classes)]
+
+
+def sample_longtail(
+    items: Sequence[Datum], imbalance: float, rng: random.Random, order: Sequence[int] | None = None
+) -> list[Datum]:
+    """A long-tailed sample with the counts of `longtail_counts`, class by class from the most frequent one.
+
+    The most frequent class has as many images as leave every other class enough of its own: all of them
+    where ``items`` are balanced.
+
+    Args:
+        order: labels from the most to the least frequent; drawn by ``rng`` unless given.
+
+    Raises:
+        ValueError: no items, ``imbalance`` is below 1, or ``order`` does not name each label once.
+    """
+    groups = _group(items, "label")
+    if not groups:
+        raise ValueError("no images to draw a long-tailed sample from")
+    if order is None:
+        order = rng.sample(sorted(groups), len(groups))
+    elif sorted(order) != sorted(groups):
+        raise ValueError(f"order must name each of the {len(groups)} labels once, got {list(order)}")
+    available = [len(groups[label]) for label in order]
+    most = max(available)
+    while any(n > there for n, there in zip(longtail_counts(most, len(order), imbalance), available, strict=True)):
+        most -= 1
+    counts = longtail_counts(most, len(order), imbalance)
+    return [item for label, n in zip(order, counts, strict=True) for item in rng.sample(groups[label], n)]
+
+
 def select(cfg, root, train: list[Datum], val: list[Datum] | None, test: list[Datum]) -> dict[str, list[Datum]]:
     """What a run sees of a dataset: its few-shot sample, then one half of its classes.
 
-    Reads ``cfg.SEED`` (negative: another sample each time), ``cfg.DATASET.NUM_SHOTS`` (-1: all images),
-    ``NUM_VAL_SHOTS`` (-1: min(NUM_SHOTS, 4), as CoOp) and ``SUBSAMPLE_CLASSES`` (all, base, new). A dataset
-    without val gets its few-shot val from the training images that were not sampled, never from test.
-    Samples are kept in ``root/split_fewshot``.
+    Reads ``cfg.DATASET.SEED``, where that is negative ``cfg.SEED`` (both negative: another sample each time),
+    ``cfg.DATASET.NUM_SHOTS`` (-1: all images), ``NUM_VAL_SHOTS`` (-1: min(NUM_SHOTS, 4), as CoOp) and
+    ``SUBSAMPLE_CLASSES`` (all, base, new). A dataset without val gets its few-shot val from the training images
+    that were not sampled, never from test. Samples are kept in ``root/split_fewshot``.
 
     Args:
         root: the dataset's own folder.
@@ -186,7 +235,8 @@ def select(cfg, root, train: list[Datum], val: list[Datum] | None, test: list[Da
         raise ValueError(f"DATASET.NUM_VAL_SHOTS is {val_shots}; it must be 0 or more, or -1 for min(NUM_SHOTS, 4)")
     if shots != -1:
         val_shots = min(shots, 4) if val_shots == -1 else val_shots
-        train, val = _fewshot(Path(root), train, val, shots, val_shots, cfg.SEED)
+        seed = cfg.SEED if cfg.DATASET.SEED < 0 else cfg.DATASET.SEED
+        train, val = _fewshot(Path(root), train, val, shots, val_shots, seed)
     return _subsample_classes(cfg.DATASET.SUBSAMPLE_CLASSES, train_x=train, val=val, test=test)
 
 

@@ -72,9 +72,14 @@ class SimpleTrainer(TrainerBase):
         self.device = self.accelerator.device
         if self.accelerator.num_processes > 1 and cfg.SEED < 0:
             raise ValueError("several processes have to draw the same order of images: set SEED to 0 or more")
+        if cfg.TRAIN.ACCUMULATE < 1:
+            raise ValueError(
+                f"TRAIN.ACCUMULATE is a number of batches and must be 1 or more, got {cfg.TRAIN.ACCUMULATE}"
+            )
         self._mixed_precision = self.accelerator.mixed_precision
         self.generator = torch.Generator().manual_seed(derive_seed(cfg.SEED))
-        self.start_epoch = self.epoch = 0
+        self.start_epoch = self.epoch = self.batch_idx = 0
+        self.num_batches = 1
         self.max_epoch = cfg.OPTIM.MAX_EPOCH
         self.output_dir = cfg.OUTPUT_DIR
         self.best_result = -math.inf
@@ -232,6 +237,24 @@ class SimpleTrainer(TrainerBase):
                 self._log_batch(losses, batch_time, data_time)
             end = time.time()
 
+    def model_backward_and_update(self, loss: Tensor, names=None) -> None:
+        """One step; with ``TRAIN.ACCUMULATE`` n, one after every n batches, along the mean of their gradients."""
+        n = self.cfg.TRAIN.ACCUMULATE
+        place, first = self.batch_idx % n, self.batch_idx - self.batch_idx % n
+        size = min(n, self.num_batches - first)  # an epoch's last step has what remains
+        if place == 0:
+            self.model_zero_grad(names)
+        self.model_backward(loss / size)
+        if place == size - 1:
+            super().model_update(names)
+
+    def model_update(self, names=None) -> None:
+        if self.cfg.TRAIN.ACCUMULATE > 1:
+            raise ValueError(
+                f"{type(self).__name__} takes its steps itself and cannot accumulate: set TRAIN.ACCUMULATE 1"
+            )
+        super().model_update(names)
+
     def _log_batch(self, losses: MetricMeter, batch_time: AverageMeter, data_time: AverageMeter) -> None:
         self._raise_if_anomalous()
         values = losses.gather(lambda numbers: self.accelerator.reduce(numbers, "mean"))
@@ -305,11 +328,12 @@ class SimpleTrainer(TrainerBase):
         share = [paths[(start + rank) % len(paths)] for start in range(0, len(paths), world)]
         self.set_model_mode("eval")
         self._use_own_precision()
-        logits = []
+        logits, count = [], len(self.dm.tfm_crops)
+        names = ["img", *(f"img{number}" for number in range(2, count + 1))]
         for batch in tqdm(self.dm.path_loader(share), desc="predict", delay=2, leave=False, disable=None):
-            input, _ = self.parse_batch_test(batch)
+            inputs = (self.parse_batch_test({**batch, "img": batch[name]})[0] for name in names)
             with self.accelerator.autocast():
-                logits.append(self.model_inference(input))
+                logits.append(sum(self.model_inference(input) for input in inputs) / count)
         logits = torch.cat(logits).float()
         if world > 1:  # [world * share, C] -> image order
             logits = self.accelerator.gather(logits).unflatten(0, (world, -1)).transpose(0, 1).flatten(0, 1)

@@ -1,14 +1,16 @@
-"""Groups of classes whose accuracy is reported together: by training counts (D) and by thirds of the prior q (P)."""
+"""Groups of classes whose accuracy is reported together: by training counts (D), thirds of the prior q (P), or both."""
 
 import functools
 import logging
+import random
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from unskew import backbones, config
 from unskew.calibration import fit_temperature
-from unskew.data import build_dataset
+from unskew.data import DatasetBase, Datum, build_dataset
 from unskew.prior import estimate_log_prior
 from unskew.text import cosine_logits, zeroshot_classifier
 
@@ -16,7 +18,7 @@ logger = logging.getLogger("unskew")
 
 MANY, FEW = 100, 20  # training images: above, and below
 # One sample for every run on a dataset, so that the rows of a table share their groups.
-REFERENCE = ("DATASET.NUM_SHOTS", 16, "SEED", 1)
+SHOTS, SEED = 16, 1
 
 
 def training_groups(counts: Tensor) -> dict[str, Tensor]:
@@ -42,22 +44,38 @@ def prior_groups(log_q: Tensor) -> dict[str, Tensor]:
     return dict(zip(("p_many", "p_medium", "p_few"), thirds, strict=True))
 
 
+def crossed_groups(groups: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The classes that a D group and a P group share, as ``d_many_p_few``; a pair that shares none is left out."""
+    data, prior = ([name for name in groups if name.startswith(kind)] for kind in ("d_", "p_"))
+    shared = {f"{d}_{p}": groups[d][torch.isin(groups[d].cpu(), groups[p].cpu())] for d in data for p in prior}
+    return {name: classes for name, classes in shared.items() if len(classes)}
+
+
 def dataset_groups(cfg, device: str | torch.device = "cpu") -> dict[str, Tensor]:
     """The `prior_groups` of a run's dataset, the same whatever its backbone, trainer, shots and seed.
 
-    q is that of the dataset's default backbone, estimated on the train and val images that 16 shots and seed 1
-    draw, once per process. Where that backbone cannot be loaded there are no groups, which is said in one warning.
+    q is that of the dataset's default backbone, estimated once per process on the train and val images that 16
+    shots and seed 1 draw; of a long-tailed dataset, on up to 16 train images per class and all of val. Where that
+    backbone cannot be loaded there are no groups, which is said in one warning.
     """
     node = cfg.DATASET
-    return _dataset_groups(node.NAME, node.ROOT, node.SUBSAMPLE_CLASSES, device, cfg.DATALOADER.NUM_WORKERS)
+    workers = cfg.DATALOADER.NUM_WORKERS
+    return _dataset_groups(node.NAME, node.ROOT, node.SUBSAMPLE_CLASSES, node.LONGTAIL, device, workers)
+
+
+def _up_to_shots(items: list[Datum]) -> list[Datum]:
+    rng = random.Random(SEED)
+    classes = DatasetBase.split_dataset_by_label(items).values()
+    return [item for images in classes for item in rng.sample(images, min(SHOTS, len(images)))]
 
 
 @functools.cache
-def _dataset_groups(name: str, root: str, subsample: str, device, workers: int) -> dict[str, Tensor]:
+def _dataset_groups(name: str, root: str, subsample: str, longtail: bool, device, workers: int) -> dict[str, Tensor]:
     from unskew import features  # torchvision, which whoever only wants the thirds of a prior need not wait for
     from unskew.loaders import build_transform
 
-    opts = ("DATASET.ROOT", root, "DATASET.SUBSAMPLE_CLASSES", subsample, *REFERENCE)
+    shots = -1 if longtail else SHOTS
+    opts = ("DATASET.ROOT", root, "DATASET.SUBSAMPLE_CLASSES", subsample, "DATASET.NUM_SHOTS", shots, "SEED", SEED)
     try:
         cfg = config.load(name, trainer="ZeroshotCLIP", opts=opts)
         backbone = backbones.load(cfg.MODEL.BACKBONE.NAME, "fp32", device)
@@ -67,7 +85,8 @@ def _dataset_groups(name: str, root: str, subsample: str, device, workers: int) 
         )
         return {}
     dataset = build_dataset(cfg)
-    items = [*dataset.train_x, *(dataset.val or [])]
+    train = _up_to_shots(dataset.train_x) if longtail else dataset.train_x
+    items = [*train, *(dataset.val or [])]
     transform = build_transform(cfg, backbone, train=False)
     rows = features.extract(backbone, [i.impath for i in items], transform, workers=workers, dataset=name)  # [N, D]
     labels = torch.tensor([item.label for item in items], device=rows.device)

@@ -16,6 +16,7 @@ from tabulate import tabulate
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
+from torchvision.transforms import functional as F
 from torchvision.transforms import v2
 
 from unskew.data import build_dataset
@@ -97,6 +98,21 @@ class Cutout(torch.nn.Module):
         return f"holes={self.holes}, length={self.length}"
 
 
+class Crop(torch.nn.Module):
+    """One of torchvision's ten crops: of the corners and the centre, then of the mirrored image's."""
+
+    def __init__(self, size: tuple[int, int], number: int) -> None:
+        super().__init__()
+        self.size, self.number = size, number
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        image = F.hflip(image) if self.number >= 5 else image
+        return F.five_crop(image, self.size)[self.number % 5]
+
+    def extra_repr(self) -> str:
+        return f"size={self.size}, number={self.number}"
+
+
 class InstanceNorm(torch.nn.Module):
     """Each channel of an image to mean 0 and standard deviation 1."""
 
@@ -149,7 +165,9 @@ def _check_transforms(choices: Sequence[str]) -> None:
             raise ValueError(unknown_name("transform in INPUT.TRANSFORMS", choice, TRANSFORMS))
 
 
-def build_transform(cfg, backbone=None, train: bool = True, choices: Sequence[str] | None = None) -> Callable | None:
+def build_transform(
+    cfg, backbone=None, train: bool = True, choices: Sequence[str] | None = None, crop: int | None = None
+) -> Callable | None:
     """PIL image -> tensor [3, H, W].
 
     For training the names in ``cfg.INPUT.TRANSFORMS``, in Dassl's order whatever their own; for testing:
@@ -159,6 +177,7 @@ def build_transform(cfg, backbone=None, train: bool = True, choices: Sequence[st
     Args:
         backbone: anything with ``.size .mean .std``; without one they come from ``cfg.INPUT``.
         choices: names in place of ``cfg.INPUT.TRANSFORMS``.
+        crop: for testing, this one of the ten crops of the image resized to 8/7 of the size, in place of the centre.
 
     Returns:
         The transform; its ``repr`` says all that decides its output. ``None`` with ``cfg.INPUT.NO_TRANSFORM``.
@@ -172,7 +191,7 @@ def build_transform(cfg, backbone=None, train: bool = True, choices: Sequence[st
     if node.NO_TRANSFORM:
         return None
     size = _pair(backbone.size if backbone is not None else node.SIZE)
-    steps = _train_steps(node, size, choices) if train else _test_steps(node, size, backbone)
+    steps = _train_steps(node, size, choices) if train else _test_steps(node, size, backbone, crop)
     steps.append(T.ToTensor())
     if train:
         steps += [make(node) for name, make in _BEFORE_NORMALIZE.items() if name in choices]
@@ -194,11 +213,25 @@ def _train_steps(node, size, choices) -> list:
     return steps + [make(node, size) for name, make in _ON_IMAGE.items() if name in choices]
 
 
-def _test_steps(node, size, backbone) -> list:
+def _test_steps(node, size, backbone, crop) -> list:
     mode = _mode(node) if backbone is None else T.InterpolationMode.BICUBIC
-    if getattr(backbone, "resize_mode", "shortest") == "squash":  # SigLIP's and CLIPA's weights
-        return [T.Resize(size, mode)]
-    return [T.Resize(max(size), mode), T.CenterCrop(size)]
+    squash = getattr(backbone, "resize_mode", "shortest") == "squash"  # SigLIP's and CLIPA's weights
+    if crop is not None:
+        larger = tuple(round(side * 8 / 7) for side in size)
+        return [T.Resize(larger if squash else max(larger), mode), Crop(size, crop)]
+    return [T.Resize(size, mode)] if squash else [T.Resize(max(size), mode), T.CenterCrop(size)]
+
+
+def build_crops(cfg, backbone=None) -> list[Callable | None]:
+    """The transforms of ``cfg.TEST.CROPS`` views of a test image, over which logits are averaged.
+
+    Raises:
+        ValueError: it is not 1 (the transform for testing as it is), 5 or 10 (those of torchvision's `TenCrop`).
+    """
+    count = cfg.TEST.CROPS
+    if count not in (1, 5, 10):
+        raise ValueError(f"TEST.CROPS must be 1, 5 or 10, got {count}")
+    return [build_transform(cfg, backbone, False, crop=None if count == 1 else crop) for crop in range(count)]
 
 
 # --- loaders -----------------------------------------------------------------------------------------
@@ -305,6 +338,7 @@ class DataManager:
     Attributes:
         dataset: with ``train_x``, ``train_u``, ``val``, ``test``.
         train_loader_x, train_loader_u, val_loader, test_loader: ``None`` where the split is empty.
+        tfm_crops: the transforms of the views of which predictions are the mean; ``[tfm_test]`` for one.
         tfm_train, tfm_test, num_classes, num_source_domains, lab2cname.
     """
 
@@ -315,6 +349,7 @@ class DataManager:
         self.dataset = build_dataset(cfg) if dataset is None else dataset
         self.tfm_train = build_transform(cfg, backbone, True) if custom_tfm_train is None else custom_tfm_train
         self.tfm_test = build_transform(cfg, backbone, False) if custom_tfm_test is None else custom_tfm_test
+        self.tfm_crops = build_crops(cfg, backbone) if custom_tfm_test is None else [custom_tfm_test]
         node = cfg.DATALOADER
         unlabelled = node.TRAIN_X if node.TRAIN_U.SAME_AS_X else node.TRAIN_U
         self.train_loader_x = self._train_loader(self.dataset.train_x, node.TRAIN_X)
@@ -353,13 +388,16 @@ class DataManager:
         )
 
     def path_loader(self, paths: Sequence[str]) -> DataLoader:
-        """The images of ``paths`` in their order, as for testing; every label and domain is -1."""
+        """The images of ``paths`` in their order, as for testing; every label and domain is -1.
+
+        With several crops they are ``img``, ``img2`` and so on.
+        """
         return build_data_loader(
             self.cfg,
             "SequentialSampler",
             [Unlabelled(path) for path in paths],
             self.cfg.DATALOADER.TEST.BATCH_SIZE,
-            tfm=self.tfm_test,
+            tfm=self.tfm_crops if len(self.tfm_crops) > 1 else self.tfm_crops[0],
             is_train=False,
             dataset_wrapper=self.dataset_wrapper,
         )

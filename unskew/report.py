@@ -49,9 +49,11 @@ def _unique(values) -> list:
     return list(dict.fromkeys(values))
 
 
-def shots_label(shots: int) -> str:
-    """ "1 shot", "16 shots", "all images"."""
-    return "all images" if shots < 0 else f"{shots} shot{'s' if shots > 1 else ''}"
+def shots_label(shots: int, longtail: bool = False) -> str:
+    """ "1 shot", "16 shots", "all images", which those of a long-tailed dataset call "long-tailed"."""
+    if shots < 0:
+        return "long-tailed" if longtail else "all images"
+    return f"{shots} shot{'s' if shots > 1 else ''}"
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
@@ -60,11 +62,18 @@ def mean_and_deviation(values: Sequence[float]) -> str:
     return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
-def table(rows: Sequence[dict], metric: str = "accuracy", style: str = "github", columns: Sequence[str] = ()) -> str:
+def table(
+    rows: Sequence[dict],
+    metric: str = "accuracy",
+    style: str = "github",
+    columns: Sequence[str] = (),
+    together: bool = False,
+) -> str:
     """Rows are trainers, cells are mean ± standard deviation over seeds.
 
     One table for each dataset and backbone, in the order in which the rows come, whose columns are shots; with
-    ``columns`` one for each number of shots as well, whose columns are these metrics.
+    ``columns`` one for each number of shots as well, whose columns are these metrics. With ``together`` one for all
+    backbones, which stand beside the trainers.
 
     Raises:
         ValueError: no row has a metric; what there is is listed.
@@ -74,22 +83,25 @@ def table(rows: Sequence[dict], metric: str = "accuracy", style: str = "github",
     _check_metrics(rows, columns or [metric])
     _warn_of_mixtures(rows)
     parts = []
-    for dataset, backbone in _unique((row["dataset"], row["backbone"]) for row in rows):
-        group = [row for row in rows if (row["dataset"], row["backbone"]) == (dataset, backbone)]
-        where, shots = f"{dataset}, {backbone}", sorted({row["shots"] for row in group}, key=lambda k: (k < 0, k))
+    where_of, names = (("dataset",), ("trainer", "backbone")) if together else (("dataset", "backbone"), ("trainer",))
+    for place in _unique(_values(row, where_of) for row in rows):
+        group = [row for row in rows if _values(row, where_of) == place]
+        where, shots = ", ".join(place), sorted({row["shots"] for row in group}, key=lambda k: (k < 0, k))
+        labels = {k: shots_label(k, group[0].get("longtail", False)) for k in shots}
         if not columns:
             title = f"{metric}{_unit(metric)} on {where}, {_seeds(group)}"
-            parts.append((title, _grid(group, [(shots_label(k), k, metric) for k in shots], style)))
+            parts.append((title, _grid(group, names, [(labels[k], k, metric) for k in shots], style)))
             continue
         for k in shots:
             same = [row for row in group if row["shots"] == k]
-            title = f"{where}, {shots_label(k)}, {_seeds(same)}{_unit(*columns)}"
-            parts.append((title, _grid(same, [(_short(name), k, name) for name in columns], style)))
+            title = f"{where}, {labels[k]}, {_seeds(same)}{_unit(*columns)}"
+            parts.append((title, _grid(same, names, [(_short(name), k, name) for name in columns], style)))
     return "\n\n".join(f"{title}\n\n{grid}" for title, grid in parts)
 
 
 def _check_metrics(rows: Sequence[dict], wanted: Sequence[str]) -> None:
-    numbers = {key for row in rows for key, value in row.items() if isinstance(value, int | float)} - {"seed", "shots"}
+    numbers = {key for row in rows for key, value in row.items() if isinstance(value, int | float)}
+    numbers -= {"seed", "shots", "longtail"}
     for metric in wanted:
         if metric not in numbers:
             raise ValueError(f"no run has the metric '{metric}'; there are {', '.join(sorted(numbers))}")
@@ -120,13 +132,19 @@ def _seeds(rows: Sequence[dict]) -> str:
     return f"seed{'s' if len(seeds) > 1 else ''} {' '.join(map(str, seeds))}"
 
 
-def _grid(rows: Sequence[dict], columns: Sequence[tuple[str, int, str]], style: str) -> str:
-    """A line for each trainer; a column is its head, a number of shots and a metric."""
+def _values(row: dict, keys: Sequence[str]) -> tuple:
+    return tuple(row[key] for key in keys)
+
+
+def _grid(rows: Sequence[dict], names: Sequence[str], columns: Sequence[tuple[str, int, str]], style: str) -> str:
+    """A line for each trainer (and backbone, with both in ``names``); a column is its head, shots and a metric."""
     lines = []
-    for trainer in _unique(row["trainer"] for row in rows):
-        line = [trainer]
+    for line in _unique(_values(row, names) for row in rows):
+        cells = []
         for _, shots, metric in columns:
-            values = [r[metric] for r in rows if (r["trainer"], r["shots"]) == (trainer, shots) and metric in r]
-            line.append(mean_and_deviation(values) if values else "")
-        lines.append(line)
-    return tabulate(lines, headers=["", *(head for head, *_ in columns)], tablefmt=style, disable_numparse=True)
+            same = [row for row in rows if _values(row, names) == line and row["shots"] == shots]
+            values = [row[metric] for row in same if metric in row]
+            cells.append(mean_and_deviation(values) if values else "")
+        lines.append([*line, *cells])
+    headers = ["", *names[1:], *(head for head, *_ in columns)]
+    return tabulate(lines, headers=headers, tablefmt=style, disable_numparse=True)

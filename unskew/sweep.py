@@ -3,7 +3,6 @@
 Runs of one call share the process, and with it the loaded backbone and the image features.
 """
 
-import logging
 import os
 import sys
 import time
@@ -14,10 +13,8 @@ from pathlib import Path
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-from unskew import config, report
+from unskew import config, folders, report
 from unskew.files import write_atomically
-
-logger = logging.getLogger("unskew")
 
 
 @dataclass(frozen=True)
@@ -61,11 +58,20 @@ def trainer_label(cfg: CfgNode) -> str:
     return name if base in (None, default) else f"{name}-{base}"
 
 
+def backbone_label(cfg: CfgNode) -> str:
+    """The backbone's name; those of a trainer's members (`TRAINER.BACKDOOR.MEMBERS`) are joined by `+`."""
+    own = cfg.TRAINER.get((cfg.TRAINER.CLASS or cfg.TRAINER.NAME).upper(), {})
+    return "+".join(own.get("MEMBERS") or [cfg.MODEL.BACKBONE.NAME])
+
+
 def run_folder(cfg: CfgNode, output: str) -> Path:
-    """`output/<dataset>/<Trainer>/<backbone>_<K>shots/seed<S>`."""
-    backbone = cfg.MODEL.BACKBONE.NAME.replace("/", "-").replace("@", "-")
-    shots = cfg.DATASET.NUM_SHOTS if cfg.DATASET.NUM_SHOTS > 0 else "all"
-    return Path(output) / cfg.DATASET.NAME / trainer_label(cfg) / f"{backbone}_{shots}shots" / f"seed{cfg.SEED}"
+    """`output/<dataset>/<Trainer>/<backbone>_<K>shots/seed<S>`; `lt` for `<K>shots` of a whole long-tailed set."""
+    backbone = folders.name_of(backbone_label(cfg))
+    if cfg.DATASET.NUM_SHOTS > 0:
+        images = f"{cfg.DATASET.NUM_SHOTS}shots"
+    else:
+        images = "lt" if cfg.DATASET.LONGTAIL else "allshots"
+    return Path(output) / cfg.DATASET.NAME / trainer_label(cfg) / f"{backbone}_{images}" / f"seed{cfg.SEED}"
 
 
 def execute(run: Run, console: bool = True) -> dict:
@@ -83,11 +89,11 @@ def execute(run: Run, console: bool = True) -> dict:
     cfg = run.config()
     folder = Path(cfg.OUTPUT_DIR)
     if (folder / "done").is_file():
-        _check_same(cfg, folder)
+        folders.check_same(cfg)
         return report.read_metrics(folder / "metrics.json")
     main = int(os.environ.get("RANK", 0)) == 0  # of several processes one writes
     if main:
-        _prepare(cfg, folder)
+        folders.prepare(cfg)
     # Only now is there work for torch.
     from safetensors.torch import save
 
@@ -108,7 +114,7 @@ def execute(run: Run, console: bool = True) -> dict:
             predictions = {name: tensor.clone() for name, tensor in trainer.evaluator.predictions().items()}
             write_atomically(folder / "predictions.safetensors", save(predictions))
         report.write_metrics(folder / "metrics.json", metrics)
-        write_atomically(folder / "done", config.config_hash(cfg) + "\n")
+        folders.finish(cfg)
     return metrics
 
 
@@ -116,8 +122,9 @@ def _describe(cfg: CfgNode) -> dict:
     return {
         "dataset": cfg.DATASET.NAME,
         "trainer": trainer_label(cfg),
-        "backbone": cfg.MODEL.BACKBONE.NAME,
+        "backbone": backbone_label(cfg),
         "shots": cfg.DATASET.NUM_SHOTS,
+        "longtail": cfg.DATASET.LONGTAIL,
         "seed": cfg.SEED,
     }
 
@@ -126,36 +133,6 @@ def _versions() -> dict:
     from importlib.metadata import version
 
     return {package: version(package) for package in ("torch", "open_clip_torch")}
-
-
-def _check_same(cfg: CfgNode, folder: Path) -> None:
-    if (folder / "done").read_text(encoding="utf-8").strip() == config.config_hash(cfg):
-        return
-    keys = config.differing_keys(cfg, config.read_yaml(folder / "config.yaml"))
-    where = ", ".join(keys) or "a file that it names"
-    raise ValueError(
-        f"'{folder}' holds a finished run with another config (it differs in {where}); "
-        "choose another output folder or delete this one"
-    )
-
-
-def _prepare(cfg: CfgNode, folder: Path) -> None:
-    """Make the folder, and drop the checkpoints of an unfinished run that had another config."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        saved = folder / "config.yaml"
-        keys = config.differing_keys(cfg, config.read_yaml(saved)) if saved.is_file() else []
-        if keys and any(folder.glob("*/model*.pth.tar*")):
-            logger.warning(f"'{folder}' holds an unfinished run that differs in {', '.join(keys)}: it starts anew")
-            for checkpoint in folder.glob("*/model*.pth.tar*"):
-                checkpoint.unlink()
-        if not any(folder.glob("*/model*.pth.tar*")):  # nothing to resume from: the log starts anew too
-            (folder / "log.txt").unlink(missing_ok=True)
-        write_atomically(saved, config.dump(cfg))
-    except OSError as error:
-        raise ValueError(
-            f"the output folder '{folder}' cannot be written ({error.strerror}); choose another"
-        ) from error
 
 
 def launch(runs: Sequence[Run], execute: Callable[[Run], dict]) -> Iterator[dict | Exception]:

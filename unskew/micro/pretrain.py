@@ -228,7 +228,7 @@ def export(model, path: Path) -> Path:
 
 @torch.no_grad()
 def evaluate(name: str, path: str | Path | None = None) -> dict[str, dict[str, float]]:
-    """Zero-shot accuracy in percent on the three downstream test sets, from the exported fp16 weights.
+    """Zero-shot accuracy in percent on the downstream test sets, from the exported fp16 weights.
 
     Returns:
         per dataset: ``zs``; ``many``, ``medium``, ``few``: thirds of the classes by the true prior;
@@ -236,9 +236,10 @@ def evaluate(name: str, path: str | Path | None = None) -> dict[str, dict[str, f
     """
     model = create(name, path=path or weights.model_path(name)).eval()
     found = {}
-    for dataset, subset in downstream.DATASETS.items():
+    for dataset, factors in downstream.DATASETS.items():
         images, labels = downstream.splits(dataset)["test"]
-        logits = zero_shot(model, images, subset)
+        templates = world.DIGIT_TEMPLATES if factors == ("digit",) else world.TEMPLATES
+        logits = zero_shot(model, images, [templates[0].format(name) for name in downstream.classnames(dataset)])
         labels, prior = torch.from_numpy(labels), weights.true_log_prior(name, dataset)
         hit = (logits.argmax(1) == labels).float()
         rank = prior.argsort(descending=True).argsort()[labels] * 3 // len(prior)  # 0, 1, 2: the third of the prior
@@ -249,10 +250,9 @@ def evaluate(name: str, path: str | Path | None = None) -> dict[str, dict[str, f
 
 
 @torch.no_grad()
-def zero_shot(model, images: np.ndarray, subset: tuple[str, ...]) -> torch.Tensor:
-    """Logits [N,C] of uint8 images for the phrases of ``subset`` under the zero-shot template."""
-    template = world.DIGIT_TEMPLATES[0] if subset == ("digit",) else world.TEMPLATES[0]
-    text = model.encode_text(_tokenizer()([template.format(p) for p in world.phrases(subset)]), normalize=True)
+def zero_shot(model, images: np.ndarray, prompts: list[str]) -> torch.Tensor:
+    """Logits [N,C] of uint8 images for one prompt per class."""
+    text = model.encode_text(_tokenizer()(prompts), normalize=True)
     features = torch.cat(
         [model.encode_image(normalise(images[i : i + 512]), normalize=True) for i in range(0, len(images), 512)]
     )

@@ -55,8 +55,8 @@ def image_stats() -> tuple[tuple[float, ...], tuple[float, ...]]:
 def true_log_prior(backbone: str, dataset: str) -> torch.Tensor:
     """The label prior that ``backbone`` was pre-trained under, known because the world is ours.
 
-    It is the product of the pre-training frequencies of the factors that the classes name; the
-    factors are drawn independently.
+    It is the product of the pre-training frequencies of the factors that the classes name, which are
+    drawn independently, normalised over the classes that the dataset has.
 
     Args:
         backbone: an embedded model's name.
@@ -75,6 +75,6 @@ def true_log_prior(backbone: str, dataset: str) -> torch.Tensor:
         )
     frequency = world.frequencies(SEEDS[backbone])
     log_prior = np.zeros(1)
-    for factor in downstream.DATASETS[dataset]:
-        log_prior = (log_prior[:, None] + np.log(frequency[factor])).ravel()
-    return torch.from_numpy(log_prior).float()
+    for factor, values in downstream.factor_values(dataset).items():
+        log_prior = (log_prior[:, None] + np.log(frequency[factor][values])).ravel()
+    return torch.from_numpy(log_prior).log_softmax(0).float()
