@@ -109,3 +109,12 @@ def test_runs_that_cannot_be_interpolated(runs, tmp_path):
         predict_test("init", runs["zeroshot"], 0.5)
     with pytest.raises(FileNotFoundError, match="is not the folder of a finished run"):
         predict_test("init", str(tmp_path), 0.5)
+
+
+@pytest.mark.parametrize("name", ["GLA", "Backdoor"])
+def test_what_is_made_of_several_models_is_refused(name, data_root, tmp_path):
+    opts = ("OPTIM.MAX_EPOCH", 1, "INPUT.VIEWS", 1, "DATALOADER.NUM_WORKERS", 0)
+    run = Run("digits", name, shots=1, seed=1, root=data_root, folder=str(tmp_path / "run"), opts=opts)
+    execute(run, console=False)
+    with pytest.raises(ValueError, match=f"{name} is made of several models"):
+        predict_test("init", str(tmp_path / "run"), 0.5)

@@ -72,8 +72,8 @@ def predict_test(start: str, end: str, alpha: float) -> tuple[Tensor, Tensor]:
 
     set_random_seed(cfg.SEED)
     trainer = build_trainer(cfg)
-    if hasattr(trainer, "base"):
-        raise ValueError(f"{cfg.TRAINER.NAME} is two models; give runs of its base, {type(trainer.base).__name__}")
+    if hasattr(trainer, "base") or hasattr(trainer, "members"):
+        raise ValueError(f"{cfg.TRAINER.NAME} is made of several models; give runs of one of them")
     if start != INIT:
         trainer.load_model(start)
     first = trainer.state_dict()
