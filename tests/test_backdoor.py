@@ -316,3 +316,29 @@ def test_models_that_see_different_things_are_worth_more_than_seeds(data_root, t
     accuracy = results["Backdoor"]["accuracy"]
     assert accuracy > max(results["Backdoor"][f"{member}_accuracy"] for member in MEMBERS) + 3
     assert accuracy > results["SeedEnsemble"]["accuracy"] + 3
+
+
+def test_terms_are_of_their_members_and_their_score(data_root, tmp_path):
+    """Loaded for other members, or for another score, weights and temperatures are fitted again."""
+    short = ("TRAINER.BACKDOOR.BASE", "TaskRes", "TRAINER.BACKDOOR.WEIGHTS", "val")
+
+    def two(folder, *opts, members=("micro-a", "micro-b")):
+        return build("Backdoor", data_root, folder, *short, "TRAINER.BACKDOOR.MEMBERS", list(members), *opts)
+
+    trained = two(tmp_path / "run")
+    trained.train()
+    paths = some_paths(trained)
+    turned = two(tmp_path / "x", members=("micro-b", "micro-a"))
+    turned.load_model(str(tmp_path / "run"))
+    torch.testing.assert_close(turned.terms.temperatures, trained.terms.temperatures.flip(0))
+    torch.testing.assert_close(turned.predict(paths), trained.predict(paths), atol=1e-4, rtol=1e-4)
+    bare = two(tmp_path / "y", "TRAINER.BACKDOOR.CALIBRATE", "none", "TRAINER.BACKDOOR.WEIGHTS", "uniform")
+    bare.load_model(str(tmp_path / "run"))
+    assert bare.terms.temperatures.tolist() == [1, 1]
+    assert bare.terms.weights.tolist() == [0.5, 0.5]
+
+
+def test_debias_over_a_debiased_base_is_refused(data_root, tmp_path):
+    opts = ("TRAINER.BACKDOOR.BASE", "GLA", "TRAINER.GLA.BASE", "TaskRes", "TRAINER.BACKDOOR.DEBIAS", True)
+    with pytest.raises(ValueError, match="log q out twice"):
+        build("Backdoor", data_root, tmp_path, *opts, "TRAINER.BACKDOOR.MEMBERS", ["micro-a"])

@@ -83,7 +83,7 @@ def test_only_adapter_and_head_move(backbone, adapter, data_root, tmp_path):
     moved = {
         key for key, value in torch.nn.Module.state_dict(trainer.model).items() if not torch.equal(value, before[key])
     }
-    trained = trainer.model.state_dict().keys() - {"backbone_id"}
+    trained = trainer.model.state_dict().keys() - {"backbone_id", "classes"}
     assert moved <= trained
     assert moved >= {key for key in trained if ".down." not in key}  # its gradient is zero at the very first step
     assert {"head.weight"} < trained or adapter == "none"
@@ -127,7 +127,7 @@ def test_other_precisions_train(backbone, precision, data_root, tmp_path):
     logits = trainer.predict(some_paths(trainer))
     assert logits.dtype == torch.float32
     assert torch.isfinite(logits).all()
-    assert {value.dtype for value in trainer.model.state_dict().values()} == {torch.float32, torch.uint8}
+    assert {value.dtype for value in trainer.model.state_dict().values()} <= {torch.float32, torch.uint8, torch.int64}
 
 
 @pytest.mark.slow
@@ -153,7 +153,7 @@ def test_a_checkpoint_holds_adapter_and_head_and_loads_on_its_backbone_alone(ada
     saved = torch.load(tmp_path / "finetune" / "model.pth.tar-2", weights_only=True)["state_dict"]
     assert bytes(saved["backbone_id"].tolist()).decode() == trainer.backbone.id
     named = dict(trainer.model.named_parameters())
-    assert saved.keys() - {"backbone_id"} == {key for key in named if named[key].requires_grad}
+    assert saved.keys() - {"backbone_id", "classes"} == {key for key in named if named[key].requires_grad}
     assert sum(value.numel() for value in saved.values()) < 0.03 * sum(p.numel() for p in trainer.backbone.parameters())
 
     fresh = finetune(data_root, tmp_path / "fresh", adapter, backbone="micro-vit", seed=3)
@@ -363,3 +363,11 @@ def test_weights_between_the_start_and_a_run(backbone, data_root, tmp_path):
     torch.testing.assert_close(logits[0], start.predict(paths))
     assert not torch.equal(logits[0], logits[1])
     assert not torch.equal(logits[1], logits[2])
+
+
+def test_a_head_of_other_classes_is_refused(data_root, tmp_path):
+    trained = build("FineTune", data_root, tmp_path, "DATASET.SUBSAMPLE_CLASSES", "base")
+    trained.train()
+    other = build("FineTune", data_root, tmp_path / "new", "DATASET.SUBSAMPLE_CLASSES", "new")
+    with pytest.raises(ValueError, match="other classes"):
+        other.load_model(str(tmp_path))

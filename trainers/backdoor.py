@@ -39,6 +39,7 @@ def defaults() -> CfgNode:
     )
 
 
+_DEBIASED = ("GLA", "DebiasedZeroshot", "Ensemble")  # bases with a zero-shot half of their own
 _CHOICES = {
     "COMBINE": tuple(COMBINE),
     "WEIGHTS": ("uniform", "val"),
@@ -126,6 +127,10 @@ class Backdoor(SimpleTrainer):
         for key, known in _CHOICES.items():
             if node[key] not in known:
                 raise ValueError(f"TRAINER.BACKDOOR.{key} must be one of {', '.join(known)}, got '{node[key]}'")
+        if node.DEBIAS and (config.class_name(node.BASE) in _DEBIASED or cfg.TRAINER.FINETUNE.LOSS == "gla_train"):
+            raise ValueError(
+                f"TRAINER.BACKDOOR.DEBIAS would take log q out twice: BASE {node.BASE} does it already; set it to False"
+            )
         if cfg.SEED < 0:
             raise ValueError("the members are trained on one sample of images: set SEED to 0 or more")
         if node.MEMBERS_DIR and not Path(node.MEMBERS_DIR).is_dir():
@@ -144,7 +149,9 @@ class Backdoor(SimpleTrainer):
         self.members = [parse_member(name) for name in self.node.MEMBERS]
         self.directory, self.members_epoch = self.output_dir, None
         count = len(self.members)
-        terms = Terms(self.classnames, weights=torch.full((count,), 1 / count), temperatures=torch.ones(count))
+        # What weights and temperatures are of: loaded for anything else they would be wrong without a word.
+        made_of = [*self.classnames, *self.node.MEMBERS, *(f"{k} {self.node[k]}" for k in (*_CHOICES, "DEBIAS"))]
+        terms = Terms(made_of, weights=torch.full((count,), 1 / count), temperatures=torch.ones(count))
         self.terms = terms.to(self.device)
         self.register_model("backdoor", self.terms)
 
@@ -181,8 +188,11 @@ class Backdoor(SimpleTrainer):
 
     def _prepare(self, cfg: CfgNode) -> None:
         folder = Path(cfg.OUTPUT_DIR)
-        (folder / "done").unlink(missing_ok=True)  # of another config: this run is not finished, so it starts anew
+        stale = (folder / "done").is_file()  # of another config, or of files that have changed since
+        (folder / "done").unlink(missing_ok=True)
         folders.prepare(cfg)
+        if stale:
+            folders.drop_checkpoints(folder)
         source = folders.find(self.node.MEMBERS_DIR, cfg) if self.node.MEMBERS_DIR else None
         if source:
             logger.info(f"Copy it from {source}")
@@ -218,7 +228,9 @@ class Backdoor(SimpleTrainer):
 
     @torch.no_grad()
     def fit_terms(self) -> None:
-        """Temperatures and weights on val, which no member was trained on."""
+        """Temperatures and weights on val, which no member was trained on; else 1 and uniform."""
+        count = len(self.members)
+        self.terms.fill(weights=torch.full((count,), 1 / count), temperatures=torch.ones(count))
         items, node = self.dataset.val or [], self.node
         if not items or (node.CALIBRATE, node.WEIGHTS) == ("none", "uniform"):
             return
@@ -254,6 +266,9 @@ class Backdoor(SimpleTrainer):
         """Take the members in ``directory``; ``epoch`` is theirs."""
         if directory:
             self.directory, self.members_epoch = directory, epoch
-        super().load_model(directory)
-        if epoch is not None:  # what was saved belongs to the epoch that was kept
+        same = self.terms.are_of(Path(directory) / "backdoor")
+        if same:
+            super().load_model(directory)
+        if epoch is not None or not same:  # what was saved belongs to the epoch that was kept, and to that config
+            logger.info("Temperatures and weights are fitted again")
             self.fit_terms()

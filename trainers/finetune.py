@@ -38,11 +38,13 @@ class Tuned(nn.Module):
 
     Attributes:
         backbone_id: the id of the backbone that the rest of the weights comes from, as bytes: a checkpoint holds it.
+        classes: a hash of the classes that the head's rows are of; likewise.
     """
 
-    def __init__(self, body: nn.Module, head: nn.Module, backbone_id: str) -> None:
+    def __init__(self, body: nn.Module, head: nn.Module, backbone_id: str, classnames: Sequence[str]) -> None:
         super().__init__()
         self.body, self.head = body, head
+        self.register_buffer("classes", debiasedzeroshot.Terms(classnames).classes)
         self.register_buffer("backbone_id", torch.tensor(list(backbone_id.encode()), dtype=torch.uint8))
         self.eval()
 
@@ -54,20 +56,27 @@ class Tuned(nn.Module):
         return super().train(False)
 
     def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:
-        kept = {name for name, parameter in self.named_parameters() if parameter.requires_grad} | {"backbone_id"}
+        kept = {name for name, parameter in self.named_parameters() if parameter.requires_grad} | {
+            "backbone_id",
+            "classes",
+        }
         return {key: value for key, value in super().state_dict(*args, **kwargs).items() if key in kept}
 
     def load_state_dict(self, state: dict[str, Tensor], strict: bool = True, assign: bool = False):
         """As any module's, of what `state_dict` gives.
 
         Raises:
-            ValueError: the weights belong to another backbone.
+            ValueError: the weights belong to another backbone or to other classes.
         """
         own = self.state_dict()
         theirs, ours = (bytes(s.get("backbone_id", own["backbone_id"]).tolist()).decode() for s in (state, own))
         if theirs != ours:
             raise ValueError(
                 f"the weights were trained on backbone '{theirs}', but this one is '{ours}'; load them onto theirs"
+            )
+        if not torch.equal(state.get("classes", own["classes"]).cpu(), own["classes"].cpu()):
+            raise ValueError(
+                "the head was trained on other classes, and each of its rows is bound to one; train it again"
             )
         frozen = {key: value for key, value in super().state_dict().items() if key not in own}
         return super().load_state_dict({**frozen, **state}, strict, assign)
@@ -120,7 +129,7 @@ class FineTune(CLIPTrainer):
             rows = self._head_start()
             bottleneck = self.adapter == "bottleneck"
             body = adapters.Bottleneck(rows.shape[1], self._width(), self.generator) if bottleneck else nn.Identity()
-        self.model = Tuned(body, heads.CosineHead(rows, self.node.SCALE), self.backbone.id)
+        self.model = Tuned(body, heads.CosineHead(rows, self.node.SCALE), self.backbone.id, self.classnames)
         self.register_for_training("finetune", self.model)
 
     def _width(self) -> int:

@@ -49,8 +49,7 @@ def prepare(cfg: CfgNode) -> None:
         keys = config.differing_keys(cfg, config.read_yaml(saved)) if saved.is_file() else []
         if keys and any(folder.glob(_CHECKPOINTS)):
             logger.warning(f"'{folder}' holds an unfinished run that differs in {', '.join(keys)}: it starts anew")
-            for checkpoint in folder.glob(_CHECKPOINTS):
-                checkpoint.unlink()
+            drop_checkpoints(folder)
         if not any(folder.glob(_CHECKPOINTS)):  # nothing to resume from: the log starts anew too
             (folder / "log.txt").unlink(missing_ok=True)
         write_atomically(saved, config.dump(cfg))
@@ -58,6 +57,12 @@ def prepare(cfg: CfgNode) -> None:
         raise ValueError(
             f"the output folder '{folder}' cannot be written ({error.strerror}); choose another"
         ) from error
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """So that a run there starts anew."""
+    for checkpoint in folder.glob(_CHECKPOINTS):
+        checkpoint.unlink()
 
 
 def finish(cfg: CfgNode) -> None:
@@ -68,7 +73,7 @@ def finish(cfg: CfgNode) -> None:
 def find(root: str | Path, cfg: CfgNode) -> Path | None:
     """A folder below ``root`` with a finished run of this very config, whatever it is called; the first by path."""
     wanted = config.config_hash(cfg)
-    notes = sorted(Path(root).rglob("done"))
+    notes = [note for note in sorted(Path(root).rglob("done")) if any(note.parent.glob(_CHECKPOINTS))]
     return next((note.parent for note in notes if note.read_text(encoding="utf-8").strip() == wanted), None)
 
 
