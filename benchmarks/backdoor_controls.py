@@ -25,7 +25,7 @@ from unskew.combination import SUM, combine, fit_combination
 from unskew.engine import build_trainer, set_random_seed
 from unskew.evaluator import classification_metrics, group_accuracies, labels_of
 from unskew.files import write_atomically
-from unskew.mixture import COMBINE, fit_weights
+from unskew.mixture import COMBINE, fit_member_weights
 from unskew.prior import estimate_log_prior
 from unskew.report import mean_and_deviation
 from unskew.trainers.backdoor import member_config, parse_member
@@ -132,7 +132,7 @@ def evaluate(
         scores = [calibrated(part, val, calibrate) for part in scores]
     stacked = {split: torch.stack([part[split] for part in scores]) for split in SPLITS}  # [M, N, C]
     uniform = torch.full((len(members),), 1 / len(members))
-    weights = fit_weights(stacked["val"], val, how) if weigh else uniform
+    weights = fit_member_weights(stacked["val"], val, how) if weigh else uniform
     logits = COMBINE[how](stacked["test"], weights)
     metrics = classification_metrics(logits, test)
     groups = group_accuracies(logits.argmax(1) == test, test, members[0].groups)

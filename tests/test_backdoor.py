@@ -50,7 +50,7 @@ def test_scores_are_those_of_the_members_trained_alone(combine, weigh, data_root
     weights = torch.full((3,), 1 / 3)
     if weigh == "val":
         fitted = torch.stack([base.predict(val) / t for base, t in zip(bases, temperatures, strict=True)])
-        weights = mixture.fit_weights(fitted, labels)
+        weights = mixture.fit_member_weights(fitted, labels)
         assert weights.std() > 0.01
     torch.testing.assert_close(trainer.terms.weights, weights)
     whole = sum(w * (p if combine == "logits" else p.softmax(1)) for w, p in zip(weights, parts, strict=True))

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from building import build, some_paths
+from building import SHORT, build, some_paths
 
 from unskew.engine import TRAINER_REGISTRY, build_trainer
 from unskew.evaluator import compute_accuracy
@@ -207,8 +207,7 @@ def finished(name, data_root, folder, *opts, **options):
     """A run as `unskew train` leaves it."""
     from unskew import sweep
 
-    short = ("OPTIM.MAX_EPOCH", 2, "INPUT.VIEWS", 2, "DATALOADER.TRAIN_X.BATCH_SIZE", 8, "DATALOADER.NUM_WORKERS", 0)
-    run = sweep.Run("digits", name, shots=2, root=data_root, folder=str(folder), opts=(*short, *opts), **options)
+    run = sweep.Run("digits", name, shots=2, root=data_root, folder=str(folder), opts=(*SHORT, *opts), **options)
     return sweep.execute(run, console=False)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from unskew.mixture import combine_logits, combine_probs, fit_weights
+from unskew.mixture import combine_logits, combine_probs, fit_member_weights
 
 
 def draw(models=3, images=60, classes=5, seed=0, skill=(2.0, 1.0, 0.3)):
@@ -58,7 +58,7 @@ def test_weights_of_the_mixture_are_its_best_on_the_simplex(seed):
     logits, labels = draw(2, seed=seed, skill=(1.5, 1.0))
     grid = np.linspace(0, 1, 2001)
     losses = [balanced_cross_entropy(combine_probs(logits, torch.tensor([w, 1 - w])), labels) for w in grid]
-    weights = fit_weights(logits, labels, "probs")
+    weights = fit_member_weights(logits, labels, "probs")
     assert weights.sum().item() == pytest.approx(1)
     assert weights[0].item() == pytest.approx(grid[int(np.argmin(losses))], abs=1e-3)
 
@@ -66,7 +66,7 @@ def test_weights_of_the_mixture_are_its_best_on_the_simplex(seed):
 @pytest.mark.parametrize("seed", range(3))
 def test_weights_of_the_product_are_its_best_at_its_best_scale(seed):
     logits, labels = draw(2, seed=seed, skill=(1.5, 1.0))
-    weights = fit_weights(logits, labels, "logits")
+    weights = fit_member_weights(logits, labels, "logits")
     assert weights.sum().item() == pytest.approx(1)
 
     def best_over_scales(w):
@@ -75,31 +75,33 @@ def test_weights_of_the_product_are_its_best_at_its_best_scale(seed):
 
     found = best_over_scales(weights[0].item())
     assert found <= min(best_over_scales(w) for w in np.linspace(0, 1, 21)) + 1e-4
-    torch.testing.assert_close(fit_weights(3 * logits, labels, "logits"), weights, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(fit_member_weights(3 * logits, labels, "logits"), weights, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("combine", ["logits", "probs"])
 def test_weights_know_the_better_model_and_count_classes_alike(combine):
     logits, labels = draw()
-    weights = fit_weights(logits, labels, combine)
+    weights = fit_member_weights(logits, labels, combine)
     assert weights[0] > weights[1] > weights[2] >= 0
-    torch.testing.assert_close(fit_weights(logits, labels, combine), weights, rtol=0, atol=0)
+    torch.testing.assert_close(fit_member_weights(logits, labels, combine), weights, rtol=0, atol=0)
     often = torch.cat([torch.arange(60), *[torch.arange(60)[labels == 2]] * 5])
-    torch.testing.assert_close(fit_weights(logits[:, often], labels[often], combine), weights, atol=1e-3, rtol=1e-3)
-    alike = fit_weights(logits[:1].expand(3, -1, -1), labels, combine)
+    torch.testing.assert_close(
+        fit_member_weights(logits[:, often], labels[often], combine), weights, atol=1e-3, rtol=1e-3
+    )
+    alike = fit_member_weights(logits[:1].expand(3, -1, -1), labels, combine)
     torch.testing.assert_close(alike, torch.full((3,), 1 / 3), atol=1e-3, rtol=1e-3)
 
 
 def test_hopeless_models_get_equal_weights():
     logits, labels = draw(2, skill=(-3.0, -3.0))
-    torch.testing.assert_close(fit_weights(logits, labels, "logits"), torch.tensor([0.5, 0.5]))
+    torch.testing.assert_close(fit_member_weights(logits, labels, "logits"), torch.tensor([0.5, 0.5]))
 
 
 def test_what_makes_no_sense_is_refused():
     logits, labels = draw()
     with pytest.raises(ValueError, match="unknown combination 'sum'"):
-        fit_weights(logits, labels, "sum")
+        fit_member_weights(logits, labels, "sum")
     with pytest.raises(ValueError, match="labels must be"):
-        fit_weights(logits, labels[:-1])
+        fit_member_weights(logits, labels[:-1])
     with pytest.raises(ValueError, match="NaN"):
-        fit_weights(logits * float("nan"), labels)
+        fit_member_weights(logits * float("nan"), labels)

@@ -15,7 +15,7 @@ from unskew.engine import TRAINER_REGISTRY, SimpleTrainer, build_trainer, set_ra
 from unskew.evaluator import labels_of
 from unskew.groups import crossed_groups, dataset_groups
 from unskew.loaders import derive_seed
-from unskew.mixture import COMBINE, fit_weights
+from unskew.mixture import COMBINE, fit_member_weights
 from unskew.trainers import debiasedzeroshot
 from unskew.trainers.debiasedzeroshot import Terms
 
@@ -240,7 +240,7 @@ class Backdoor(SimpleTrainer):
             fitted = [fit_temperature(part, labels, method=node.CALIBRATE) for part in logits]
             self.terms.temperatures.copy_(torch.tensor(fitted))
         if node.WEIGHTS == "val":
-            weights = fit_weights(logits / self.terms.temperatures[:, None, None], labels, node.COMBINE)
+            weights = fit_member_weights(logits / self.terms.temperatures[:, None, None], labels, node.COMBINE)
             self.terms.weights.copy_(weights)
         for member, weight, temperature in zip(self.members, self.terms.weights, self.terms.temperatures, strict=True):
             logger.info(f"{member.name}: weight {weight:.3g}, temperature {temperature:.3g}")

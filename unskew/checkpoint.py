@@ -31,7 +31,7 @@ _DROPPED_NAMES = (
     "numpy._core.multiarray.scalar",
 )
 # What reading a damaged file may end in, besides an unknown class.
-_DAMAGE = (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError, OSError)
+DAMAGE = (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError, OSError)
 BEST = "model-best.pth.tar"
 
 
@@ -133,7 +133,7 @@ def load_checkpoint(path) -> dict:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         content = _load_foreign(path)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise _broken(path) from error
     if not isinstance(content, Mapping):
         raise ValueError(f"'{path}' holds a {type(content).__name__}, not a checkpoint")
@@ -150,7 +150,7 @@ def _load_foreign(path: Path) -> dict:
     """A file that names classes: those of a scheduler become `_Dropped`, any other is refused."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (*_DAMAGE, pickle.UnpicklingError) as error:
+    except (*DAMAGE, pickle.UnpicklingError) as error:
         raise _broken(path) from error
     refused = sorted(n for n in names if n not in _DROPPED_NAMES and not n.startswith(_DROPPED_MODULES))
     if refused:
@@ -162,7 +162,7 @@ def _load_foreign(path: Path) -> dict:
     try:
         with torch.serialization.safe_globals(harmless):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (*_DAMAGE, pickle.UnpicklingError) as error:
+    except (*DAMAGE, pickle.UnpicklingError) as error:
         raise _broken(path) from error
     if not isinstance(content, Mapping) or not isinstance(content.get("state_dict"), Mapping):
         raise ValueError(f"'{path}' has no 'state_dict'; it is not a checkpoint of a Dassl trainer")

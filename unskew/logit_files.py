@@ -13,13 +13,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from unskew.checkpoint import DAMAGE
 from unskew.prior import check_logits
 
 # What a file of several tensors is searched for where no KEY is given; a run's predictions.safetensors has them.
 _KEYS = {"zeroshot": ("zs", "logits"), "finetuned": ("ft", "logits"), "labels": ("labels",)}
 # What reading a damaged or foreign file may end in.
-_DAMAGE = (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError, OSError)
-_DAMAGE += (MemoryError, SyntaxError, TokenError, struct.error, pickle.UnpicklingError, SafetensorError)
+_DAMAGE = (*DAMAGE, MemoryError, SyntaxError, TokenError, struct.error, pickle.UnpicklingError, SafetensorError)
 
 
 class Sample(NamedTuple):

@@ -31,7 +31,7 @@ def combine_probs(logits: Tensor, weights: Tensor) -> Tensor:
 COMBINE = {"logits": combine_logits, "probs": combine_probs}
 
 
-def fit_weights(logits, labels, combine: str = "logits") -> Tensor:
+def fit_member_weights(logits, labels, combine: str = "logits") -> Tensor:
     """P(m) ``[M]`` of least cross entropy of the combined logits, from logits ``[M, N, C]`` and labels ``[N]``.
 
     Each class that occurs counts the same, however many images it has. With "probs" it is the maximum likelihood
