@@ -27,11 +27,13 @@ setup(
     install_requires=[
         "accelerate>=1.0",
         "filelock",
+        "gdown>=6.3",
         "matplotlib",
         "numpy",
         "open_clip_torch>=3.0",
         "pillow",
         "PyYAML",
+        "requests",
         "safetensors",
         "scikit-learn",
         "scipy",

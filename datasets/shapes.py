@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
-from unskew.data import DATASET_REGISTRY, DatasetBase, select
+from unskew.data import DATASET_REGISTRY, DatasetBase
+from unskew.fewshot import select
 from unskew.micro import downstream
+from unskew.sources import Card
 
 
 @DATASET_REGISTRY.register("shapes")
 class Shapes(DatasetBase):
     dataset_dir = "shapes"
+    card = Card(96, 1920, 1536, 2400, "none", "MIT", "docs/MICRO.md", {"train": 20, "val": 16, "test": 25})
 
     def __init__(self, cfg):
         root = Path(cfg.DATASET.ROOT) / self.dataset_dir

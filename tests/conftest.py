@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 import torch
 
@@ -9,3 +11,10 @@ def data_root(tmp_path_factory):
     """One folder of datasets for all worker processes; they are rendered once, into place by a rename."""
     base = tmp_path_factory.getbasetemp()
     return str((base.parent if base.name.startswith("popen") else base) / "data")
+
+
+@pytest.fixture
+def warned(caplog, monkeypatch):
+    """A function that gives the warnings so far."""
+    monkeypatch.setattr(logging.getLogger("unskew"), "propagate", True)
+    return lambda: [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]

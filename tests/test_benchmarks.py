@@ -1,6 +1,7 @@
 """The benchmarks run, small, from the command line that their docs give."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,3 +36,15 @@ def test_backdoor_controls(data_root, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "3 models" in done.stdout
     assert json.loads((tmp_path / "rows.json").read_text())["rows"]
+
+
+def test_listing(tmp_path):
+    flags = ["--files", "10007", "--classes", "20", "--json", str(tmp_path / "rows.json")]
+    command = [sys.executable, str(ROOT / "benchmarks" / "listing.py"), *flags]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "10007 files in 20 folders" in done.stdout and "the list from its file" in done.stdout
+    rows = {row["name"]: row["seconds"] for row in json.loads((tmp_path / "rows.json").read_text())["rows"]}
+    assert len(rows) == 5 and rows["the list from its file"] < rows["the same, each image looked up"]
+    assert not list(tmp_path.rglob("imagenet"))  # the tree is gone

@@ -9,6 +9,7 @@ from building import SHORT, build, some_paths
 
 from unskew.engine import TRAINER_REGISTRY, build_trainer
 from unskew.evaluator import compute_accuracy
+from unskew.trainers import debiasedzeroshot
 
 
 def test_gla_adds_its_parts(data_root, tmp_path):
@@ -361,3 +362,12 @@ def test_the_target_has_no_part_in_the_choice_of_the_epoch(data_root, tmp_path):
 def test_bases_that_never_end_are_refused(data_root, tmp_path):
     with pytest.raises(ValueError, match="GLA over Ensemble over GLA has no end"):
         build("GLA", data_root, tmp_path, "TRAINER.GLA.BASE", "Ensemble", "TRAINER.ENSEMBLE.BASE", "GLA")
+
+
+def test_of_very_many_images_the_prior_is_fitted_on_some_of_each_class(data_root, tmp_path, monkeypatch):
+    trainer = build("DebiasedZeroshot", data_root, tmp_path, shots=4)
+    assert len(debiasedzeroshot.fitting_items(trainer)) == 80  # 4 train and 4 val images of 10 classes
+    monkeypatch.setattr(debiasedzeroshot, "MOST_LOGITS", 3 * 10 * 10)
+    items = debiasedzeroshot.fitting_items(trainer)
+    assert len(items) == len(set(items)) == 30 and {item.label for item in items} == set(range(10))
+    assert not set(items) & set(trainer.dataset.test)

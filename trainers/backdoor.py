@@ -142,7 +142,8 @@ class Backdoor(SimpleTrainer):
         self.test_loader = None  # test labels are the evaluator's alone
         if self.node.WEIGHTS == "val" and not self.dataset.val:
             raise ValueError(
-                f"TRAINER.BACKDOOR.WEIGHTS is val, but '{self.cfg.DATASET.NAME}' has no val split; choose uniform"
+                f"TRAINER.BACKDOOR.WEIGHTS is val, but '{self.cfg.DATASET.NAME}' has no val split; "
+                "choose uniform, or set DATASET.HOLDOUT to 0.05"
             )
 
     def build_model(self) -> None:

@@ -5,6 +5,7 @@ The zero-shot half of GLA alone (Zhu et al., NeurIPS 2023, arXiv 2310.08106).
 
 import hashlib
 import logging
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,11 +18,14 @@ from unskew.calibration import fit_temperature
 from unskew.clip_trainer import CLIPTrainer
 from unskew.engine import TRAINER_REGISTRY
 from unskew.prior import METHODS, estimate_log_prior, read_prior
+from unskew.sampling import sample_up_to
 
 logger = logging.getLogger("unskew")
 
 # With this many val images per class the training images need not be encoded for the prior as well.
 ENOUGH_VAL = 20
+# Images times classes: a gigabyte of logits.
+MOST_LOGITS = 2**28
 
 
 def defaults() -> CfgNode:
@@ -58,9 +62,15 @@ class Terms(torch.nn.Module):
 
 
 def fitting_items(trainer: CLIPTrainer) -> list:
-    """Images for what is fitted on the untouched model: val if it is large, else train and val; it saw neither."""
-    train, val = trainer.dataset.train_x, trainer.dataset.val or []
-    return val if len(val) >= ENOUGH_VAL * trainer.num_classes else [*train, *val]
+    """Images for what is fitted on the untouched model: val if it is large, else train and val; it saw neither.
+
+    Of very many, as iNaturalist's, as many of each class as `MOST_LOGITS` leaves room for.
+    """
+    train, val, classes = trainer.dataset.train_x, trainer.dataset.val or [], trainer.num_classes
+    items = val if len(val) >= ENOUGH_VAL * classes else [*train, *val]
+    if len(items) * classes <= MOST_LOGITS:
+        return items
+    return sample_up_to(items, max(1, MOST_LOGITS // classes**2), random.Random(0))
 
 
 def pretraining_prior(trainer: CLIPTrainer) -> tuple[Tensor, float]:

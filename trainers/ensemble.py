@@ -146,7 +146,8 @@ class Ensemble(CLIPTrainer):
 
 
 # What two trainers must share for one to be calibrated on images that the other was not trained on.
-_SAME = ("DATASET.NAME", "DATASET.NUM_SHOTS", "DATASET.NUM_VAL_SHOTS", "DATASET.SUBSAMPLE_CLASSES", "SEED")
+_SAME = tuple(f"DATASET.{key}" for key in ("NAME", "NUM_SHOTS", "NUM_VAL_SHOTS", "HOLDOUT", "SUBSAMPLE_CLASSES"))
+_SAME = (*_SAME, "DATASET.IMBALANCE", "SEED")
 
 
 def base_config(cfg: CfgNode, node: CfgNode) -> CfgNode:

@@ -3,7 +3,7 @@
 The recipe of LIFT (Shi et al., ICML 2024, arXiv 2309.10019), which a member of the backdoor adjustment follows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
 import torch
@@ -117,10 +117,8 @@ class FineTune(CLIPTrainer):
             )
 
     def build_model(self) -> None:
-        labels = torch.tensor([item.label for item in self.dataset.train_x])
-        counts = torch.bincount(labels, minlength=self.num_classes)
-        log_q = debiasedzeroshot.pretraining_prior(self)[0] if self.node.LOSS == "gla_train" else None
-        self.loss = build_loss(self.node.LOSS, counts, log_q)
+        if self.dataset.train_x:  # a model may be tested on a set that has test images only
+            self.loss = self._build_loss()
         if self.needs_images:
             tower = adapters.frozen_copy(self.backbone.visual)
             rows = self._head_start(tower)
@@ -131,6 +129,11 @@ class FineTune(CLIPTrainer):
             body = adapters.Bottleneck(rows.shape[1], self._width(), self.generator) if bottleneck else nn.Identity()
         self.model = Tuned(body, heads.CosineHead(rows, self.node.SCALE), self.backbone.id, self.classnames)
         self.register_for_training("finetune", self.model)
+
+    def _build_loss(self) -> Callable[[Tensor, Tensor], Tensor]:
+        counts = torch.bincount(self.labelled(self.dataset.train_x)[1].cpu(), minlength=self.num_classes)
+        log_q = debiasedzeroshot.pretraining_prior(self)[0] if self.node.LOSS == "gla_train" else None
+        return build_loss(self.node.LOSS, counts, log_q)
 
     def _width(self) -> int:
         if self.adapter == "vpt":

@@ -38,6 +38,14 @@ class Cache(nn.Module):
         self.register_buffer("alpha", torch.tensor(alpha))
         self.register_buffer("beta", torch.tensor(beta))
 
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        """On a set that has test images only there are no keys: as many as the checkpoint's are made for them."""
+        if not len(self.keys) and f"{prefix}keys" in state_dict:
+            count = len(state_dict[f"{prefix}keys"])
+            self.keys.data = self.keys.new_zeros(count, self.keys.shape[1])
+            self.values = self.values.new_zeros(count, self.values.shape[1])
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def forward(self, image_features: Tensor) -> Tensor:
         """[B, D], rows of norm one -> [B, C]."""
         return self.alpha * recall(image_features @ self.keys.T, self.values, self.beta)

@@ -29,7 +29,8 @@ class TipAdapterF(tipadapter.TipAdapter):
         self.register_model("cache", self.cache, optimizer, build_lr_scheduler(optimizer, self.cfg.OPTIM))
 
     def train(self) -> None:
-        self.fill_cache()
+        if self.dataset.train_x:  # without any, training is refused
+            self.fill_cache()
         CLIPTrainer.train(self)  # past Tip-Adapter's own, which has no epochs
 
     def after_train(self) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `unskew train | sweep | table | adjust | micro`.
+"""The command line: `unskew train | sweep | table | adjust | data | micro`.
 
 Names are checked before torch is imported, so that a typo is answered at once.
 """
@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from unskew import __version__, config
+from unskew import __version__, cli_data, config
 from unskew.registry import unknown_name
 
 ALL_SHOTS = ("1", "2", "4", "8", "16")
@@ -49,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_sweep(commands)
     _add_table(commands)
     _add_adjust(commands)
+    cli_data.add(commands)
     _add_micro(commands)
     return parser
 

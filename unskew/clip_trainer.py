@@ -195,9 +195,13 @@ class CLIPTrainer(TrainerX):
         return self._mean_over_crops(self.logits, paths).float()
 
     def class_groups(self) -> dict[str, Tensor]:
+        if not self.dataset.train_x:  # a test-only set
+            return {}
         groups = {**super().class_groups(), **dataset_groups(self.cfg, self.device)}
         return groups | crossed_groups(groups)
 
     def labelled(self, items: Sequence) -> tuple[list[str], Tensor]:
         """Paths and labels [N] of training or validation images."""
-        return [item.impath for item in items], torch.tensor([item.label for item in items], device=self.device)
+        return [item.impath for item in items], torch.tensor(
+            [item.label for item in items], dtype=torch.long, device=self.device
+        )

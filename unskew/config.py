@@ -25,6 +25,8 @@ NOT_IDENTITY = (
     *("OUTPUT_DIR", "RESUME", "VERBOSE", "USE_CUDA", "DATASET.ROOT", "DATALOADER.NUM_WORKERS"),
     "TRAINER.BACKDOOR.MEMBERS_DIR",
 )
+# Datasets that are whatever stands at DATASET.ROOT.
+OWN = ("folder", "csv")
 
 # What the few-shot and long-tailed trainers of CLIP's field share, where Dassl's defaults are for
 # domain adaptation: CoOp's schedule, augmentation and test batch.
@@ -91,6 +93,10 @@ def get_cfg_default() -> CfgNode:
             NUM_SHOTS=-1,  # -1: all training images
             NUM_VAL_SHOTS=-1,  # -1: min(NUM_SHOTS, 4), as CoOp draws
             SEED=-1,  # of the few-shot sample; -1: SEED
+            HOLDOUT=0.0,  # part of a class's training images that serves as val, in runs on all images without one
+            IMBALANCE=100,  # of cifar100_lt: images of the most to those of the least frequent class
+            TEMPLATE="",  # the prompt of a class, "a photo of a {}."; empty: the dataset's own
+            CLASSNAMES="",  # of folder and csv: a file that names the classes; empty: their folders' names
             SUBSAMPLE_CLASSES="all",  # all, base or new
             VAL_PERCENT=0.1,
             STL10_FOLD=-1,
@@ -420,7 +426,8 @@ def _content(value: object) -> object:
 def identity(cfg: CfgNode) -> dict[str, object]:
     """The leaves that make a run what it is, as plain JSON values; other trainers' nodes are not.
 
-    A trainer's key that names a file (a prior) or a finished run (a base) counts by its content.
+    A trainer's key that names a file (a prior) or a finished run (a base) counts by its content; so do class names and
+    a user's own CSV file.
     """
     own = _own_nodes(cfg)
     leaves = json.loads(json.dumps(dict(flatten(cfg)), default=list))
@@ -429,11 +436,20 @@ def identity(cfg: CfgNode) -> dict[str, object]:
         parts = key.split(".")
         return key not in NOT_IDENTITY and not (len(parts) == 3 and parts[0] == "TRAINER" and parts[1] not in own)
 
-    return {
-        key: _content(value) if key.startswith("TRAINER.") else value
+    found = {
+        key: _content(value) if key.startswith("TRAINER.") or key == "DATASET.CLASSNAMES" else value
         for key, value in sorted(leaves.items())
         if counts(key)
     }
+    if leaves.get("DATASET.NAME") in OWN:  # a saved config may lack keys
+        found["DATASET.ROOT"] = _content(str(Path(leaves.get("DATASET.ROOT", "")).expanduser().absolute()))
+    return found
+
+
+def dataset_label(cfg: CfgNode) -> str:
+    """What a dataset is called on disk and in tables: its name; for a user's own images at .../birds "folder-birds"."""
+    name = cfg.DATASET.NAME
+    return f"{name}-{Path(cfg.DATASET.ROOT).expanduser().absolute().stem}" if name in OWN else name
 
 
 def config_hash(cfg: CfgNode) -> str:

@@ -86,7 +86,7 @@ class SimpleTrainer(TrainerBase):
         self.results: dict[str, float] = {}
         self.build_data_loader()
         self.build_model()
-        self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
+        self.evaluator = build_evaluator(cfg, lab2cname=self._test_names())
         self._share_among_processes()
 
     def check_cfg(self, cfg) -> None:
@@ -99,6 +99,11 @@ class SimpleTrainer(TrainerBase):
         self.val_loader, self.test_loader = dm.val_loader, dm.test_loader
         self.num_classes, self.num_source_domains = dm.num_classes, dm.num_source_domains
         self.lab2cname = dm.lab2cname
+
+    def _test_names(self) -> dict[int, str]:
+        """The names of the classes that test images are classified among, by column of the logits."""
+        classes = getattr(self.dm.dataset, "test_classes", None)
+        return self.lab2cname if classes is None else dict(enumerate(self.lab2cname[label] for label in classes))
 
     def build_model(self) -> None:
         """Build the model, put it on ``self.device`` and register it with its optimiser and schedule."""
@@ -144,11 +149,18 @@ class SimpleTrainer(TrainerBase):
         Raises:
             ValueError: the folder cannot be written, or "best_val" without a val split.
         """
+        if self._models and not self._items("train_x"):
+            name = self.cfg.DATASET.NAME
+            raise ValueError(
+                f"'{name}' has test images only: train on the dataset that it belongs to, then test with --eval-only "
+                f"--model-dir and that run's folder"
+            )
         selects = self.cfg.TEST.FINAL_MODEL == "best_val"
         if selects and not self._items("val"):
             raise ValueError(
                 f"TEST.FINAL_MODEL is best_val, but '{self.cfg.DATASET.NAME}' has no val split and the test split "
-                "never selects; set DATASET.NUM_VAL_SHOTS above 0 or TEST.FINAL_MODEL to last_step"
+                "never selects; set DATASET.NUM_VAL_SHOTS above 0, for all images DATASET.HOLDOUT to 0.05, or "
+                "TEST.FINAL_MODEL to last_step"
             )
         writer_dir = Path(self.output_dir) / "tensorboard"
         try:
@@ -293,8 +305,13 @@ class SimpleTrainer(TrainerBase):
             raise ValueError(f"'{self.cfg.DATASET.NAME}' has no {split} split to test on")
         logger.info(f"Evaluate on the *{split}* set")
         scores = self.scores([item.impath for item in items])
+        labels = labels_of(items)  # [N]
+        classes = getattr(self.dm.dataset, "test_classes", None) if split == "test" else None
+        if classes is not None:
+            labels = torch.searchsorted(torch.tensor(classes), labels)
+            scores = {name: logits[:, classes] for name, logits in scores.items()}
         logits = list(scores.values())[-1]  # [N, C]
-        labels = labels_of(items).to(logits.device)  # [N]
+        labels = labels.to(logits.device)
         self.evaluator.reset()
         self.evaluator.groups = self.class_groups() if split == "test" else {}
         if len(scores) > 1:

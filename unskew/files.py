@@ -1,6 +1,10 @@
-"""Writing files whole: aside first, then renamed into place."""
+"""Files: written whole (aside first, then renamed into place), JSON, and where derived ones go."""
 
+import hashlib
+import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -29,3 +33,63 @@ def write_atomically(path, content: str | bytes | Callable[[BinaryIO], object]) 
         raise type(error)(error.errno, reason) from error
     finally:
         aside.unlink(missing_ok=True)
+
+
+def make_folder(folder, fill: Callable[[Path], object]) -> None:
+    """Make a folder whose content ``fill(path)`` writes; a reader sees all of it or nothing.
+
+    Where another process is first with the same content, its folder stays.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        fill(work)
+        work.chmod(0o755)  # mkdtemp's are private
+        os.rename(work, folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def read_json(path):
+    """The content of a JSON file.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file '{path}'") from None
+    except ValueError as error:  # bad JSON or bad UTF-8
+        raise ValueError(f"'{path}' is not a JSON file: {error}") from None
+
+
+def write_json(content, path) -> None:
+    """Write a JSON file, and its folder if need be; a reader sees the old file or the new one, never a part."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(content))
+
+
+def user_cache(folder) -> Path:
+    """Where what is derived from a folder goes, outside of it: below ``UNSKEW_CACHE``, else ``~/.cache/unskew``."""
+    folder = Path(folder).absolute()
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    digest = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
+    return Path(os.environ.get("UNSKEW_CACHE") or Path(home) / "unskew") / f"{folder.name}-{digest}"
+
+
+def cache_folder(folder) -> Path:
+    """Where what is derived from a folder goes: the folder itself, or `user_cache` where it cannot be written."""
+    existing = Path(folder).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    effective = os.access in os.supports_effective_ids  # those that a write goes by
+    return Path(folder) if os.access(existing, os.W_OK, effective_ids=effective) else user_cache(folder)

@@ -4,14 +4,16 @@ import functools
 import logging
 import random
 from collections.abc import Mapping
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from unskew import backbones, config
 from unskew.calibration import fit_temperature
-from unskew.data import DatasetBase, Datum, build_dataset
+from unskew.data import build_dataset
 from unskew.prior import estimate_log_prior
+from unskew.sampling import sample_up_to
 from unskew.text import cosine_logits, zeroshot_classifier
 
 logger = logging.getLogger("unskew")
@@ -59,23 +61,18 @@ def dataset_groups(cfg, device: str | torch.device = "cpu") -> dict[str, Tensor]
     backbone cannot be loaded there are no groups, which is said in one warning.
     """
     node = cfg.DATASET
-    workers = cfg.DATALOADER.NUM_WORKERS
-    return _dataset_groups(node.NAME, node.ROOT, node.SUBSAMPLE_CLASSES, node.LONGTAIL, device, workers)
-
-
-def _up_to_shots(items: list[Datum]) -> list[Datum]:
-    rng = random.Random(SEED)
-    classes = DatasetBase.split_dataset_by_label(items).values()
-    return [item for images in classes for item in rng.sample(images, min(SHOTS, len(images)))]
+    keys = ("ROOT", "SUBSAMPLE_CLASSES", "IMBALANCE", "TEMPLATE", "CLASSNAMES")
+    same = tuple((f"DATASET.{key}", node[key]) for key in keys)
+    return _dataset_groups(node.NAME, same, node.LONGTAIL, device, cfg.DATALOADER.NUM_WORKERS)
 
 
 @functools.cache
-def _dataset_groups(name: str, root: str, subsample: str, longtail: bool, device, workers: int) -> dict[str, Tensor]:
+def _dataset_groups(name: str, same: tuple, longtail: bool, device, workers: int) -> dict[str, Tensor]:
     from unskew import features  # torchvision, which whoever only wants the thirds of a prior need not wait for
     from unskew.loaders import build_transform
 
     shots = -1 if longtail else SHOTS
-    opts = ("DATASET.ROOT", root, "DATASET.SUBSAMPLE_CLASSES", subsample, "DATASET.NUM_SHOTS", shots, "SEED", SEED)
+    opts = (*chain.from_iterable(same), "DATASET.NUM_SHOTS", shots, "SEED", SEED)
     try:
         cfg = config.load(name, trainer="ZeroshotCLIP", opts=opts)
         backbone = backbones.load(cfg.MODEL.BACKBONE.NAME, "fp32", device)
@@ -85,7 +82,7 @@ def _dataset_groups(name: str, root: str, subsample: str, longtail: bool, device
         )
         return {}
     dataset = build_dataset(cfg)
-    train = _up_to_shots(dataset.train_x) if longtail else dataset.train_x
+    train = sample_up_to(dataset.train_x, SHOTS, random.Random(SEED)) if longtail else dataset.train_x
     items = [*train, *(dataset.val or [])]
     transform = build_transform(cfg, backbone, train=False)
     rows = features.extract(backbone, [i.impath for i in items], transform, workers=workers, dataset=name)  # [N, D]

@@ -352,7 +352,7 @@ class DataManager:
         self.tfm_crops = build_crops(cfg, backbone) if custom_tfm_test is None else [custom_tfm_test]
         node = cfg.DATALOADER
         unlabelled = node.TRAIN_X if node.TRAIN_U.SAME_AS_X else node.TRAIN_U
-        self.train_loader_x = self._train_loader(self.dataset.train_x, node.TRAIN_X)
+        self.train_loader_x = self._train_loader(self.dataset.train_x, node.TRAIN_X) if self.dataset.train_x else None
         self.train_loader_u = self._train_loader(self.dataset.train_u, unlabelled) if self.dataset.train_u else None
         self.val_loader = self._test_loader(self.dataset.val) if self.dataset.val else None
         self.test_loader = self._test_loader(self.dataset.test) if self.dataset.test else None

@@ -12,7 +12,7 @@ from pickle import UnpicklingError
 import numpy as np
 import torch
 
-from unskew.data import read_json
+from unskew.files import read_json
 
 logger = logging.getLogger("unskew")
 

@@ -71,7 +71,7 @@ def run_folder(cfg: CfgNode, output: str) -> Path:
         images = f"{cfg.DATASET.NUM_SHOTS}shots"
     else:
         images = "lt" if cfg.DATASET.LONGTAIL else "allshots"
-    return Path(output) / cfg.DATASET.NAME / trainer_label(cfg) / f"{backbone}_{images}" / f"seed{cfg.SEED}"
+    return Path(output) / config.dataset_label(cfg) / trainer_label(cfg) / f"{backbone}_{images}" / f"seed{cfg.SEED}"
 
 
 def execute(run: Run, console: bool = True) -> dict:
@@ -120,7 +120,7 @@ def execute(run: Run, console: bool = True) -> dict:
 
 def _describe(cfg: CfgNode) -> dict:
     return {
-        "dataset": cfg.DATASET.NAME,
+        "dataset": config.dataset_label(cfg),
         "trainer": trainer_label(cfg),
         "backbone": backbone_label(cfg),
         "shots": cfg.DATASET.NUM_SHOTS,

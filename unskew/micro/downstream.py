@@ -4,17 +4,17 @@ Val and test are balanced; so is train, but for the long-tailed datasets.
 """
 
 import itertools
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from unskew.data import Datum, longtail_counts, read_split, save_split
+from unskew.data import Datum
+from unskew.files import cache_folder, make_folder
 from unskew.micro import world
+from unskew.sampling import longtail_counts
+from unskew.splits import read_split, save_split
 
 # The factors that the classes of a dataset name. The classes are all their combinations, row by row.
 DATASETS = {
@@ -114,33 +114,23 @@ def files(root: str | Path, dataset: str) -> dict[str, list[Datum]]:
     """
     folder = Path(root) / f"images-{VERSION}"
     if not folder.is_dir():
-        _write(folder, dataset)
+        folder = cache_folder(root) / folder.name
+    if not folder.is_dir():
+        make_folder(folder, lambda work: _write(work, dataset))
     return dict(zip(COUNTS, read_split(folder / "split.json", folder), strict=True))
 
 
 def _write(folder: Path, dataset: str) -> None:
-    """Render into a folder beside the real one, then rename: another process may be doing the same."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
+    """Render all splits into a folder, and name them in its ``split.json``."""
     names, items = classnames(dataset), {}
-    try:
-        for split, (images, labels) in splits(dataset).items():
-            (work / split).mkdir()
-            items[split] = []
-            for i, image in enumerate(
-                tqdm(images, desc=f"render {dataset} {split}", delay=2, leave=False, disable=None)
-            ):
-                path = work / split / f"{labels[i]:03d}-{i:05d}.png"
-                Image.fromarray(image).save(path, compress_level=1)
-                items[split].append(Datum(str(path), labels[i], 0, names[labels[i]]))
-        save_split(*items.values(), work / "split.json", work)
-        work.chmod(0o755)  # mkdtemp's are private
-        os.rename(work, folder)
-    except OSError:
-        if not folder.is_dir():  # else the other process was first, with the same images
-            raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    for split, (images, labels) in splits(dataset).items():
+        (folder / split).mkdir()
+        items[split] = []
+        for i, image in enumerate(tqdm(images, desc=f"render {dataset} {split}", delay=2, leave=False, disable=None)):
+            path = folder / split / f"{labels[i]:03d}-{i:05d}.png"
+            Image.fromarray(image).save(path, compress_level=1)
+            items[split].append(Datum(str(path), labels[i], 0, names[labels[i]]))
+    save_split(*items.values(), folder / "split.json", folder)
 
 
 def sheet(path: str | Path) -> None:

@@ -1,0 +1,39 @@
+"""FGVC-Aircraft: 100 variants, with the splits that its authors made (Maji et al. 2013)."""
+
+from unskew.data import DATASET_REGISTRY, Datum
+from unskew.published import SPLITS, PublishedDataset
+from unskew.sources import Card, Source
+from unskew.splits import PREPARE_AGAIN, read_lines
+
+_HOME = "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft"
+_LISTS = ("variants.txt", *(f"images_variant_{split}.txt" for split in SPLITS))
+
+
+@DATASET_REGISTRY.register("fgvc_aircraft")
+class FGVCAircraft(PublishedDataset):
+    dataset_dir = "fgvc_aircraft"
+    template = "a photo of a {}, a type of aircraft."
+    context_init = "a type of aircraft, a photo of a {}."
+    card = Card(100, 3334, 3333, 3333, "2.6 GB", "non-commercial research", f"{_HOME}/")
+    sources = (
+        Source(
+            "fgvc-aircraft-2013b.tar.gz",
+            (f"{_HOME}/archives/fgvc-aircraft-2013b.tar.gz",),
+            makes={f"fgvc-aircraft-2013b/data/{name}": name for name in ("images", *_LISTS)},
+        ),
+    )
+
+    @classmethod
+    def read(cls, cfg, root):
+        labels = {name: label for label, name in enumerate(read_lines(root / "variants.txt"))}
+
+        def items(split: str) -> list[Datum]:
+            found, path = [], root / f"images_variant_{split}.txt"
+            for line in read_lines(path):
+                image, _, variant = line.partition(" ")
+                if variant not in labels:
+                    raise ValueError(f"'{path}' names '{variant}', which is not in variants.txt; {PREPARE_AGAIN}")
+                found.append(Datum(str(root / "images" / f"{image}.jpg"), labels[variant], 0, variant))
+            return found
+
+        return tuple(map(items, SPLITS))

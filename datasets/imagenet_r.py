@@ -1,0 +1,20 @@
+"""ImageNet-R (Hendrycks et al. 2021): renditions, from paintings to toys, of 200 classes of ImageNet."""
+
+from unskew.data import DATASET_REGISTRY
+from unskew.datasets.imagenet import NAMES, ImageNetVariant
+from unskew.sources import Card, Source
+
+
+@DATASET_REGISTRY.register("imagenet_r")
+class ImageNetR(ImageNetVariant):
+    dataset_dir = "imagenet-rendition"
+    image_dir = "imagenet-r"
+    card = Card(200, 0, 0, 30000, "2.2 GB", "MIT", "https://github.com/hendrycks/imagenet-r")
+    sources = (
+        Source(
+            "imagenet-r.tar",
+            ("https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar",),
+            makes={"imagenet-r": "imagenet-r"},
+        ),
+        NAMES,
+    )

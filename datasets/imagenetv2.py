@@ -1,0 +1,32 @@
+"""ImageNetV2, matched frequency (Recht et al. 2019): ten new images of each class of ImageNet."""
+
+from unskew.data import DATASET_REGISTRY
+from unskew.datasets.imagenet import NAMES, ImageNetVariant, imagenet_names
+from unskew.published import folder_items
+from unskew.sources import Card, Source
+
+_FILE = "imagenetv2-matched-frequency.tar.gz"
+
+
+@DATASET_REGISTRY.register("imagenetv2")
+class ImageNetV2(ImageNetVariant):
+    dataset_dir = "imagenetv2"
+    image_dir = "imagenetv2-matched-frequency-format-val"
+    card = Card(1000, 0, 0, 10000, "1.3 GB", "MIT", "https://github.com/modestyachts/ImageNetV2", {"test": 10})
+    sources = (
+        Source(
+            _FILE,
+            (
+                f"https://s3-us-west-2.amazonaws.com/imagenetv2public/{_FILE}",
+                f"https://huggingface.co/datasets/vaishaal/ImageNetV2/resolve/main/{_FILE}",
+            ),
+            makes={image_dir: image_dir},
+        ),
+        NAMES,
+    )
+
+    @classmethod
+    def read(cls, cfg, root):
+        names = imagenet_names(root).values()
+        classes = {str(label): (label, name) for label, name in enumerate(names)}  # folders are called 0 to 999
+        return [], [], folder_items(root / cls.image_dir, classes)

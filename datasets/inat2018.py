@@ -1,0 +1,43 @@
+"""iNaturalist 2018 (Van Horn et al. 2018): 8,142 species as people photograph them; tested on its val."""
+
+from unskew.data import DATASET_REGISTRY
+from unskew.datasets.imagenet import lift_source
+from unskew.files import read_json
+from unskew.published import PublishedDataset
+from unskew.sources import Card, Source
+from unskew.splits import PREPARE_AGAIN, read_list
+
+_PAGE = "https://github.com/visipedia/inat_comp/tree/master/2018"
+
+
+@DATASET_REGISTRY.register("inat2018")
+class INaturalist2018(PublishedDataset):
+    dataset_dir = "inat2018"
+    card = Card(8142, 437513, 0, 24426, "120 GB", "non-commercial research and education", _PAGE)
+    sources = (
+        lift_source("iNaturalist18/iNaturalist18_train.txt"),
+        lift_source(
+            "iNaturalist18/iNaturalist18_val.txt", "efaeff65f80641b60864470e6f255aa69453406ef5717eec8c6681748f3a61f3"
+        ),
+        lift_source(
+            "iNaturalist18/categories.json", "9c7adca5cafad83bc015e21dc773580769ef641543c412708a08fd81ea99ceb0"
+        ),
+        # 120 GB are fetched on purpose, not by the way.
+        Source(
+            "train_val2018.tar.gz",
+            (),
+            makes={"train_val2018": "train_val2018"},
+            checksum="md5:b1c6952ce38f31868cc50ea72d066cc3",
+            page="https://ml-inat-competition-datasets.s3.amazonaws.com/2018/train_val2018.tar.gz (120 GB)",
+        ),
+    )
+
+    @classmethod
+    def read(cls, cfg, root):
+        path = root / "categories.json"
+        try:
+            names = [category["name"] for category in sorted(read_json(path), key=lambda category: category["id"])]
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"'{path}' is not a list of categories with id and name; {PREPARE_AGAIN}") from error
+        train, test = (read_list(root / f"iNaturalist18_{split}.txt", root, names) for split in ("train", "val"))
+        return train, [], test

@@ -1,0 +1,54 @@
+"""Oxford Flowers: 102 species (Nilsback and Zisserman 2008), divided 50 : 20 : 30 as CoOp does."""
+
+import random
+
+from unskew.data import DATASET_REGISTRY, Datum
+from unskew.files import read_json
+from unskew.published import PublishedDataset, split_source
+from unskew.sampling import split_in_three
+from unskew.sources import Card, Source
+from unskew.splits import PREPARE_AGAIN, read_mat
+
+_HOME = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102"
+
+
+@DATASET_REGISTRY.register("oxford_flowers")
+class OxfordFlowers(PublishedDataset):
+    dataset_dir = "oxford_flowers"
+    image_dir = "jpg"
+    split_file = "split_zhou_OxfordFlowers.json"
+    template = "a photo of a {}, a type of flower."
+    context_init = "a type of flower, a photo of a {}."
+    card = Card(102, 4093, 1633, 2463, "0.3 GB", "research; none stated", f"{_HOME}/")
+    sources = (
+        Source(
+            "102flowers.tgz",
+            (f"{_HOME}/102flowers.tgz",),
+            makes={"jpg": "jpg"},
+            checksum="md5:52808999861908f626f3c1f4e79d11fa",
+        ),
+        Source("imagelabels.mat", (f"{_HOME}/imagelabels.mat",), checksum="md5:e0620be6f572b9609742df49c70aed4d"),
+        split_source(
+            "cat_to_name.json",
+            "1AkcxCXeK_RCGCEC_GvmWxjcjaNhu-at0",
+            "0469f1ad7fe0072d98155c49aa58649d998edbbe3326229003aa5f7228525236",
+        ),
+        split_source(
+            split_file,
+            "1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT",
+            "2f50c42fc1a17ca13c271cb4269b1347bdb43d2be672e34f74a4e4cbfbcca794",
+        ),
+    )
+
+    @classmethod
+    def read(cls, cfg, root):
+        names = read_json(root / "cat_to_name.json")
+        labels = [int(label) for label in read_mat(root / "imagelabels.mat", "labels")[0]]
+        unknown = {str(label) for label in labels} - set(names)
+        if unknown:
+            raise ValueError(f"'{root / 'cat_to_name.json'}' has no name for class {min(unknown)}; {PREPARE_AGAIN}")
+        items = [
+            Datum(str(root / cls.image_dir / f"image_{number:05d}.jpg"), label - 1, 0, names[str(label)])
+            for number, label in enumerate(labels, start=1)
+        ]
+        return split_in_three(items, random.Random(0))

@@ -1,0 +1,49 @@
+"""SUN397: scenes (Xiao et al. 2010), the first of its ten partitions."""
+
+from unskew.data import DATASET_REGISTRY, Datum
+from unskew.published import PublishedDataset, split_source, split_trainval
+from unskew.sources import Card, Source
+from unskew.splits import PREPARE_AGAIN, read_lines
+
+_PAGE = "https://vision.princeton.edu/projects/2010/SUN/"
+
+
+@DATASET_REGISTRY.register("sun397")
+class SUN397(PublishedDataset):
+    dataset_dir = "sun397"
+    image_dir = "SUN397"
+    split_file = "split_zhou_SUN397.json"
+    imagenet_templates = True
+    card = Card(397, 15880, 3970, 19850, "39 GB", "research; the images are their owners'", _PAGE)
+    sources = (
+        Source(
+            "SUN397.tar.gz",
+            ("http://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz",),
+            makes={"SUN397": "SUN397"},
+            checksum="md5:8ca2778205c41d23104230ba66911c7a",
+            page=_PAGE,
+        ),
+        Source(
+            "Partitions.zip",
+            (f"{_PAGE}download/Partitions.zip",),
+            makes={name: name for name in ("ClassName.txt", "Training_01.txt", "Testing_01.txt")},
+            page=_PAGE,
+        ),
+        split_source(split_file, "1y2RD81BYuiyvebdN-JymPfyWYcd8_MUq"),
+    )
+
+    @classmethod
+    def read(cls, cfg, root):
+        labels = {name: label for label, name in enumerate(read_lines(root / "ClassName.txt"))}
+
+        def items(file: str) -> list[Datum]:
+            found = []
+            for line in read_lines(root / file):  # /a/apartment_building/outdoor/sun_aakoovhmcdulqvur.jpg
+                scene = line.rpartition("/")[0]
+                if scene not in labels:
+                    raise ValueError(f"'{root / file}' names '{scene}', which is not in ClassName.txt; {PREPARE_AGAIN}")
+                name = " ".join(reversed(scene.split("/")[2:]))  # "outdoor apartment_building"
+                found.append(Datum(f"{root / cls.image_dir}{line}", labels[scene], 0, name))
+            return found
+
+        return *split_trainval(items("Training_01.txt")), items("Testing_01.txt")

@@ -1,0 +1,51 @@
+"""UCF101: the middle frames of videos of 101 actions (Soomro et al. 2012), the first of its three splits."""
+
+import re
+
+from unskew.data import DATASET_REGISTRY, Datum
+from unskew.published import PublishedDataset, split_source, split_trainval
+from unskew.sources import Card, Source
+from unskew.splits import PREPARE_AGAIN, read_table
+
+
+@DATASET_REGISTRY.register("ucf101")
+class UCF101(PublishedDataset):
+    dataset_dir = "ucf101"
+    image_dir = "UCF-101-midframes"
+    split_file = "split_zhou_UCF101.json"
+    template = "a photo of a person doing {}."
+    card = Card(101, 7639, 1898, 3783, "not stated", "none stated", "https://www.crcv.ucf.edu/data/UCF101.php")
+    sources = (
+        Source(
+            "UCF-101-midframes.zip",
+            ("drive:10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O",),
+            makes={"UCF-101-midframes": "UCF-101-midframes"},
+        ),
+        split_source(
+            split_file,
+            "1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y",
+            "d78cb834f7c5792ceaff2c5ee2d7c76a9e4086e48a3a6b01232989d29cbefdd8",
+        ),
+    )
+
+    @classmethod
+    def read(cls, cfg, root):
+        lists = root / "ucfTrainTestlist"
+        labels = {}
+        for number, action in read_table(lists / "classInd.txt", columns=2):
+            if not number.isdecimal() or int(number) < 1:
+                raise ValueError(f"'{lists / 'classInd.txt'}': '{number}' is no number of a class; {PREPARE_AGAIN}")
+            labels[action] = int(number) - 1
+
+        def items(file: str, columns: int) -> list[Datum]:
+            found = []
+            for video, *_ in read_table(lists / file, columns):  # ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1
+                action, _, name = video.partition("/")
+                if action not in labels:
+                    raise ValueError(f"'{lists / file}' names '{action}', not in classInd.txt; {PREPARE_AGAIN}")
+                classname = "_".join(re.findall("[A-Z][^A-Z]*", action))
+                frame = root / cls.image_dir / classname / name.replace(".avi", ".jpg")
+                found.append(Datum(str(frame), labels[action], 0, classname))
+            return found
+
+        return *split_trainval(items("trainlist01.txt", 2)), items("testlist01.txt", 1)

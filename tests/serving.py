@@ -1,0 +1,92 @@
+"""What the tests of downloads share: a web server on this machine that can do everything wrong."""
+
+import contextlib
+import functools
+import re
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+@dataclass
+class File:
+    """How one path is answered."""
+
+    content: bytes
+    headers: dict = field(default_factory=lambda: {"ETag": '"1"', "Content-Type": "application/octet-stream"})
+    status: int = 200
+    ranges: bool = True  # else every request gets the whole
+    heeds_if_range: bool = True
+    piece: int = 0  # most bytes of an answer to a range
+    drops: list = field(default_factory=list)  # body bytes after which the next connections break
+    gate: tuple = ()  # (bytes, event): waits for the event after so many of each body
+
+
+class Handler(BaseHTTPRequestHandler):
+    def __init__(self, files, log, *args):
+        self.files, self.log = files, log
+        super().__init__(*args)
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        file = self.files.get(self.path.partition("?")[0], File(b"not here", status=404))
+        size, start, status, headers = len(file.content), 0, file.status, dict(file.headers)
+        match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        wanted = self.headers.get("If-Range")
+        same = wanted is None or not file.heeds_if_range or wanted in headers.values()
+        if match and file.ranges and same and status == 200:
+            start = int(match[1])
+            status = 206 if start < size else 416
+            stop = min(size, start + (file.piece or size))
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}" if start < size else f"bytes */{size}"
+            body = file.content[start:stop]
+        else:
+            body = file.content
+        entry = [self.path, self.headers.get("Range", ""), status, 0]
+        self.log.append(entry)  # at once, as the client may be done before the last line here
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        stop = file.drops.pop(0) if file.drops else len(body)
+        with contextlib.suppress(ConnectionError):
+            for at in range(0, stop, 2**14):
+                if file.gate and at >= file.gate[0]:
+                    file.gate[1].wait(20)
+                piece = body[at : min(at + 2**14, stop)]
+                entry[3] += len(piece)
+                self.wfile.write(piece)
+        self.close_connection = True
+
+
+class Server:
+    """Answers with ``files`` by path."""
+
+    def __init__(self):
+        self.files, self._log = {}, []
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, self.files, self._log))
+        self._http.daemon_threads = True
+        self.root = f"http://127.0.0.1:{self._http.server_port}"
+        threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
+
+    def put(self, path, content, **options) -> str:
+        """Serve a file; returns its address."""
+        self.files[path] = File(content, **options)
+        return self.root + path
+
+    @property
+    def log(self) -> list[tuple]:
+        """(path, Range, status, body bytes sent) of each request."""
+        return [tuple(entry) for entry in self._log]
+
+    def forget(self):
+        self._log.clear()
+
+    def sent(self) -> list[int]:
+        return [sent for _, _, _, sent in self.log]
+
+    def close(self):
+        self._http.shutdown()
+        self._http.server_close()

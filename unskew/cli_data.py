@@ -1,0 +1,54 @@
+"""The commands `unskew data list | prepare | verify`."""
+
+import argparse
+
+
+def add(commands) -> None:
+    data = commands.add_parser("data", help="the datasets: which are ready, fetch one, check one")
+    data = data.add_subparsers(required=True, metavar="COMMAND")
+    listed = data.add_parser("list", help="every dataset with its state, size and licence")
+    prepared = data.add_parser("prepare", help="download, check and lay out a dataset")
+    verified = data.add_parser("verify", help="count a dataset's images, look for them, open some")
+    for parser in (prepared, verified):
+        parser.add_argument("name", help="a name from unskew data list")
+    for parser in (listed, prepared, verified):
+        parser.add_argument("--root", default="data", help="folder of the datasets (default: data)")
+    verified.add_argument("--full", action="store_true", help="open every image, list every problem")
+    verified.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides")
+    listed.set_defaults(command=_list)
+    prepared.set_defaults(command=_prepare)
+    verified.set_defaults(command=_verify)
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    from unskew import catalogue
+
+    print(catalogue.table(arguments.root))
+    print(f"\nin '{arguments.root}'; unskew data prepare NAME fetches what is missing")
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    from unskew import catalogue
+    from unskew.runtime import setup_logger
+
+    catalogue.dataset_class(arguments.name)
+    with setup_logger(None, console=True):
+        catalogue.bring(arguments.name, arguments.root)
+    _verify(argparse.Namespace(**vars(arguments), full=False, opts=[]))
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from unskew import config
+    from unskew.verify import verify
+
+    config.check_name("datasets", arguments.name)
+    opts = ("DATASET.ROOT", arguments.root, *arguments.opts)
+    report = verify(config.load(arguments.name, trainer="ZeroshotCLIP", opts=opts), arguments.full)
+    print(report.text(arguments.full))
+    if report.problems:
+        raise ValueError(
+            f"'{arguments.name}' in '{arguments.root}': {len(report.wrong)} wrong number(s), {len(report.missing):,} "
+            f"image(s) missing, {len(report.unreadable):,} unreadable; delete what is broken, then "
+            f"unskew data prepare {arguments.name}"
+        )
+    print(f"{arguments.name}: all images are there, and {report.opened:,} of them were opened")
