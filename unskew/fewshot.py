@@ -48,7 +48,7 @@ def select(
         raise ValueError(f"DATASET.NUM_VAL_SHOTS is {val_shots}; it must be 0 or more, or -1 for min(NUM_SHOTS, 4)")
     if not 0 <= node.HOLDOUT < 1:
         raise ValueError(f"DATASET.HOLDOUT is {node.HOLDOUT}; it is a part of the training images: 0 or more, below 1")
-    if shots != -1:
+    if shots != -1 and train:  # a test-only set has nothing to draw
         val_shots = min(shots, 4) if val_shots == -1 else val_shots
         seed = cfg.SEED if node.SEED < 0 else node.SEED
         train, val = _fewshot(Path(root), cache, train, val, shots, val_shots, seed)
