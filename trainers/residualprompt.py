@@ -7,7 +7,7 @@ from torch import Tensor
 
 from unskew.clip_trainer import CLIPTrainer
 from unskew.engine import TRAINER_REGISTRY
-from unskew.prompts import ResidualContext
+from unskew.prompts import ResidualContext, fill
 from unskew.text import encode_prompts
 
 
@@ -16,9 +16,7 @@ class ResidualPrompt(CLIPTrainer):
     """Token embeddings of the hand-made prompt + a residual that starts at zero, so at zero-shot CLIP."""
 
     def build_model(self) -> None:
-        template = self.dataset.context_init
-        texts = [template.format(name.replace("_", " ")) for name in self.classnames]
-        self.prompt_learner = ResidualContext(self.backbone, texts)
+        self.prompt_learner = ResidualContext(self.backbone, fill(self.dataset.context_init, self.classnames))
         self.register_for_training("prompt_learner", self.prompt_learner)
 
     def logits(self, image_features: Tensor) -> Tensor:
