@@ -1,5 +1,6 @@
 """CIFAR-100-LT (Cao et al. 2019, arXiv 1906.07413): CIFAR-100 with an exponential profile, imbalance 10, 50 or 100."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +34,10 @@ class CIFAR100LT(PublishedDataset):
             checksum="md5:eb9058c3a382ffc7106e4002c42a8d85",
         ),
     )
+
+    @classmethod
+    def card_of(cls, cfg):
+        return replace(cls.card, train=sum(longtail_counts(500, cls.card.classes, cfg.DATASET.IMBALANCE)))
 
     @classmethod
     def read(cls, cfg, root):

@@ -1,13 +1,16 @@
 """Images of your own that a CSV file names: columns path, label or classname, and split."""
 
 import csv
+import os
 import random
 from pathlib import Path
 
 from unskew.data import DATASET_REGISTRY, DatasetBase, Datum
+from unskew.files import expand
 from unskew.own import read_names, selected, split_name
 from unskew.published import SPLITS
 from unskew.sampling import split_in_three
+from unskew.splits import check_distinct
 
 COLUMNS = ("path", "label", "classname", "split")
 
@@ -20,9 +23,9 @@ class CSV(DatasetBase):
     """
 
     def __init__(self, cfg):
-        file = Path(cfg.DATASET.ROOT).expanduser()
+        file = expand(cfg.DATASET.ROOT)
         if not file.is_file():
-            raise FileNotFoundError(f"there is no file '{file}': give your CSV file with --root")
+            raise FileNotFoundError(f"there is no file '{cfg.DATASET.ROOT}': give your CSV file with --root")
         super().__init__(**selected(cfg, file, read(file, cfg.DATASET.CLASSNAMES)))
 
 
@@ -37,6 +40,8 @@ def read(file: Path, names_file: str = "") -> dict[str, list[Datum]]:
     values = sorted({row[column] for row in rows.values()}, key=_in_order)
     labels = {value: label for label, value in enumerate(values)}
     numbered = column == "classname" and any(row.get("label", "").isdecimal() for row in rows.values())
+    numbers = sorted({int(row["label"]) for row in rows.values() if numbered and row["label"].isdecimal()})
+    places = {number: label for label, number in enumerate(numbers)}  # those from 1 on, or with gaps
     splits: dict[str, list[Datum]] = {}
     for number, row in rows.items():
         value = row[column]
@@ -46,12 +51,13 @@ def read(file: Path, names_file: str = "") -> dict[str, list[Datum]]:
             )
         if names and value not in names:
             raise ValueError(f"DATASET.CLASSNAMES '{names_file}' has no name for '{value}'")
-        label = int(row["label"]) if numbered else labels[value]
+        label = places[int(row["label"])] if numbered else labels[value]
         split = split_name(row["split"]) if "split" in row else ""
         if split is None:
             raise ValueError(f"'{file}', line {number}: split must be train, val or test, got '{row['split']}'")
-        path = str(file.parent / row["path"])  # an absolute one stays as it is
+        path = os.path.normpath(file.parent / row["path"])  # an absolute one stays as it is
         splits.setdefault(split, []).append(Datum(path, label, 0, names.get(value, value)))
+    check_distinct(file, splits)
     if "" in splits:
         return dict(zip(SPLITS, split_in_three(splits[""], random.Random(0)), strict=True))
     return splits

@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 
 from unskew.data import DATASET_REGISTRY, DatasetBase, Datum
-from unskew.files import user_cache
+from unskew.files import expand, user_cache
 from unskew.listing import class_folders, list_images
 from unskew.own import read_names, selected, split_name
 from unskew.published import SPLITS, folder_items
@@ -22,9 +22,11 @@ class Folder(DatasetBase):
     """
 
     def __init__(self, cfg):
-        root = Path(cfg.DATASET.ROOT).expanduser()
-        if not root.is_dir():
-            raise FileNotFoundError(f"there is no folder '{root}': give that of your class folders with --root")
+        root = expand(cfg.DATASET.ROOT)
+        if not cfg.DATASET.ROOT or not root.is_dir():
+            raise FileNotFoundError(
+                f"there is no folder '{cfg.DATASET.ROOT}': give that of your class folders with --root"
+            )
         super().__init__(**selected(cfg, root, read(root, cfg.DATASET.CLASSNAMES)))
 
 
@@ -32,7 +34,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
     """The folders of the splits in the order of ``SPLITS``; none where the folders are those of classes.
 
     Raises:
-        ValueError: two folders are the same split.
+        ValueError: two folders are the same split, or there are others beside them.
     """
     names, folders = class_folders(root), {}
     for name in names:
@@ -41,7 +43,13 @@ def _split_folders(root: Path) -> dict[str, Path]:
             raise ValueError(f"'{root}' has two folders for {split}, '{folders[split].name}' and '{name}': keep one")
         if split:
             folders[split] = root / name
-    if len(folders) < len(names) and not any(map(class_folders, folders.values())):
+    others = [name for name in names if not split_name(name)]
+    if others and folders:
+        if any(map(class_folders, folders.values())):
+            raise ValueError(
+                f"'{root}' has folders of splits ('{next(iter(folders.values())).name}') and others ('{others[0]}'): "
+                "keep either splits or classes in it"
+            )
         return {}  # beside other classes one may be called "train"
     return {split: folders[split] for split in SPLITS if split in folders}
 
@@ -55,9 +63,15 @@ def read(root: Path, names_file: str = "") -> dict[str, list[Datum]]:
     folders = _split_folders(root) or {"": root}
     listed = {split: list_images(folder, user_cache(folder)) for split, folder in folders.items()}
     classes = sorted({name for found in listed.values() for name, images in found.items() if images})
-    if not classes:
-        raise ValueError(f"'{root}' has no class folders with images: put each class's images in a folder of its name")
+    if len(classes) < 2:
+        found = f"only the class folder '{classes[0]}'" if classes else "no class folders with images"
+        raise ValueError(f"'{root}' has {found}: give the folder that holds a folder of images for each class")
+    for name in classes:
+        if not name.isprintable():
+            raise ValueError(f"the folder {name!r} in '{root}' has no name in UTF-8 that can be printed: rename it")
     names = read_names(names_file)
+    if set(names) == set(map(str, range(len(classes)))):  # a list, in the folders' order
+        names = dict(zip(classes, names.values(), strict=True))
     labels = {name: (label, names.get(name, name)) for label, name in enumerate(classes)}
     unknown = sorted(set(classes) - set(names)) if names else []
     if unknown:

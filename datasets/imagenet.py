@@ -99,21 +99,31 @@ class ImageNet(PublishedDataset):
         Raises:
             ValueError: an archive is damaged, or is not that one; what was unpacked is kept and gone on from.
         """
-        from unskew.prepare import prepare
+        from unskew.prepare import alone, prepare
 
-        for split, unpack in (("train", _unpack_train), ("val", _unpack_val)):
-            archive, folder = root / f"ILSVRC2012_img_{split}.tar", root / "images" / split
-            if archive.is_file() and not folder.exists():
-                if split == "val" and not VAL_LIST.is_there(root):
-                    prepare(root, [VAL_LIST])
-                work = folder.with_name(f".{split}.unpack")
-                work.mkdir(parents=True, exist_ok=True)
-                try:
-                    unpack(archive, work, root)
-                except tarfile.TarError as error:
-                    reason = str(error).partition(":\n")[0]  # without what each format says to it
-                    raise ValueError(f"'{archive}' is damaged ({reason}); download it again") from error
-                work.rename(folder)
+        placed = [split for split in ("train", "val") if (root / f"ILSVRC2012_img_{split}.tar").is_file()]
+        if "val" in placed and not VAL_LIST.is_there(root):
+            prepare(root, [VAL_LIST])
+        for split in placed:
+            with alone(root):
+                _lay_out(root, split)
+
+
+def _lay_out(root: Path, split: str) -> None:
+    archive, folder = root / f"ILSVRC2012_img_{split}.tar", root / "images" / split
+    if folder.exists():
+        return
+    work = folder.with_name(f".{split}.unpack")
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        (_unpack_train if split == "train" else _unpack_val)(archive, work, root)
+    except tarfile.TarError as error:
+        reason = str(error).partition(":\n")[0]  # without what each format says to it
+        raise ValueError(f"'{archive}' is damaged ({reason}); download it again") from error
+    classes = len(class_folders(work))
+    if classes != ImageNet.card.classes:
+        raise ValueError(f"'{archive}' has {classes} classes in place of {ImageNet.card.classes}; download it again")
+    work.rename(folder)
 
 
 def _unpack_train(archive: Path, work: Path, root: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from building import SHORT, build, some_paths
 from safetensors.torch import load_file
 
-from unskew import backbones, config, folders, mixture, sweep
+from unskew import backbones, config, folders, identity, mixture, sweep
 from unskew.calibration import fit_temperature
 from unskew.cli import main
 from unskew.evaluator import compute_accuracy
@@ -142,8 +142,8 @@ def test_a_member_is_the_run_that_its_base_would_be_by_itself():
     for name in ("micro-b", "ViT-B-16", "ViT-B-16@random"):
         member = member_config(cfg, parse_member(name), "somewhere")
         by_itself = config.load("digits", name, "FineTune", opts)
-        assert config.differing_keys(member, by_itself) == []
-        assert config.config_hash(member) == config.config_hash(by_itself)
+        assert identity.differing_keys(member, by_itself) == []
+        assert identity.config_hash(member) == identity.config_hash(by_itself)
 
 
 def test_replicas_see_the_same_images_with_another_seed(data_root, tmp_path):
@@ -205,7 +205,7 @@ def test_a_finished_run_elsewhere_is_copied(data_root, tmp_path, caplog):
     assert caplog.text.count("Copy it from") == 1
     trained = build("Backdoor", data_root, tmp_path / "trained")
     trained.train()
-    assert config.config_hash(copied.cfg) == config.config_hash(trained.cfg)
+    assert identity.config_hash(copied.cfg) == identity.config_hash(trained.cfg)
     assert torch.equal(copied.predict(some_paths(copied)), trained.predict(some_paths(copied)))
     assert folders.is_done(member_config(copied.cfg, parse_member("micro-b"), tmp_path / "copied/members/micro-b"))
 

@@ -115,6 +115,17 @@ def test_verify_compares_with_the_published_numbers(eurosat, tmp_path, monkeypat
     assert "train: class 1 has 2 images; published are 4" in out
 
 
+def test_verify_finds_an_image_in_two_splits(eurosat, tmp_path, capsys):
+    root = str(tmp_path / "data")
+    run(capsys, "prepare", "eurosat", "--root", root)
+    monkeypatch = pytest.MonkeyPatch()
+    splits = eurosat.splits
+    monkeypatch.setattr(eurosat, "splits", lambda cfg, root: (*splits(cfg, root)[:2], splits(cfg, root)[0]))
+    code, out, _ = run(capsys, "verify", "eurosat", "--root", root)
+    monkeypatch.undo()
+    assert code == 2 and out.count("is named 2 times") == 4
+
+
 def test_only_the_first_problems_are_shown_unless_all_are_asked_for(eurosat, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("unskew.verify.SHOWN", 2)
     root = tmp_path / "data"

@@ -98,10 +98,10 @@ def test_a_config_file_counts_as_flags_do(data_root, tmp_path, monkeypatch):
 
 
 def test_both_spellings_of_a_backbone_are_one_run():
-    from unskew import config
+    from unskew import identity
     from unskew.sweep import Run
 
-    hashes = {config.config_hash(Run("digits", "CoOp", backbone=name).config()) for name in ("ViT-B/16", "ViT-B-16")}
+    hashes = {identity.config_hash(Run("digits", "CoOp", backbone=name).config()) for name in ("ViT-B/16", "ViT-B-16")}
     assert len(hashes) == 1
 
 

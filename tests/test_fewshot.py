@@ -258,7 +258,8 @@ def test_without_val_in_it_val_is_drawn_from_the_other_images(tmp_path):
 @pytest.mark.parametrize("has_val", [True, False])
 def test_another_number_of_val_images_is_drawn(tmp_path, has_val):
     train, val = make(tmp_path, 3, 9), make(tmp_path, 3, 9, "val")
-    publish(tmp_path, last(train, 2), last(val if has_val else train[:-1], 1))
+    others = [item for item in train if item not in last(train, 2)]
+    publish(tmp_path, last(train, 2), last(val if has_val else others, 1))
     chosen = select(config(2, val_shots=3), tmp_path, train, val if has_val else None, [])
     left = val if has_val else [item for item in train if item not in last(train, 2)]
     assert chosen["train_x"] == last(train, 2)
@@ -282,7 +283,7 @@ def test_paths_of_another_machine(tmp_path, there):
 def test_the_longest_tail_of_a_path_counts(tmp_path):
     train = [Datum(f"{tmp_path}/{path}", 0, 0, "cat") for path in ("1.png", "a/1.png", "b/a/1.png")]
     for item in train:
-        publish(tmp_path, [item], [item], name="shot_1-seed_1", there="/home/b/c/")
+        publish(tmp_path, [item], [], name="shot_1-seed_1", there="/home/b/c/")
         assert select(config(1), tmp_path, train, None, [])["train_x"] == [item]
 
 
@@ -320,7 +321,7 @@ def test_a_pickle_that_does_not_fit_is_refused(tmp_path, what):
     assert {
         "image": f"names '{impath}' with label 1, which is not among",
         "label": f"names '{impath}' with label 2, which is not among",
-        "shots": "holds 1 images per class in place of 2",
+        "shots": "is no 2-shot sample, it has 1 images of class 2",
         "pickle": "it asks for builtins.print",
     }[what] in message
     assert "delete" in message
@@ -391,3 +392,17 @@ def test_a_half_is_of_the_sample_of_all_classes(tmp_path):
     whole = select(config(2), tmp_path, train, val, [])
     base = select(config(2, subsample="base"), tmp_path, train, val, [])
     assert paths(base["train_x"]) == [item.impath for item in whole["train_x"] if item.label < 3]
+
+
+def test_a_pickle_whose_val_was_trained_on_is_refused(tmp_path):
+    train = make(tmp_path, 3, 9)
+    publish(tmp_path, last(train, 2), last(train, 2))
+    with pytest.raises(ValueError, match="an image in both train and val"):
+        select(config(2), tmp_path, train, None, [])
+
+
+def test_a_pickle_without_a_class_is_refused(tmp_path):
+    train = make(tmp_path, 3, 9)
+    publish(tmp_path, [item for item in last(train, 2) if item.label != 1])
+    with pytest.raises(ValueError, match="0 images of class 1"):
+        select(config(2), tmp_path, train, None, [])

@@ -130,7 +130,7 @@ def test_the_estimate_sees_no_test_images(data_root, monkeypatch):
 
     original = groups.build_dataset
     monkeypatch.setattr(groups, "build_dataset", build)
-    found = groups._dataset_groups.__wrapped__("digits", (("DATASET.ROOT", data_root),), False, "cpu", 0)
+    found = groups._dataset_groups.__wrapped__("digits", "", (("DATASET.ROOT", data_root),), False, "cpu", 0)
     assert as_lists(found) == expected
 
 
@@ -183,5 +183,5 @@ def test_unbalanced_training_images_give_groups_by_count_and_validation_gives_no
 def test_loading_for_the_groups_shares_the_runs_own_tower(data_root):
     trainer = build_trainer(load_cfg(data_root, dataset="digits"))
     before = backbones._load.cache_info().misses
-    groups._dataset_groups.__wrapped__("digits", (("DATASET.ROOT", data_root),), False, trainer.device, 0)
+    groups._dataset_groups.__wrapped__("digits", "", (("DATASET.ROOT", data_root),), False, trainer.device, 0)
     assert backbones._load.cache_info().misses == before

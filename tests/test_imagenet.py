@@ -1,5 +1,6 @@
 """ImageNet's layouts, names and archives, and ImageNet-LT's lists."""
 
+import dataclasses
 import io
 import shutil
 import tarfile
@@ -140,8 +141,9 @@ def tar_bytes(path, files):
 
 
 @pytest.fixture
-def archives(tmp_path):
+def archives(tmp_path, monkeypatch):
     """ImageNet's folder with both archives, the list of val and the names; what they hold."""
+    monkeypatch.setattr(ImageNet, "card", dataclasses.replace(ImageNet.card, classes=len(WORDNET)))
     entries, root = trees.imagenet(tmp_path), tmp_path / "imagenet"
     contents = {path: (root / "images" / path).read_bytes() for items in entries.values() for path, *_ in items}
     shutil.rmtree(root / "images")
@@ -171,6 +173,14 @@ def test_the_archives_are_laid_out(archives):
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     ImageNet.arrange(root)  # nothing is left to do
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+
+
+def test_an_archive_of_some_classes_is_refused(archives, monkeypatch):
+    root, _, inner = archives
+    tar(root / "ILSVRC2012_img_train.tar", dict(list(inner.items())[:2]))
+    with pytest.raises(ValueError, match=r"ILSVRC2012_img_train\.tar' has 2 classes in place of 4"):
+        ImageNet.arrange(root)
+    assert not (root / "images" / "train").exists()
 
 
 def test_no_archive_nothing_to_do(tmp_path):
@@ -225,7 +235,7 @@ def test_a_file_that_val_does_not_have_is_refused(name, archives, tmp_path):
         ImageNet.arrange(root)
     assert str(archive) in str(error.value) and f"'{name}'" in str(error.value)
     assert not (root / "images" / "val").exists()
-    new = {path for path in tmp_path.rglob("*") if path.is_file()} - before
+    new = {path for path in tmp_path.rglob("*") if path.is_file()} - before - {root / ".prepare.lock"}
     assert all((root / "images") in path.parents for path in new)
 
 

@@ -7,7 +7,7 @@ import pytest
 from test_own_data import counts
 from trees import held, load, put, write
 
-from unskew import config
+from unskew import folders, identity
 from unskew.sweep import Run
 
 
@@ -44,7 +44,8 @@ SPLITS = ["train", "train", "val", "test"]
     ],
 )
 def test_columns(header, first, second, names, file, warned):
-    rows = [(f"images/{n}-{split}.jpg,{who}", split) for n, who in enumerate((first, second)) for split in SPLITS]
+    whose = [who for who in (first, second) for _ in SPLITS]
+    rows = [(f"images/{n}.jpg,{who}", SPLITS[n % len(SPLITS)]) for n, who in enumerate(whose)]
     table(file, header, *(f"{row},{split}" for row, split in rows))
     dataset = load("csv", file)
     assert dataset.classnames == names
@@ -152,7 +153,8 @@ def test_a_wrong_file_is_named_with_the_line(lines, says, file):
     ("rows", "says"),
     [
         (["a.jpg,0,robin,train", "b.jpg,0,wren,test"], "label 0 has two class names, 'robin' and 'wren'"),
-        (["a.jpg,1,robin,train", "b.jpg,2,wren,test"], "0 has no image"),
+        (["a.jpg,0,robin,train", "./a.jpg,1,wren,test"], "twice, in train and test"),
+        (["a.jpg,0,robin,train", "a.jpg,0,robin,train"], "twice, in train: an image belongs to one split"),
         (["a.jpg,0,robin,train", "b.jpg,x,wren,test"], "line 3: beside class names labels must be numbers"),
     ],
 )
@@ -173,15 +175,30 @@ def test_a_file_that_is_not_there_or_no_text(file):
         load("csv", file)
 
 
-def test_a_changed_file_is_another_run_and_a_moved_one_is_not(file, tmp_path):
+def test_a_file_that_is_changed_or_elsewhere_is_another_run(file, tmp_path):
     def hashed(path):
-        return config.config_hash(Run("csv", "ZeroshotCLIP", shots=2, seed=1, root=str(path), folder="out").config())
+        return identity.config_hash(Run("csv", "ZeroshotCLIP", shots=2, seed=1, root=str(path), folder="out").config())
 
     table(file, "path,label,split", "a.jpg,x,train", "b.jpg,x,test")
     first = hashed(file)
     file.rename(tmp_path / "moved.csv")
-    assert hashed(tmp_path / "moved.csv") == first
+    assert hashed(tmp_path / "moved.csv") != first  # its paths may be relative
+    (tmp_path / "moved.csv").rename(file)
+    assert hashed(file) == first
     write(file, "path,label,split", "a.jpg,x,train", "b.jpg,x,train", "c.jpg,x,test")
     assert hashed(file) != first
     run = Run("csv", "ZeroshotCLIP", shots=2, seed=1, root=str(file)).config()
-    assert config.dataset_label(run) == "csv-birds" and "csv-birds" in run.OUTPUT_DIR
+    assert identity.dataset_label(run) == "csv-birds" and "csv-birds" in run.OUTPUT_DIR
+
+
+def test_an_unfinished_run_on_other_images_starts_anew(file, tmp_path):
+    def prepare():
+        folders.prepare(Run("csv", "ZeroshotCLIP", root=str(file), folder=str(tmp_path / "out")).config())
+        return (tmp_path / "out" / "prompt" / "model.pth.tar-1").is_file()
+
+    table(file, "path,label,split", "a.jpg,x,train", "b.jpg,y,test")
+    prepare()
+    write(tmp_path / "out" / "prompt" / "model.pth.tar-1", "of these images")
+    assert prepare()
+    write(file, "path,label,split", "b.jpg,y,train", "a.jpg,x,test")
+    assert not prepare()

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from trees import held, load, put, write
 
-from unskew import config, listing
+from unskew import identity, listing
 from unskew.sweep import Run
 
 
@@ -105,11 +105,35 @@ def test_a_class_may_be_called_train(birds):
     assert load("folder", birds).classnames == ["car", "plane", "train"]
 
 
-def test_other_folders_beside_the_splits_are_no_classes(birds):
+def test_other_folders_beside_the_splits_are_refused(birds):
     for name in ("train", "test", "sketches"):
         fill(birds / name, robin=2, wren=2)
-    dataset = load("folder", birds)
-    assert dataset.classnames == ["robin", "wren"] and len(dataset.train_x) == len(dataset.test) == 4
+    with pytest.raises(ValueError, match=r"folders of splits \('test'\) and others \('sketches'\)"):
+        load("folder", birds)
+
+
+def test_one_class_is_a_mistake(birds):
+    fill(birds / "images" / "robin", young=2, old=2)
+    with pytest.raises(ValueError, match="only the class folder 'images'"):
+        load("folder", birds)
+
+
+def test_names_as_a_list_are_in_the_folders_order(birds, tmp_path):
+    fill(birds, b=4, a=4)
+    (tmp_path / "names.json").write_text('["the first", "the second"]')
+    dataset = load("folder", birds, "DATASET.CLASSNAMES", tmp_path / "names.json")
+    assert dataset.classnames == ["the first", "the second"]
+
+
+def test_images_that_come_make_another_run(birds):
+    def hashed():
+        return identity.config_hash(Run("folder", "ZeroshotCLIP", root=str(birds), folder="out").config())
+
+    fill(birds, robin=4, wren=4)
+    first = hashed()
+    assert hashed() == first
+    fill(birds, robin=5)
+    assert hashed() != first
 
 
 def test_a_class_without_training_images_keeps_its_label(birds):
@@ -126,7 +150,7 @@ def test_a_class_without_training_images_keeps_its_label(birds):
         ({}, "no class folders with images"),
         ({"train": {}}, "no class folders with images"),
         ({"train": {"robin": 0}, "test": {"robin": 0}}, "no class folders with images"),
-        ({"train": {"robin": 3}, "test": {"robin": 0}}, "training images only"),
+        ({"train": {"robin": 3, "wren": 3}, "test": {"robin": 0}}, "training images only"),
     ],
 )
 def test_a_folder_without_what_it_takes(fills, says, birds):
@@ -209,8 +233,8 @@ def test_names_as_a_list_are_of_numbered_folders(birds, tmp_path):
         ("names.json", '{"robin": 3, "wren": "wren"}', "names by folder or label"),
         ("names.json", '"robin"', "names by folder or label"),
         ("names.json", "{", "not a JSON file"),
-        ("none.txt", None, "no file"),
-        ("none.json", None, "no file"),
+        ("none.txt", None, "is not a file"),
+        ("none.json", None, "is not a file"),
     ],
 )
 def test_a_file_of_names_that_does_not_fit(file, content, says, birds, tmp_path):
@@ -265,14 +289,14 @@ def test_folders_of_one_name_do_not_share_a_cache(birds, tmp_path):
 
 def test_two_folders_are_two_runs():
     runs = [Run("folder", "ZeroshotCLIP", shots=2, seed=1, root=root).config() for root in ("/a/birds", "/a/cats")]
-    assert [config.dataset_label(cfg) for cfg in runs] == ["folder-birds", "folder-cats"]
+    assert [identity.dataset_label(cfg) for cfg in runs] == ["folder-birds", "folder-cats"]
     assert runs[0].OUTPUT_DIR != runs[1].OUTPUT_DIR and "folder-birds" in runs[0].OUTPUT_DIR
     hashes = {
-        config.config_hash(Run("folder", "ZeroshotCLIP", shots=2, seed=1, root=root, folder="out").config())
+        identity.config_hash(Run("folder", "ZeroshotCLIP", shots=2, seed=1, root=root, folder="out").config())
         for root in ("/a/birds", "/b/birds", "/a/birds/")
     }
     assert len(hashes) == 2
-    published = {config.config_hash(Run("dtd", "ZeroshotCLIP", root=root).config()) for root in ("/a", "/b")}
+    published = {identity.config_hash(Run("dtd", "ZeroshotCLIP", root=root).config()) for root in ("/a", "/b")}
     assert len(published) == 1  # where a published dataset lies does not matter
 
 
@@ -282,7 +306,7 @@ def test_changed_names_are_another_run(birds, tmp_path):
     hashes = []
     for line in ("robin robin", "robin European robin", "robin robin"):
         write(names, line)
-        hashes.append(config.config_hash(run.config()))
+        hashes.append(identity.config_hash(run.config()))
     assert hashes[0] == hashes[2] != hashes[1]
 
 

@@ -86,6 +86,6 @@ def test_a_data_root_that_cannot_be_written(places):
         where = cache if name == "cifar100_lt" else data  # its images are taken out of one file
         assert all(path.startswith(str(where)) for path in paths)
     samples = list(cache.rglob("shot_1-seed_*.json"))
-    assert len(samples) == len(found)  # one of each dataset
+    assert len(samples) == len(found) - 4  # one of each dataset that has training images
     assert sorted(path.name for path in cache.rglob("images-*")) == ["images-test", "images-train"]
     assert not list(cache.rglob(".*"))  # nothing half-written is left

@@ -119,3 +119,10 @@ def test_an_array_of_a_matlab_file(tmp_path):
 def test_relative_paths():
     assert relative("data/a/b/c.jpg", "data/a") == relative("data/a/b/c.jpg", "data/a/") == "b/c.jpg"
     assert relative("data/imagenet/a.jpg", "data/image") == "../imagenet/a.jpg"  # not a part of the name
+
+
+def test_a_split_with_an_image_in_two_parts_is_refused(tmp_path):
+    path = tmp_path / "split.json"
+    write_json({"train": [["a.png", 0, "cat"]], "val": [], "test": [["a.png", 0, "cat"]]}, path)
+    with pytest.raises(ValueError, match=r"split\.json' names 'images/a\.png' twice, in train and test"):
+        read_split(path, "images")

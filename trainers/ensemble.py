@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 from yacs.config import CfgNode
 
-from unskew import config
+from unskew import config, identity
 from unskew.calibration import fit_temperature
 from unskew.clip_trainer import CLIPTrainer
 from unskew.engine import TRAINER_REGISTRY
@@ -146,8 +146,8 @@ class Ensemble(CLIPTrainer):
 
 
 # What two trainers must share for one to be calibrated on images that the other was not trained on.
-_SAME = tuple(f"DATASET.{key}" for key in ("NAME", "NUM_SHOTS", "NUM_VAL_SHOTS", "HOLDOUT", "SUBSAMPLE_CLASSES"))
-_SAME = (*_SAME, "DATASET.IMBALANCE", "SEED")
+_SAME = ("SEED", *(f"DATASET.{key}" for key in ("NAME", "ROOT", "SEED", "NUM_SHOTS", "NUM_VAL_SHOTS", "HOLDOUT")))
+_SAME = (*_SAME, *(f"DATASET.{key}" for key in ("SUBSAMPLE_CLASSES", "IMBALANCE", "CLASSNAMES")))
 
 
 def base_config(cfg: CfgNode, node: CfgNode) -> CfgNode:
@@ -169,13 +169,14 @@ def base_config(cfg: CfgNode, node: CfgNode) -> CfgNode:
             f"BASE_DIR '{folder}' holds a run of {theirs.get('TRAINER.NAME')}, but BASE is {node.BASE}; "
             "make them the same"
         )
-    different = [key for key in _SAME if theirs.get(key) != ours[key]]
+    counting = identity.identity(cfg), identity.identity(CfgNode(saved))
+    different = [key for key in _SAME if counting[0].get(key) != counting[1].get(key)]
     if different:
         raise ValueError(
             f"BASE_DIR '{folder}' was trained on other images: its {different[0]} is {theirs.get(different[0])}, "
             f"here it is {ours[different[0]]}; the base must not have seen what it is calibrated on"
         )
-    here = [pair for key in config.NOT_IDENTITY for pair in (key, ours[key])]
+    here = [pair for key in identity.NOT_IDENTITY for pair in (key, ours[key])]
     return config.load(
         theirs["DATASET.NAME"], theirs["MODEL.BACKBONE.NAME"], node.BASE, here, str(folder / "config.yaml")
     )

@@ -40,7 +40,7 @@ class TaskRes(CLIPTrainer):
     """Cross entropy over one vector per class, added to its text feature; neither tower runs in training."""
 
     def build_model(self) -> None:
-        texts = fill(self.dataset.templates[0], self.classnames)
+        texts = fill(self.dataset.template, self.classnames)
         with torch.no_grad():
             lengths = encode_prompts(self.backbone, texts).float().norm(dim=-1)  # [C]
         self.classifier = Residual(self.zeroshot_weights, lengths, self.cfg.TRAINER.TASKRES.RESIDUAL_SCALE)

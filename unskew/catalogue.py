@@ -7,6 +7,7 @@ from tabulate import tabulate
 
 from unskew import config
 from unskew.data import DATASET_REGISTRY, DatasetBase
+from unskew.files import expand
 from unskew.prepare import prepare
 from unskew.published import PublishedDataset
 from unskew.registry import discover
@@ -38,7 +39,7 @@ def state(dataset: type[DatasetBase], data: Path) -> str:
 
 def table(data: str | Path) -> str:
     """All datasets with their state below ``data``, classes, images, download and licence."""
-    data, rows = Path(data).expanduser(), []
+    data, rows = expand(data), []
     for name in config.names("datasets"):
         dataset = dataset_class(name)
         card = getattr(dataset, "card", None)
@@ -46,7 +47,7 @@ def table(data: str | Path) -> str:
         rows.append((name, state(dataset, data), *facts))
     order = ("built in", "ready", "incomplete", "missing", "yours")
     rows.sort(key=lambda row: order.index(row[1]))  # stable: by name within a state
-    header = ("dataset", "state", "classes", "images", "download", "licence")
+    header = ("dataset", "state", "classes", "images", "download", "licence")  # as published
     align = ("left", "left", "right", "right", "right", "left")
     return tabulate(rows, header, tablefmt="github", colalign=align, disable_numparse=True)
 
@@ -62,7 +63,7 @@ def bring(name: str, data: str | Path) -> None:
     if not issubclass(dataset, PublishedDataset):
         logger.info(f"'{name}' needs nothing: it is {state(dataset, Path(data))}")
         return
-    folder = Path(data).expanduser() / dataset.dataset_dir
+    folder = expand(data) / dataset.dataset_dir
     by_hand = [source for source in dataset.sources if not source.urls]
     prepare(folder, [source for source in dataset.sources if source.urls and not source.is_there(folder)])
     dataset.arrange(folder)

@@ -1,6 +1,7 @@
 """The commands `unskew data list | prepare | verify`."""
 
 import argparse
+import os
 
 
 def add(commands) -> None:
@@ -11,10 +12,11 @@ def add(commands) -> None:
     verified = data.add_parser("verify", help="count a dataset's images, look for them, open some")
     for parser in (prepared, verified):
         parser.add_argument("name", help="a name from unskew data list")
-    for parser in (listed, prepared, verified):
+    for parser in (listed, prepared):
         parser.add_argument("--root", default="data", help="folder of the datasets (default: data)")
+    verified.add_argument("--root", default="", help="folder of the datasets (default: data), or your own data")
     verified.add_argument("--full", action="store_true", help="open every image, list every problem")
-    verified.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides")
+    verified.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides")
     listed.set_defaults(command=_list)
     prepared.set_defaults(command=_prepare)
     verified.set_defaults(command=_verify)
@@ -24,7 +26,10 @@ def _list(arguments: argparse.Namespace) -> None:
     from unskew import catalogue
 
     print(catalogue.table(arguments.root))
-    print(f"\nin '{arguments.root}'; unskew data prepare NAME fetches what is missing")
+    there = "" if os.path.isdir(os.path.expanduser(arguments.root)) else ", which does not exist"
+    print(
+        f"\nStates are of '{arguments.root}'{there}, numbers as published. unskew data prepare NAME fetches a dataset."
+    )
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
@@ -39,16 +44,18 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 def _verify(arguments: argparse.Namespace) -> None:
     from unskew import config
+    from unskew.identity import OWN
     from unskew.verify import verify
 
     config.check_name("datasets", arguments.name)
-    opts = ("DATASET.ROOT", arguments.root, *arguments.opts)
+    opts = (*(("DATASET.ROOT", arguments.root) if arguments.root else ()), *arguments.opts)
     report = verify(config.load(arguments.name, trainer="ZeroshotCLIP", opts=opts), arguments.full)
     print(report.text(arguments.full))
     if report.problems:
+        own = arguments.name in OWN
+        advice = "replace these files" if own else f"delete what is broken, then unskew data prepare {arguments.name}"
         raise ValueError(
-            f"'{arguments.name}' in '{arguments.root}': {len(report.wrong)} wrong number(s), {len(report.missing):,} "
-            f"image(s) missing, {len(report.unreadable):,} unreadable; delete what is broken, then "
-            f"unskew data prepare {arguments.name}"
+            f"'{arguments.name}' in '{arguments.root or 'data'}': {len(report.wrong)} wrong number(s), "
+            f"{len(report.missing):,} image(s) missing, {len(report.unreadable):,} unreadable; {advice}"
         )
     print(f"{arguments.name}: all images are there, and {report.opened:,} of them were opened")

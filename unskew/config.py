@@ -8,9 +8,6 @@ The names and the YAML are checked before anything heavy is imported; torch is l
 """
 
 import copy
-import hashlib
-import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -19,14 +16,6 @@ from yacs.config import CfgNode
 
 import unskew
 from unskew.registry import discover, unknown_name
-
-# Keys that say where a run lives or how much it prints, and so do not make it another run.
-NOT_IDENTITY = (
-    *("OUTPUT_DIR", "RESUME", "VERBOSE", "USE_CUDA", "DATASET.ROOT", "DATALOADER.NUM_WORKERS"),
-    "TRAINER.BACKDOOR.MEMBERS_DIR",
-)
-# Datasets that are whatever stands at DATASET.ROOT.
-OWN = ("folder", "csv")
 
 # What the few-shot and long-tailed trainers of CLIP's field share, where Dassl's defaults are for
 # domain adaptation: CoOp's schedule, augmentation and test batch.
@@ -401,66 +390,6 @@ def _trainer_layers(trainer: str, pairs: dict, above: tuple[str, ...] = ()) -> l
             "choose another trainer"
         )
     return [*_trainer_layers(str(base), pairs, chain), trainer]
-
-
-def _own_nodes(cfg: CfgNode) -> set[str]:
-    """The trainer nodes that a run reads: its class's, and its base's where it has one."""
-    trainer = cfg.get("TRAINER", {})
-    nodes, name = set(), trainer.get("CLASS") or trainer.get("NAME")
-    while name and name.upper() not in nodes:
-        nodes.add(name.upper())
-        base = trainer.get(name.upper(), {}).get("BASE")
-        name = class_name(base) if base in names("trainers") else base
-    return nodes
-
-
-def _content(value: object) -> object:
-    """In place of the path of a file or of a finished run, what stands there: that is what a run depends on."""
-    if not isinstance(value, str) or not (Path(value).suffix or os.sep in value):
-        return value
-    path = Path(value)
-    path = path / "done" if path.is_dir() else path
-    return f"sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}" if path.is_file() else value
-
-
-def identity(cfg: CfgNode) -> dict[str, object]:
-    """The leaves that make a run what it is, as plain JSON values; other trainers' nodes are not.
-
-    A trainer's key that names a file (a prior) or a finished run (a base) counts by its content; so do class names and
-    a user's own CSV file.
-    """
-    own = _own_nodes(cfg)
-    leaves = json.loads(json.dumps(dict(flatten(cfg)), default=list))
-
-    def counts(key: str) -> bool:
-        parts = key.split(".")
-        return key not in NOT_IDENTITY and not (len(parts) == 3 and parts[0] == "TRAINER" and parts[1] not in own)
-
-    found = {
-        key: _content(value) if key.startswith("TRAINER.") or key == "DATASET.CLASSNAMES" else value
-        for key, value in sorted(leaves.items())
-        if counts(key)
-    }
-    if leaves.get("DATASET.NAME") in OWN:  # a saved config may lack keys
-        found["DATASET.ROOT"] = _content(str(Path(leaves.get("DATASET.ROOT", "")).expanduser().absolute()))
-    return found
-
-
-def dataset_label(cfg: CfgNode) -> str:
-    """What a dataset is called on disk and in tables: its name; for a user's own images at .../birds "folder-birds"."""
-    name = cfg.DATASET.NAME
-    return f"{name}-{Path(cfg.DATASET.ROOT).expanduser().absolute().stem}" if name in OWN else name
-
-
-def config_hash(cfg: CfgNode) -> str:
-    """A short hash of what makes a run what it is, the same on any machine."""
-    return hashlib.sha256(json.dumps(identity(cfg), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def differing_keys(cfg: CfgNode, saved: dict) -> list[str]:
-    """The keys in which a saved config (`config.yaml`, as a tree) differs from ``cfg``."""
-    ours, theirs = identity(cfg), identity(CfgNode(saved))
-    return sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
 
 
 def dump(cfg: CfgNode) -> str:

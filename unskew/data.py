@@ -22,7 +22,9 @@ def build_dataset(cfg):
         raise ValueError(f"DATASET.TEMPLATE '{template}' has no {{}} for the class name")
     dataset = DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)
     if template:
-        dataset.template, dataset.templates, dataset.context_init = template, [template], template
+        dataset.template, dataset.templates = template, [template]
+        if not template.startswith("{}"):  # a context needs words before the class
+            dataset.context_init = template
     return dataset
 
 
@@ -82,7 +84,7 @@ class DatasetBase:
 
     def __init__(self, train_x=None, train_u=None, val=None, test=None, classnames=None):
         self.train_x, self.train_u, self.val, self.test = train_x, train_u, val, test
-        self.lab2cname = dict(enumerate(classnames or ())) or _class_names(type(self).__name__, [train_x, val, test])
+        self.lab2cname = dict(enumerate(classnames or ())) or class_names(type(self).__name__, [train_x, val, test])
         self.classnames = [self.lab2cname[label] for label in range(len(self.lab2cname))]
         self.num_classes = len(self.classnames)
         self.templates = list(self.templates or [self.template])
@@ -114,8 +116,12 @@ class DatasetBase:
         return group(data_source, "domain")
 
 
-def _class_names(dataset: str, splits: Sequence[list[Datum] | None]) -> dict[int, str]:
-    """``{label: class name}`` in label order, of everything that is in the splits."""
+def class_names(dataset: str, splits: Sequence[list[Datum] | None]) -> dict[int, str]:
+    """``{label: class name}`` in label order, of everything that is in the splits.
+
+    Raises:
+        ValueError: no images, labels that are not 0..C-1, or two names for one label.
+    """
     names = {}
     for label, name in sorted({(item.label, item.classname) for split in splits for item in split or ()}):
         if label in names:

@@ -159,8 +159,8 @@ class SimpleTrainer(TrainerBase):
         if selects and not self._items("val"):
             raise ValueError(
                 f"TEST.FINAL_MODEL is best_val, but '{self.cfg.DATASET.NAME}' has no val split and the test split "
-                "never selects; set DATASET.NUM_VAL_SHOTS above 0, for all images DATASET.HOLDOUT to 0.05, or "
-                "TEST.FINAL_MODEL to last_step"
+                "never selects; set DATASET.NUM_VAL_SHOTS above 0, for all images DATASET.HOLDOUT to 0.05 (of classes "
+                "with 20 or more), or TEST.FINAL_MODEL to last_step"
             )
         writer_dir = Path(self.output_dir) / "tensorboard"
         try:

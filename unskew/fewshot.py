@@ -96,9 +96,11 @@ def _published(path: Path, root: Path, train, val, shots: int, val_shots: int, r
     """The sample in a pickle; its val too where it has the wanted number of images, which CoOp's ImageNet has not."""
     known = {relative(item.impath, root): item for item in [*train, *val]}
     found = {split: [_find(entry, known, path) for entry in items] for split, items in read_fewshot(path).items()}
-    most = _most_per_class(found["train"])
-    if most != shots:
-        raise ValueError(f"'{path}' holds {most} images per class in place of {shots}: delete it to draw them anew")
+    sampled, available = (Counter(item.label for item in items) for items in (found["train"], train))
+    wrong = [label for label in available if sampled[label] != min(shots, available[label])]
+    if wrong or set(map(id, found["train"])) & set(map(id, found.get("val", []))):
+        problem = f"{sampled[wrong[0]]} images of class {wrong[0]}" if wrong else "an image in both train and val"
+        raise ValueError(f"'{path}' is no {shots}-shot sample, it has {problem}: delete it to draw one anew")
     logger.info(f"The few-shot sample is that of '{path}'")
     if val_shots and _most_per_class(found.get("val", [])) == val_shots:
         return found["train"], found["val"]

@@ -78,12 +78,22 @@ def write_json(content, path) -> None:
     write_atomically(path, json.dumps(content))
 
 
+def expand(path) -> Path:
+    """A path with its ``~``; that of an unknown user stays as it is, for the error that there is no such folder."""
+    return Path(os.path.expanduser(path))
+
+
+def cache_home() -> Path:
+    """Where what can be made again goes: ``UNSKEW_CACHE``, else ``~/.cache/unskew``."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return expand(os.environ.get("UNSKEW_CACHE") or Path(home) / "unskew")
+
+
 def user_cache(folder) -> Path:
-    """Where what is derived from a folder goes, outside of it: below ``UNSKEW_CACHE``, else ``~/.cache/unskew``."""
-    folder = Path(folder).absolute()
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    digest = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
-    return Path(os.environ.get("UNSKEW_CACHE") or Path(home) / "unskew") / f"{folder.name}-{digest}"
+    """Where what is derived from a folder goes, outside of it: a folder of its own in `cache_home`."""
+    folder = Path(folder).resolve()
+    digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]
+    return cache_home() / f"{folder.name}-{digest}"
 
 
 def cache_folder(folder) -> Path:

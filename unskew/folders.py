@@ -8,12 +8,14 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
-from unskew import config
+from unskew import config, identity
 from unskew.files import write_atomically
 
 logger = logging.getLogger("unskew")
 
 _CHECKPOINTS = "*/model*.pth.tar*"
+# The first line of config.yaml.
+_HASH = "# identity "
 
 
 def name_of(backbone: str) -> str:
@@ -24,7 +26,7 @@ def name_of(backbone: str) -> str:
 def is_done(cfg: CfgNode) -> bool:
     """Whether the folder holds a finished run of this very config."""
     done = Path(cfg.OUTPUT_DIR) / "done"
-    return done.is_file() and done.read_text(encoding="utf-8").strip() == config.config_hash(cfg)
+    return done.is_file() and done.read_text(encoding="utf-8").strip() == identity.config_hash(cfg)
 
 
 def check_same(cfg: CfgNode) -> None:
@@ -32,7 +34,7 @@ def check_same(cfg: CfgNode) -> None:
     folder = Path(cfg.OUTPUT_DIR)
     if not (folder / "done").is_file() or is_done(cfg):
         return
-    keys = config.differing_keys(cfg, config.read_yaml(folder / "config.yaml"))
+    keys = identity.differing_keys(cfg, config.read_yaml(folder / "config.yaml"))
     where = ", ".join(keys) or "a file that it names"
     raise ValueError(
         f"'{folder}' holds a finished run with another config (it differs in {where}); "
@@ -46,17 +48,24 @@ def prepare(cfg: CfgNode) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         saved = folder / "config.yaml"
-        keys = config.differing_keys(cfg, config.read_yaml(saved)) if saved.is_file() else []
-        if keys and any(folder.glob(_CHECKPOINTS)):
-            logger.warning(f"'{folder}' holds an unfinished run that differs in {', '.join(keys)}: it starts anew")
+        differs = _difference(cfg, saved) if saved.is_file() else ""
+        if differs and any(folder.glob(_CHECKPOINTS)):
+            logger.warning(f"'{folder}' holds an unfinished run that differs in {differs}: it starts anew")
             drop_checkpoints(folder)
         if not any(folder.glob(_CHECKPOINTS)):  # nothing to resume from: the log starts anew too
             (folder / "log.txt").unlink(missing_ok=True)
-        write_atomically(saved, config.dump(cfg))
+        write_atomically(saved, f"{_HASH}{identity.config_hash(cfg)}\n{config.dump(cfg)}")
     except OSError as error:
         raise ValueError(
             f"the output folder '{folder}' cannot be written ({error.strerror}); choose another"
         ) from error
+
+
+def _difference(cfg: CfgNode, saved: Path) -> str:
+    """In which keys a saved config differs; by its hash, which was made when it was saved, in a file that it names."""
+    first = saved.read_text(encoding="utf-8").partition("\n")[0]
+    same = first in (f"{_HASH}{identity.config_hash(cfg)}", "") or not first.startswith(_HASH)
+    return ", ".join(identity.differing_keys(cfg, config.read_yaml(saved))) or ("" if same else "a file that it names")
 
 
 def drop_checkpoints(folder: Path) -> None:
@@ -67,12 +76,12 @@ def drop_checkpoints(folder: Path) -> None:
 
 def finish(cfg: CfgNode) -> None:
     """Mark the folder's run as finished."""
-    write_atomically(Path(cfg.OUTPUT_DIR) / "done", config.config_hash(cfg) + "\n")
+    write_atomically(Path(cfg.OUTPUT_DIR) / "done", identity.config_hash(cfg) + "\n")
 
 
 def find(root: str | Path, cfg: CfgNode) -> Path | None:
     """A folder below ``root`` with a finished run of this very config, whatever it is called; the first by path."""
-    wanted = config.config_hash(cfg)
+    wanted = identity.config_hash(cfg)
     notes = [note for note in sorted(Path(root).rglob("done")) if any(note.parent.glob(_CHECKPOINTS))]
     return next((note.parent for note in notes if note.read_text(encoding="utf-8").strip() == wanted), None)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from unskew import backbones, config
 from unskew.calibration import fit_temperature
 from unskew.data import build_dataset
+from unskew.identity import OWN
 from unskew.prior import estimate_log_prior
 from unskew.sampling import sample_up_to
 from unskew.text import cosine_logits, zeroshot_classifier
@@ -56,25 +57,26 @@ def crossed_groups(groups: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def dataset_groups(cfg, device: str | torch.device = "cpu") -> dict[str, Tensor]:
     """The `prior_groups` of a run's dataset, the same whatever its backbone, trainer, shots and seed.
 
-    q is that of the dataset's default backbone, estimated once per process on the train and val images that 16
-    shots and seed 1 draw; of a long-tailed dataset, on up to 16 train images per class and all of val. Where that
-    backbone cannot be loaded there are no groups, which is said in one warning.
+    q is that of the dataset's default backbone (of a user's own images: of the run's), estimated once per process on
+    the train and val images that 16 shots and seed 1 draw; of a long-tailed dataset, on up to 16 train images per class
+    and all of val. Where that backbone cannot be loaded there are no groups, which is said in one warning.
     """
     node = cfg.DATASET
     keys = ("ROOT", "SUBSAMPLE_CLASSES", "IMBALANCE", "TEMPLATE", "CLASSNAMES")
     same = tuple((f"DATASET.{key}", node[key]) for key in keys)
-    return _dataset_groups(node.NAME, same, node.LONGTAIL, device, cfg.DATALOADER.NUM_WORKERS)
+    own = cfg.MODEL.BACKBONE.NAME if node.NAME in OWN else ""  # a user's own images have no default to compare by
+    return _dataset_groups(node.NAME, own, same, node.LONGTAIL, device, cfg.DATALOADER.NUM_WORKERS)
 
 
 @functools.cache
-def _dataset_groups(name: str, same: tuple, longtail: bool, device, workers: int) -> dict[str, Tensor]:
+def _dataset_groups(name: str, own: str, same: tuple, longtail: bool, device, workers: int) -> dict[str, Tensor]:
     from unskew import features  # torchvision, which whoever only wants the thirds of a prior need not wait for
     from unskew.loaders import build_transform
 
     shots = -1 if longtail else SHOTS
     opts = (*chain.from_iterable(same), "DATASET.NUM_SHOTS", shots, "SEED", SEED)
     try:
-        cfg = config.load(name, trainer="ZeroshotCLIP", opts=opts)
+        cfg = config.load(name, own, "ZeroshotCLIP", opts)
         backbone = backbones.load(cfg.MODEL.BACKBONE.NAME, "fp32", device)
     except (OSError, ValueError) as error:
         logger.warning(

@@ -74,11 +74,11 @@ def _list(folder: Path) -> tuple[list[str], list[str]]:
             for entry in found:
                 if entry.name.startswith("."):
                     continue
-                if entry.name.lower().endswith(EXTENSIONS):
-                    images.append(inner + entry.name)
-                elif entry.is_dir(follow_symlinks=False):  # links may go round in circles
+                if entry.is_dir(follow_symlinks=False):  # links may go round in circles
                     folders.append(f"{inner}{entry.name}/")
                     waiting.append(folders[-1])
+                elif entry.name.lower().endswith(EXTENSIONS):
+                    images.append(inner + entry.name)
     return images, folders
 
 

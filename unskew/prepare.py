@@ -38,7 +38,7 @@ def prepare(folder, sources: Sequence[Source]) -> list[str]:
         logger.info(f"'{folder}' has everything")
         return []
     brought, absent = [], []
-    with _alone(folder):
+    with alone(folder):
         for source in waiting:
             if _is_done(folder, source):  # by another process, meanwhile
                 continue
@@ -78,8 +78,8 @@ def _check(source: Source, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock."""
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock: of several processes that prepare it one goes on, the others wait."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".prepare.lock")

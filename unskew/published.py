@@ -9,6 +9,7 @@ from pathlib import Path
 
 from unskew.data import DatasetBase, Datum
 from unskew.fewshot import select
+from unskew.files import expand
 from unskew.listing import list_images
 from unskew.sampling import split_in_three, split_off
 from unskew.sources import Card, Source
@@ -52,6 +53,11 @@ class PublishedDataset(DatasetBase):
         return None
 
     @classmethod
+    def card_of(cls, cfg) -> Card:
+        """The published numbers under a config."""
+        return cls.card
+
+    @classmethod
     def arrange(cls, root: Path) -> None:
         """Lay out what a person placed in the dataset's folder, where more than unpacking is needed."""
 
@@ -62,7 +68,7 @@ class PublishedDataset(DatasetBase):
         Raises:
             FileNotFoundError: it is not there.
         """
-        data = Path(cfg.DATASET.ROOT).expanduser()
+        data = expand(cfg.DATASET.ROOT)
         if not (data / cls.dataset_dir).is_dir():
             name = cfg.DATASET.NAME
             raise FileNotFoundError(

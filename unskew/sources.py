@@ -44,9 +44,14 @@ class Source:
 
     def is_there(self, folder: Path) -> bool:
         """Whether a dataset's folder has all that it leaves."""
-        return all((folder / target).exists() for target in self.targets) or any(
-            (folder / place).exists() for place in self.elsewhere
+        return all(_holds(folder / target) for target in self.targets) or any(
+            _holds(folder / place) for place in self.elsewhere
         )
+
+
+def _holds(path: Path) -> bool:
+    """Whether it is a file, or a folder with anything in it."""
+    return path.is_file() or (path.is_dir() and any(path.iterdir()))
 
 
 @dataclass(frozen=True)

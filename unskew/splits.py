@@ -1,7 +1,7 @@
 """Split files: CoOp's JSON, and the lists of long-tailed datasets."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from unskew.data import Datum
@@ -28,7 +28,22 @@ def read_split(path, image_root) -> tuple[list[Datum], list[Datum], list[Datum]]
     content = read_json(path)
     if not isinstance(content, dict) or not {"train", "val", "test"} <= content.keys():
         raise ValueError(f"'{path}' is not a split file: it must hold the lists train, val and test")
-    return tuple(_read_entries(content[split], f"'{path}', {split}", image_root) for split in ("train", "val", "test"))
+    names = ("train", "val", "test")
+    splits = [_read_entries(content[split], f"'{path}', {split}", image_root) for split in names]
+    check_distinct(path, dict(zip(names, splits, strict=True)))
+    return tuple(splits)
+
+
+def check_distinct(source, splits: Mapping[str, Sequence[Datum]]) -> None:
+    """Raise ``ValueError`` if an image is named twice, in one split or in two: test images must not be trained on."""
+    seen: dict[str, str] = {}
+    for split, items in splits.items():
+        for item in items:
+            if item.impath in seen:
+                where = " and ".join(dict.fromkeys(name for name in (seen[item.impath], split) if name))
+                place = f", in {where}" if where else ""
+                raise ValueError(f"'{source}' names '{item.impath}' twice{place}: an image belongs to one split, once")
+            seen[item.impath] = split
 
 
 def save_split(train: list[Datum], val: list[Datum], test: list[Datum], path, image_root) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-from unskew import config, folders, report
+from unskew import config, folders, identity, report
 from unskew.files import write_atomically
 
 
@@ -71,7 +71,7 @@ def run_folder(cfg: CfgNode, output: str) -> Path:
         images = f"{cfg.DATASET.NUM_SHOTS}shots"
     else:
         images = "lt" if cfg.DATASET.LONGTAIL else "allshots"
-    return Path(output) / config.dataset_label(cfg) / trainer_label(cfg) / f"{backbone}_{images}" / f"seed{cfg.SEED}"
+    return Path(output) / identity.dataset_label(cfg) / trainer_label(cfg) / f"{backbone}_{images}" / f"seed{cfg.SEED}"
 
 
 def execute(run: Run, console: bool = True) -> dict:
@@ -120,7 +120,7 @@ def execute(run: Run, console: bool = True) -> dict:
 
 def _describe(cfg: CfgNode) -> dict:
     return {
-        "dataset": config.dataset_label(cfg),
+        "dataset": identity.dataset_label(cfg),
         "trainer": trainer_label(cfg),
         "backbone": backbone_label(cfg),
         "shots": cfg.DATASET.NUM_SHOTS,

@@ -24,13 +24,14 @@ class Report:
     """What `verify` found.
 
     Attributes:
-        counts: images per class, by split.
+        counts: images per class, by split. classnames: by label.
         wrong: numbers that are not the published ones, a line each.
         missing: paths of images that are not there. unreadable: what is wrong with others, a line each.
         opened: how many images were opened.
     """
 
     counts: dict[str, Counter]
+    classnames: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
@@ -54,6 +55,8 @@ class Report:
         header = ("split", "images", "classes", "fewest", "most of a class")
         align = ("left", *["right"] * 4)
         lines = [tabulate(rows, header, tablefmt="github", colalign=align, disable_numparse=True)]
+        some = ", ".join(self.classnames[:6]) + (f" ... {self.classnames[-1]}" if len(self.classnames) > 6 else "")
+        lines.append(f"classes: {some}")
         shown = self.problems if full else self.problems[:SHOWN]
         lines += shown
         if len(shown) < len(self.problems):
@@ -70,7 +73,11 @@ def verify(cfg, full: bool = False) -> Report:
     items, card = all_images(cfg)
     report = Report({split: Counter(item.label for item in found) for split, found in items.items()})
     report.wrong = [] if card is None else _wrong_numbers(report.counts, card)
-    paths = sorted({item.impath for found in items.values() for item in found})
+    names = dict(sorted({(item.label, item.classname) for found in items.values() for item in found}))
+    report.classnames = list(names.values())
+    named = Counter(item.impath for found in items.values() for item in found)
+    report.wrong += [f"'{path}' is named {count} times" for path, count in named.items() if count > 1]
+    paths = sorted(named)
     report.missing = _missing(paths)
     gone = set(report.missing)
     there = [path for path in paths if path not in gone]
@@ -84,7 +91,7 @@ def all_images(cfg) -> tuple[dict[str, list[Datum]], Card | None]:
     """All images of a config's dataset by split, and its published numbers."""
     dataset: type[DatasetBase] = DATASET_REGISTRY.get(cfg.DATASET.NAME)
     if issubclass(dataset, PublishedDataset):
-        return dict(zip(SPLITS, dataset.splits(cfg, dataset.root(cfg)), strict=True)), dataset.card
+        return dict(zip(SPLITS, dataset.splits(cfg, dataset.root(cfg)), strict=True)), dataset.card_of(cfg)
     built = build_dataset(cfg)
     splits = dict(zip(SPLITS, (built.train_x, built.val, built.test), strict=True))
     return {split: found or [] for split, found in splits.items()}, getattr(dataset, "card", None)
