@@ -18,3 +18,13 @@ def warned(caplog, monkeypatch):
     """A function that gives the warnings so far."""
     monkeypatch.setattr(logging.getLogger("unskew"), "propagate", True)
     return lambda: [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_these_tests(tmp_path_factory):
+    """Caches of these tests alone, shared by their worker processes."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if base.name.startswith("popen") else base) / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNSKEW_CACHE", str(folder))
+        yield

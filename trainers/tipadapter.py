@@ -126,8 +126,9 @@ class TipAdapter(CLIPTrainer):
     def fill_cache(self) -> None:
         """Keys from the mean over the kept views, of the images as they are with ``INPUT.VIEWS`` 0."""
         paths, _ = self.labelled(self.dataset.train_x)
-        views = [self._encode_view(paths, view, True) for view in range(self.cfg.INPUT.VIEWS)] or [self.encode(paths)]
-        self.cache.keys.copy_(F.normalize(sum(views), dim=-1))
+        views = self.cfg.INPUT.VIEWS
+        rows = self._encode_views(paths, range(views)).sum(1) if views else self.encode(paths)
+        self.cache.keys.copy_(F.normalize(rows, dim=-1))
 
     @torch.no_grad()
     def search(self) -> None:

@@ -22,7 +22,7 @@ class FeatureLoader:
     batches. An incomplete last batch is dropped if there is a complete one, as Dassl does.
 
     Args:
-        encode: ``encode(paths, view, keep)`` -> features [N, D].
+        encode: ``encode(paths, views, keep)`` -> features [N, V, D].
         views: how many views are kept; 0 draws (and encodes) a new one every epoch.
         rank, world: this process and how many there are; each takes its part of every epoch.
     """
@@ -35,7 +35,7 @@ class FeatureLoader:
         self.encode, self.batch_size, self.views, self.seed = encode, batch_size, views, seed
         self.rank, self.world = rank, world
         self.epoch = 0
-        self._kept: dict[int, Tensor] = {}
+        self._kept: Tensor | None = None  # [N, V, D]
 
     def __len__(self) -> int:
         return max(1, len(self.paths) // self.world // self.batch_size)
@@ -46,11 +46,11 @@ class FeatureLoader:
     def _view(self) -> Tensor:
         """This epoch's features [N, D]."""
         if self.views == 0:
-            return self.encode(self.paths, derive_seed(self.seed, self.epoch), False)
-        view = self.epoch % self.views
-        if view not in self._kept:
-            self._kept[view] = self.encode(self.paths, view, True)
-        return self._kept[view]
+            return self.encode(self.paths, [derive_seed(self.seed, self.epoch)], False)[:, 0]
+        if self._kept is None:
+            self._kept = self.encode(self.paths, range(self.views), True)
+            self.labels = self.labels.to(self._kept.device)
+        return self._kept[:, self.epoch % self.views]
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         features = self._view()
@@ -109,19 +109,20 @@ class CLIPTrainer(TrainerX):
         self.dataset, self.classnames = self.dm.dataset, self.dm.dataset.classnames
         if not self.needs_images:
             _check_loader(cfg.DATALOADER, type(self).__name__)
-            encode = weakref.WeakMethod(self._encode_view)  # a trainer out of use leaves the memory at once
+            encode = weakref.WeakMethod(self._encode_views)  # a trainer out of use leaves the memory at once
             self.train_loader_x = FeatureLoader(
                 self.dataset.train_x,
-                lambda *view: encode()(*view),
+                lambda *views: encode()(*views),
                 cfg.DATALOADER.TRAIN_X.BATCH_SIZE,
-                cfg.INPUT.VIEWS,
+                min(cfg.INPUT.VIEWS, cfg.OPTIM.MAX_EPOCH),
                 cfg.SEED,
                 self.accelerator.process_index,
                 self.accelerator.num_processes,
             )
 
-    def _encode_view(self, paths: Sequence[str], view: int, keep: bool) -> Tensor:
-        return self._extract(paths, self.dm.tfm_train, view=view, keep=keep)
+    def _encode_views(self, paths: Sequence[str], views: Sequence[int], keep: bool = True) -> Tensor:
+        """Features [N, V, D] of augmented views."""
+        return self._extract(paths, self.dm.tfm_train, views=views, keep=keep)
 
     def encode(self, paths: Sequence[str]) -> Tensor:
         """Features [N, D] of images without augmentation, one centre crop of each."""

@@ -1,43 +1,59 @@
-"""Image features of the frozen tower: an image is encoded once per process and view, for all trainers.
+"""Image features of the frozen tower: an image is encoded once, for all trainers, shots, seeds and processes.
 
-The rows live in memory, keyed by all that decides them: backbone, transform, file (path, size,
-time) and view. Runs of one sweep share them across trainers, shots and seeds.
+They are kept on disk (`cache_home`), keyed by all that decides them: backbone, precision, transform and number of views
+name a folder; file (path, size, time) names a row.
 """
 
+import collections
+import contextlib
+import functools
 import hashlib
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from unskew.feature_store import FeatureStore
+from unskew.files import cache_home, write_json
 from unskew.loaders import read_image
 
-_rows: dict[tuple, Tensor] = {}
+# Images in a batch, by device; halved where its memory does not hold them.
+_batch = collections.defaultdict(lambda: 256, cuda=1024)
+# Fewer are read before a worker process has started.
+WORKERS_FROM = 1024
+# Images that are encoded before they are written: a kill loses no more.
+AT_ONCE = 20_000
 
 
 class _Views(Dataset):
     """Decoded and transformed images; a view's random draws depend on the file's name and the view alone."""
 
-    def __init__(self, paths: Sequence[str], transform: Callable, view: int | None, dataset: str) -> None:
-        self.paths, self.transform, self.view, self.dataset = paths, transform, view, dataset
+    def __init__(self, paths: Sequence[str], transform: Callable, views: Sequence[int | None], dataset: str) -> None:
+        self.paths, self.transform, self.views, self.dataset = paths, transform, views, dataset
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
+        """[V, 3, H, W]; the image is decoded once."""
         image = read_image(self.paths[index], self.dataset)
-        if self.view is None:
-            return self.transform(image)
+        if self.views == [None]:
+            return self.transform(image)[None]
         state = torch.get_rng_state()  # torch.manual_seed would reseed every GPU as well, and is slow
         try:
-            torch.default_generator.manual_seed(_view_seed(self.paths[index], self.view))
-            return self.transform(image)
+            return torch.stack([self._view(image, index, view) for view in self.views])
         finally:
             torch.set_rng_state(state)
+
+    def _view(self, image, index: int, view: int) -> Tensor:
+        torch.default_generator.manual_seed(_view_seed(self.paths[index], view))
+        return self.transform(image)
 
 
 def _view_seed(path: str, view: int) -> int:
@@ -46,60 +62,104 @@ def _view_seed(path: str, view: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{name} {view}".encode()).digest()[:8], "little") >> 1
 
 
-def _key(backbone, transform: str, path: str, view: int | None) -> tuple:
-    try:
-        stat = os.stat(path)
-        return backbone.id, backbone.dtype, backbone.device, transform, path, stat.st_size, stat.st_mtime_ns, view
-    except OSError:
-        return (path,)  # reading it will say what is wrong
-
-
 def extract(
     backbone,
     paths: Sequence[str],
     transform: Callable,
     *,
-    view: int | None = None,
+    views: Sequence[int] | None = None,
     keep: bool = True,
-    batch_size: int = 256,
     workers: int = 0,
     dataset: str = "",
 ) -> Tensor:
-    """Encode images with the frozen tower, each at most once per process.
+    """Encode images with the frozen tower, each at most once.
 
     Args:
         transform: image -> [3, H, W]; its ``repr`` has to name its settings, as torchvision's does.
-        view: which augmented view; ``None`` for a transform without randomness.
-        keep: remember the rows for the next call.
+        views: which augmented views of each image; ``None`` for a transform without randomness.
+        keep: find the rows on disk, and keep new ones there.
         dataset: the dataset's name, for errors.
 
     Returns:
-        [N, D] float32 on the backbone's device, not normalised.
+        [N, D], with ``views`` [N, V, D]: float32 on the backbone's device, not normalised.
 
     Raises:
         FileNotFoundError, ValueError: an image is missing or unreadable; the message names it.
     """
-    settings = repr(transform)
-    keys = [_key(backbone, settings, path, view) for path in paths]
-    wanted = {key: path for key, path in zip(keys, paths, strict=True) if key not in _rows}
-    images = _Views(list(wanted.values()), transform, view, dataset)
-    fresh = dict(zip(wanted, _encode(backbone, images, batch_size, workers), strict=True))
-    rows = [fresh[key] if key in fresh else _rows[key] for key in keys]
-    if keep:
-        _rows.update(fresh)
-    if not rows:
+    if not paths:
         raise ValueError("no images to encode: the split is empty")
-    return torch.stack(rows)  # [N, D]
+    chosen = [None] if views is None else list(views)
+    store = _store(backbone, repr(transform), tuple(chosen)) if keep else FeatureStore(None)
+    keys = np.fromiter(map(_key, paths), np.int64, len(paths))
+    if store.missing(keys).any():
+        with store.alone():
+            store.refresh()
+            _, first = np.unique(keys, return_index=True)
+            wanted = np.sort(first[store.missing(keys[first])])
+            for part in np.array_split(wanted, max(1, -(-len(wanted) // AT_ONCE))):
+                images = _Views([paths[index] for index in part], transform, chosen, dataset)
+                if len(images):
+                    store.add(keys[part], _encode(backbone, images, workers))
+    rows = store.take(keys).to(backbone.device).float()  # [N, V, D]
+    return rows[:, 0] if views is None else rows
+
+
+def _key(path: str) -> int:
+    """A file as it is now, in 64 bits."""
+    try:
+        stat = os.stat(path)
+        content = f"{os.path.abspath(path)}\n{stat.st_size} {stat.st_mtime_ns}"
+    except OSError:  # reading it will say what is wrong
+        content = path
+    return int.from_bytes(hashlib.blake2b(os.fsencode(content), digest_size=8).digest(), "little", signed=True)
+
+
+@functools.cache
+def _open(folder: Path | None) -> FeatureStore:
+    return FeatureStore(folder)
+
+
+def _store(backbone, transform: str, views: tuple) -> FeatureStore:
+    """The store of these settings; ``settings.json`` in its folder says which they are."""
+    device = torch.device(backbone.device).type
+    settings = {"backbone": backbone.id, "dtype": str(backbone.dtype), "device": device, "views": views}
+    settings["transform"] = transform
+    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+    store = _open(cache_home() / "features" / digest)
+    if store.folder is not None and not (store.folder / "settings.json").exists():
+        with contextlib.suppress(OSError):  # `FeatureStore.add` says it
+            write_json(settings, store.folder / "settings.json")
+    return store
 
 
 @torch.no_grad()
-def _encode(backbone, images: _Views, batch_size: int, workers: int) -> list[Tensor]:
+def _encode(backbone, images: _Views, workers: int) -> Tensor:
+    """[n, V, D] on the CPU, in the backbone's precision."""
+    views, device = len(images.views), torch.device(backbone.device)
+    batch = max(1, _batch[device.type] // views)
     # Starting workers takes longer than a few batches, and more of them than cores only get in their own way.
-    workers = min(workers, os.cpu_count() or 1) if len(images) >= 4 * batch_size else 0
+    workers = min(workers, os.cpu_count() or 1) if len(images) * views >= WORKERS_FROM else 0
     rows: list[Tensor] = []
     with tqdm(total=len(images), desc="encoding images", unit="image", delay=2, leave=False, disable=None) as bar:
-        for batch in DataLoader(images, batch_size, num_workers=workers):
-            batch = batch.to(backbone.device)  # [B, 3, H, W]
-            rows.extend(backbone.encode_image(batch).float().unbind())
-            bar.update(len(batch))
-    return rows
+        # A generator of its own: what is random elsewhere must not depend on which images had to be encoded.
+        options = {"num_workers": workers, "pin_memory": device.type == "cuda", "generator": torch.Generator()}
+        for pixels in DataLoader(images, batch, **options):
+            found = _in_parts(backbone, pixels.flatten(0, 1))
+            rows.append(found.unflatten(0, (-1, views)))
+            bar.update(len(pixels))
+    return torch.cat(rows)
+
+
+def _in_parts(backbone, pixels: Tensor) -> Tensor:
+    """[B, 3, H, W] -> [B, D] on the CPU; in halves, and so from now on, where the device's memory is too small."""
+    kind = torch.device(backbone.device).type
+    try:
+        parts = pixels.split(_batch[kind])
+        found = [backbone.encode_image(part.to(backbone.device, non_blocking=True)).cpu() for part in parts]
+        return torch.cat(found).to(backbone.dtype)
+    except torch.OutOfMemoryError:
+        if _batch[kind] == 1:
+            raise
+    _batch[kind] = max(1, min(_batch[kind], len(pixels)) // 2)
+    torch.cuda.empty_cache()
+    return _in_parts(backbone, pixels)

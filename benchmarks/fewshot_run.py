@@ -1,0 +1,121 @@
+"""A whole few-shot run, training and test, against the same run as the published trainers do it.
+
+    python benchmarks/fewshot_run.py --dataset shapes --trainers CoOp ProGrad GLA
+
+The reference decodes, augments and encodes the images at every step and encodes prompts at their full length, with the
+same engine, schedule, images and seeds. Both begin without any cached feature.
+"""
+
+import argparse
+import logging
+import os
+import statistics
+import tempfile
+import time
+
+import torch
+from measure import machine, write
+from tabulate import tabulate
+
+from unskew import config, features
+from unskew.engine import TRAINER_REGISTRY, build_trainer, set_random_seed
+from unskew.report import mean_and_deviation as spread
+from unskew.text import encode_plain
+from unskew.trainers import coop, prograd, residualprompt
+
+
+class Plain:
+    """What the published trainers do at each step."""
+
+    needs_images = True
+
+    @torch.no_grad()
+    def _encode(self, images):
+        return self.backbone.encode_image(images).float()
+
+    def parse_batch_train(self, batch):
+        images, labels = super().parse_batch_train(batch)
+        return self._encode(images), labels
+
+    def model_inference(self, images):
+        return self.logits(self._encode(images))
+
+    def logits(self, image_features):
+        return self.cosine_logits(image_features, encode_plain(self.backbone, self.prompt_learner()))
+
+
+OURS = {cls.__name__: cls for cls in (coop.CoOp, prograd.ProGrad, residualprompt.ResidualPrompt)}
+REFERENCE = {name: type(f"Plain{name}", (Plain, cls), {}) for name, cls in OURS.items()}
+
+
+def run(dataset: str, trainer: str, shots: int, seed: int, root: str, classes: dict, opts: list[str]) -> dict:
+    """One run from an empty cache: its seconds and its accuracy."""
+    for name, cls in classes.items():
+        TRAINER_REGISTRY.register(name, cls, force=True)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["UNSKEW_CACHE"] = os.path.join(folder, "cache")
+        features._open.cache_clear()
+        flags = ("DATASET.ROOT", root, "OUTPUT_DIR", folder, "DATASET.NUM_SHOTS", shots, "SEED", seed)
+        cfg = config.load(dataset, trainer=trainer, opts=(*flags, *opts))
+        set_random_seed(cfg.SEED)
+        start = time.perf_counter()
+        built = build_trainer(cfg)
+        built.train()
+        return {"seconds": time.perf_counter() - start, "accuracy": built.results["accuracy"]}
+
+
+def compare(trainer: str, arguments) -> dict:
+    ways = {"ours": OURS, "reference": REFERENCE}
+    runs = {
+        way: [
+            run(arguments.dataset, trainer, arguments.shots, seed, arguments.root, classes, arguments.opts)
+            for seed in arguments.seeds
+        ]
+        for way, classes in ways.items()
+    }
+    seconds = {way: statistics.median(one["seconds"] for one in found) for way, found in runs.items()}
+    accuracies = {way: [one["accuracy"] for one in found] for way, found in runs.items()}
+    return {
+        "trainer": trainer,
+        "seconds": seconds["ours"],
+        "reference_seconds": seconds["reference"],
+        "ratio": seconds["reference"] / seconds["ours"],
+        "accuracy": accuracies["ours"],
+        "reference_accuracy": accuracies["reference"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset", default="shapes")
+    parser.add_argument("--trainers", nargs="+", default=["CoOp", "ProGrad", "GLA"])
+    parser.add_argument("--shots", type=int, default=16)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--root", default="data")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", default="", help="write every number there")
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides for both")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    logging.getLogger("unskew").setLevel(logging.ERROR)
+    for classes in (OURS, REFERENCE):  # what is imported and set up once
+        run(arguments.dataset, "CoOp", 1, 0, arguments.root, classes, ["OPTIM.MAX_EPOCH", "1", "INPUT.VIEWS", "1"])
+    rows = [compare(trainer, arguments) for trainer in arguments.trainers]
+    print(f"{arguments.dataset}, {arguments.shots} shots, seeds {' '.join(map(str, arguments.seeds))}, {machine()}\n")
+    keys = ("accuracy", "reference_accuracy")
+    cells = [
+        (
+            row["trainer"],
+            *(row[key] for key in ("seconds", "reference_seconds", "ratio")),
+            *map(spread, (row[key] for key in keys)),
+        )
+        for row in rows
+    ]
+    header = ("", "seconds", "reference", "ratio", "accuracy (%)", "reference (%)")
+    print(tabulate(cells, header, "github", floatfmt=".1f"))
+    if arguments.json:
+        write(arguments.json, rows)
+
+
+if __name__ == "__main__":
+    main()
