@@ -1,40 +1,117 @@
-"""What the benchmarks share: the machine's name, medians, and the file with all numbers."""
+"""What the benchmarks share: the machine's description, times, peak memory, a table and a JSON file."""
 
 import json
-import os
+import multiprocessing
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from tabulate import tabulate
 
 from unskew.files import write_atomically
 
 
-def machine(device: str = "cpu") -> str:
-    """The processor or GPU, and what runs on it."""
-    if device.startswith("cuda"):
-        name = torch.cuda.get_device_name(device)
-    else:
-        lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-        named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        name = f"{named[0] if named else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-    return f"{name}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
+def machine() -> str:
+    """Processor, threads, GPU where there is one, and the version of torch, in one line."""
+    processor = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        processor = names[0] if names else processor
+    gpu = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
+    threads = torch.get_num_threads()
+    return ", ".join([processor, f"{threads} thread{'s' * (threads > 1)}", *gpu, f"torch {torch.__version__}"])
 
 
-def median_seconds(call: Callable[[], object], repeats: int = 3) -> float:
-    """The median over calls, after one that is not counted."""
+def synchronize() -> None:
+    """Wait for the GPU, if there is one in use: its work would else be missing from a time."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def seconds(call: Callable[[], object]) -> float:
+    synchronize()
+    start = time.perf_counter()
     call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
+    synchronize()
+    return time.perf_counter() - start
+
+
+def median_seconds(call: Callable[[], object], repeats: int) -> float:
+    """The median time of ``repeats`` calls; call once before where the first one is slower."""
+    return statistics.median(seconds(call) for _ in range(repeats))
+
+
+def peak_bytes(prepare: Callable[..., Callable[[], object]], *arguments) -> tuple[int | None, int | None]:
+    """Memory of one call in a process of its own: of a GPU if ``prepare`` put something there, else of the process.
+
+    Args:
+        prepare: a function of a module's top level; what it returns is called twice, first to warm up on a GPU.
+        arguments: of ``prepare``; they must pickle.
+
+    Returns:
+        The greatest number of bytes held during the call beyond those before it, and those before it; None where
+        the system (not Linux) does not say.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_peak_bytes, prepare, *arguments).result()
+
+
+def _peak_bytes(prepare: Callable[..., Callable[[], object]], *arguments) -> tuple[int | None, int | None]:
+    call = prepare(*arguments)
+    if torch.cuda.is_initialized():
         call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - held, held
+    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if not reset.exists():
+        return None, None
+    reset.write_text("5")  # the peak is from now on
+    held = _status_bytes(status, "VmRSS")
+    call()
+    return _status_bytes(status, "VmHWM") - held, held
 
 
-def write(path: str, rows: Sequence[dict], device: str = "cpu") -> None:
-    """``{"machine": .., "rows": [..]}``."""
-    write_atomically(path, json.dumps({"machine": machine(device), "rows": list(rows)}, indent=1) + "\n")
+def _status_bytes(status: Path, key: str) -> int:
+    line = next(line for line in status.read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) * 1024
+
+
+def matmul_speed(rows: int, width: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> float:
+    """Operations a second of this machine's matrix product [rows, width] x [width, 4 width], a multiply-add being 2."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(n, width, generator=generator).to(device, dtype) for n in (rows, 4 * width))
+    F.linear(x, weight)
+    return 8 * rows * width**2 / median_seconds(lambda: F.linear(x, weight), 20)
+
+
+def copy_speed(device: str = "cpu") -> float:
+    """Bytes a second that this machine moves, read and written, of a tensor larger than its caches."""
+    x = torch.ones(32 << 20, device=device)
+    y = torch.empty_like(x)
+    y.copy_(x)
+    return 2 * x.nbytes / median_seconds(lambda: y.copy_(x), 5)
+
+
+def table(rows: Sequence[dict], columns: dict[str, str]) -> str:
+    """Rows as a Markdown table; ``columns`` are the keys to show with their headings. None is "not measured"."""
+    cells = [["not measured" if row[key] is None else row[key] for key in columns] for row in rows]
+    return tabulate(cells, list(columns.values()), "github", floatfmt=".4g")
+
+
+def mib(count: int | None) -> float | None:
+    return None if count is None else count / 2**20
+
+
+def write(path: str, rows: Sequence[dict]) -> None:
+    """Write ``{"machine": .., "rows": [..]}``; without a path, nothing."""
+    if path:
+        write_atomically(path, json.dumps({"machine": machine(), "command": sys.argv, "rows": list(rows)}) + "\n")

@@ -1,5 +1,6 @@
 """The benchmarks run, small, from the command line that their docs give."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -48,3 +50,53 @@ def test_listing(tmp_path):
     rows = {row["name"]: row["seconds"] for row in json.loads((tmp_path / "rows.json").read_text())["rows"]}
     assert len(rows) == 5 and rows["the list from its file"] < rows["the same, each image looked up"]
     assert not list(tmp_path.rglob("imagenet"))  # the tree is gone
+
+
+def run_quickly(script, flags, folder):
+    """The printed text and the rows of a benchmark of the smallest size, from another folder than its own."""
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *flags, "--json", str(folder / "rows.json")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    written = json.loads((folder / "rows.json").read_text())
+    assert written["machine"] in done.stdout and "torch" in written["machine"]
+    return done.stdout, written["rows"]
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """Imports a benchmark by its name, as a script imports its neighbours."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module
+
+
+def test_text_step(tmp_path):
+    flags = ["--backbone", "micro", "--classes", "5", "--repeats", "1", "--chunk", "2"]
+    printed, (row,) = run_quickly("text_step.py", flags, tmp_path)
+    assert "floor" in printed
+    assert 0 < row["gradient_difference"] < 1e-5  # 0 would be the same computation twice
+    assert row["ratio"] == pytest.approx(row["reference_seconds"] / row["seconds"])
+    assert row["flops"] > 0 and row["reference_chunk"] == 2
+    if sys.platform == "linux":
+        assert row["peak_bytes"] > 0 and row["reference_peak_bytes"] > 0
+
+
+def test_the_gradients_of_the_text_step(benchmark):
+    text_step = benchmark("text_step")
+    given = text_step.problem("micro", 5, "cpu", torch.get_num_threads())
+    ways = [text_step.ours(given), text_step.reference(given, 100), text_step.reference(given, 2)]
+    ours, whole, chunked = (text_step.context_gradient(given, way) for way in ways)
+    for gradient in (ours, chunked):
+        assert (gradient - whole).abs().max() <= 1e-5 * whole.abs().max()
+
+
+def test_scaling(tmp_path):
+    flags = ["--backbone", "micro", "--classes", "3", "6", "9", "--repeats", "1"]
+    printed, rows = run_quickly("scaling.py", flags, tmp_path)
+    assert [(row["name"], row["size"]) for row in rows] == [("classes", 3), ("classes", 6), ("classes", 9)]
+    assert "exponent" in printed and len({row["exponent"] for row in rows}) == 1
+
+
+def test_the_fitted_exponent(benchmark):
+    sizes = [10, 20, 40, 80]
+    assert benchmark("scaling").exponent(sizes, [3 * n**1.5 for n in sizes]) == pytest.approx(1.5)

@@ -4,6 +4,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from unskew import backbones, text
 from unskew.prompts import POSITIONS, LearnableContext, Prompts, ResidualContext, fill, fixed_prompts
@@ -143,6 +144,109 @@ def test_training_after_a_first_call_in_inference_mode():
         predicted = text.encode_prompts(backbone, learner())
     features, gradient = outputs_and_gradient(text.encode_prompts, backbone, learner)
     assert torch.equal(features, predicted) and gradient.any()
+
+
+@pytest.fixture
+def fresh_layouts():
+    text._layout.cache_clear()
+    yield
+    text._layout.cache_clear()
+
+
+@pytest.mark.parametrize("tile", [1, 19, 40, 1000])
+def test_tiles_of_any_size_give_the_plain_features_and_gradients(monkeypatch, fresh_layouts, tile):
+    monkeypatch.setattr(text, "TILE", tile)
+    backbone = load("tiny")
+    names = [" ".join(["long"] * (i * i % 17) + ["name", str(i)]) for i in range(23)]
+    for learner in learners(backbone, names):
+        packed = outputs_and_gradient(text.encode_prompts, backbone, learner)
+        plain = outputs_and_gradient(text.encode_plain, backbone, learner)
+        assert_close(packed[0], plain[0])
+        assert_close(packed[1], plain[1])
+
+
+def test_no_part_is_cut_and_no_place_is_given_twice():
+    layout = text._layout(5, (3, 30, 31, 1, 1, 7), torch.device("cpu"))
+    assert layout.packed.unique().numel() == len(layout.packed) == 5 + 3 + 30 + 31 + 1 + 1 + 7
+    assert torch.equal(layout.tiled[layout.packed], torch.arange(78))
+    tiles = (layout.packed // 32).split([5, 3, 30, 31, 1, 1, 7])
+    assert [tile.unique().tolist() for tile in tiles] == [[0], [0], [1], [2], [2], [3], [3]]
+
+
+def kept_bytes(backbone, learner):
+    """What the forward pass keeps for the backward pass beside the weights and what the learner holds."""
+    ours = {w.data_ptr() for w in [*backbone.parameters(), *learner.parameters(), *learner.buffers()]}
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        features = text.encode_prompts(backbone, learner())
+    assert features.requires_grad
+    return sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in ours)
+
+
+def bytes_per_block(backbone, learner):
+    prompts = learner()
+    layout = text._layout(len(prompts.prefix), prompts.lengths, prompts.own.device)
+    return text._activation_bytes(torch.cat([prompts.prefix, prompts.own]), layout)
+
+
+@pytest.mark.parametrize(("name", "most"), [("tiny-quick", 1.1), ("tiny", 1.4)])
+def test_the_estimate_of_activations_is_near_to_what_is_kept(name, most):
+    backbone = load(name)
+    *blocks, last = backbone.resblocks
+    for learner in learners(backbone, NAMES * 8):
+        kept = []
+        for count in (1, 2):
+            backbone.text.transformer.resblocks = nn.ModuleList([*blocks[:count], last])
+            kept.append(kept_bytes(backbone, learner))
+        backbone.text.transformer.resblocks = nn.ModuleList([*blocks, last])
+        assert 0.9 < bytes_per_block(backbone, learner) / (kept[1] - kept[0]) < most
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_recomputed_blocks_change_nothing_but_the_memory(monkeypatch, autocast):
+    backbone = load("tiny-custom")
+    for learner in learners(backbone, NAMES * 8):
+        results, memory = [], []
+        for limit in (1 << 40, int(2.5 * bytes_per_block(backbone, learner)), 0):  # none, one, all but the last
+            monkeypatch.setattr(text, "ACTIVATION_BYTES", limit)
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                memory.append(kept_bytes(backbone, learner))
+                results.append(outputs_and_gradient(text.encode_prompts, backbone, learner))
+        assert memory[0] > memory[1] > memory[2]
+        for features, gradient in results[1:]:
+            assert_close(features, results[0][0], 1e-6)
+            assert_close(gradient, results[0][1], 1e-6)
+
+
+def test_two_gradients_of_one_forward_pass_with_recomputed_blocks(monkeypatch):
+    backbone = load("tiny")
+    learner = LearnableContext(backbone, NAMES, 4)
+    gradients = []
+    for limit in (1 << 40, 0):
+        monkeypatch.setattr(text, "ACTIVATION_BYTES", limit)
+        features = text.encode_prompts(backbone, learner())
+        first = torch.autograd.grad(features.square().sum(), learner.ctx, retain_graph=True)[0]
+        gradients.append((first, torch.autograd.grad(features[0].sum(), learner.ctx)[0]))
+    for with_all, again in zip(*gradients, strict=True):
+        assert_close(again, with_all, 1e-6)
+
+
+def test_nothing_is_recomputed_where_there_is_no_backward_pass(monkeypatch):
+    monkeypatch.setattr(text, "ACTIVATION_BYTES", 0)
+    monkeypatch.setattr(text, "checkpoint", None)
+    with torch.no_grad():
+        assert text.encode_prompts(load("tiny"), NAMES).shape == (5, 48)
+
+
+def test_names_alone_need_no_gradient():
+    backbone = load("tiny")
+    assert not LearnableContext(backbone, NAMES, 4)().own.requires_grad
+    assert LearnableContext(backbone, NAMES, 4, position="middle")().own.requires_grad
 
 
 def test_low_precision_and_autocast():

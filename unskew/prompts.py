@@ -156,9 +156,11 @@ class LearnableContext(nn.Module):
         self.register_buffer("_rows", torch.tensor(rows, device=backbone.device), persistent=False)
 
     def forward(self) -> Prompts:
-        own = self.ctx[..., self._shared :, :].expand(len(self._lengths), -1, -1).flatten(0, 1)  # [C * context, W]
         prefix = torch.cat([self._start, self.ctx[: self._shared]]) if self._shared else self._start
-        return Prompts(prefix, torch.cat([self._rest, own])[self._rows], self._lengths)
+        if self._shared == self.ctx.shape[-2]:
+            return Prompts(prefix, self._rest, self._lengths)
+        own = self.ctx[..., self._shared :, :].expand(len(self._lengths), -1, -1).flatten(0, 1)  # [C * context, W]
+        return Prompts(prefix, torch.cat([self._rest, own]).index_select(0, self._rows), self._lengths)
 
 
 def _reading_order(rest_lengths: list[int], name_lengths: list[int], context: int, lead: int) -> list[int]:

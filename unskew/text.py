@@ -2,8 +2,8 @@
 
 A causal text tower reads from left to right, so what follows a prompt's end token cannot change its
 feature, and a beginning that all classes share has the same keys and values for all of them. The
-shared prefix is encoded once and the rest of all classes is packed; only attention, [prefix; own
-tokens] by class, sees a padded layout.
+shared prefix is encoded once and the rest of all classes is packed; attention takes it in tiles that
+hold several classes side by side, each class seeing the prefix and itself.
 """
 
 import functools
@@ -13,10 +13,15 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from unskew.prompts import Prompts, fill, fixed_prompts, tokenize
 
 CHUNK = 1000  # classes encoded at a time where no gradient is needed
+TILE = 32  # places in a tile of attention: several short names fill it, and few pairs of strangers are looked at
+# What the blocks may keep for the backward pass, half of a small GPU's 8 GiB. Blocks beyond it are computed again
+# instead, which costs at most one more forward pass.
+ACTIVATION_BYTES = 4 << 30
 
 
 def encode_prompts(backbone, prompts: Prompts | Sequence[str]) -> Tensor:
@@ -92,77 +97,104 @@ def zeroshot_classifier(backbone, classnames: Sequence[str], templates: Sequence
 
 
 class _Layout(NamedTuple):
-    """Where the rows of [prefix; own] stand. C classes, m tokens in the longest own part, P in the prefix."""
+    """Where the R rows of [prefix; own] stand: in n tiles of T places for attention. P rows are the prefix, C end."""
 
-    places: Tensor  # [P + S], each row's place in its prompt
-    padded: Tensor  # [C, m], the row at each place of a class's own part; past its end, that of the end token
-    packed: Tensor  # [S], each own row's index in [C * m]
+    places: Tensor  # [R], each row's place in its prompt
+    tiled: Tensor  # [n * T], the row at each place of the tiles; any row where there is none
+    packed: Tensor  # [R], each row's place in the tiles
     ends: Tensor  # [C], the rows of the end tokens
-    causal: Tensor  # [m, P + m], what a place may look at; it keeps real places from the padding too
-    before_end: Tensor  # [C, 1, 1, P + m], what an end token may look at
+    seen: Tensor  # [n, 1, T, P + T], whether a place looks at each row of the prefix and each place of its tile
 
 
 @functools.lru_cache(maxsize=64)  # the same at each step, and built on the host: no step waits for the device
 @torch.inference_mode(False)  # else a first call for predictions would leave tensors that training cannot use
 def _layout(prefix: int, lengths: tuple[int, ...], device: torch.device) -> _Layout:
-    n = torch.tensor(lengths)[:, None]  # [C, 1]
-    place = torch.arange(max(lengths))
-    real = place < n  # [C, m]
-    end = prefix + n.cumsum(0) - 1
-    causal = torch.ones(len(place), prefix + len(place), dtype=torch.bool).tril(prefix)
+    parts = (prefix, *lengths)  # the prefix is one more part, which looks at itself alone
+    size = max(TILE, *parts)
+    firsts = torch.tensor(_first_places(parts, size))
+    counts = torch.tensor(parts)
+    part = torch.arange(len(parts)).repeat_interleave(counts)  # [R]
+    ends = counts.cumsum(0) - 1
+    within = torch.arange(len(part)) - (ends - counts + 1)[part]
+    packed = firsts[part] + within
+    total = (int(packed[-1]) // size + 1) * size
+    tiled = torch.zeros(total, dtype=torch.long).index_copy(0, packed, torch.arange(len(part)))
+    # An empty place is a part of its own: it looks at itself, since a row of no weights at all would be NaN.
+    part_at = torch.arange(-1, -total - 1, -1).index_copy(0, packed, part).view(-1, size)  # [n, T]
+    same = part_at[:, :, None] == part_at[:, None]
+    shared = (part_at > 0)[:, :, None].expand(-1, -1, prefix)
     layout = _Layout(
-        places=torch.cat([torch.arange(prefix), prefix + place.expand_as(real)[real]]),
-        padded=(end - n + 1 + place).minimum(end),
-        packed=real.flatten().nonzero()[:, 0],
-        ends=end[:, 0],
-        causal=causal,
-        before_end=causal[n - 1, None],
+        places=within + prefix * (part > 0),
+        tiled=tiled,
+        packed=packed,
+        ends=ends[1:],
+        seen=torch.cat([shared, same.tril()], -1)[:, None],
     )
     return _Layout(*(tensor.to(device) for tensor in layout))
 
 
+def _first_places(parts: Sequence[int], size: int) -> list[int]:
+    """The place of each part's first row: side by side in tiles of ``size`` places, none of them cut."""
+    firsts, place = [], 0
+    for length in parts:
+        if place % size + length > size:
+            place += -place % size
+        firsts.append(place)
+        place += length
+    return firsts
+
+
 def _encode_packed(backbone, prompts: Prompts) -> Tensor:
     _check_length(backbone, prompts)
-    prefix = len(prompts.prefix)
-    layout = _layout(prefix, tuple(prompts.lengths), prompts.own.device)
-    x = torch.cat([prompts.prefix, prompts.own]).to(backbone.dtype)  # [P + S, W]
+    layout = _layout(len(prompts.prefix), tuple(prompts.lengths), prompts.own.device)
+    x = torch.cat([prompts.prefix, prompts.own]).to(backbone.dtype)  # [R, W]
     x = x + backbone.positional_embedding[layout.places].to(backbone.dtype)
     *blocks, last = backbone.resblocks
-    for block in blocks:
-        qkv, keys, values = _project(block, x, layout, prefix)
-        x = x + block.ls_1(block.attn.out_proj(_attend(qkv, keys, values, layout, prefix)))
-        x = x + block.ls_2(block.mlp(block.ln_2(x)))
+    again = len(blocks) + 1 - ACTIVATION_BYTES // _activation_bytes(x, layout) if torch.is_grad_enabled() else 0
+    for i, block in enumerate(blocks):
+        if i < again:  # nothing in a frozen tower is random, so there is no random state to keep
+            x = checkpoint(_block, block, x, layout, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x = _block(block, x, layout)
     # Of the last block only the end tokens are read: [C, W] from here on.
-    qkv, keys, values = _project(last, x, layout, prefix)
-    query = qkv[layout.ends, 0].unsqueeze(2)  # [C, H, 1, d]
-    seen = F.scaled_dot_product_attention(query, keys, values, attn_mask=layout.before_end)
-    x = x[layout.ends] + last.ls_1(last.attn.out_proj(seen.flatten(1)))
-    x = backbone.ln_final(x + last.ls_2(last.mlp(last.ln_2(x))))
+    seen = _attend(last, x, layout).index_select(0, layout.packed[layout.ends])
+    x = backbone.ln_final(_feed_forward(last, x.index_select(0, layout.ends), seen))
     projection = backbone.text_projection
     if projection is None:
         return x
     return projection(x) if isinstance(projection, nn.Module) else x @ projection  # [C, D]
 
 
-def _project(block: nn.Module, x: Tensor, layout: _Layout, prefix: int) -> tuple[Tensor, Tensor, Tensor]:
-    """[P + S, W] -> queries, keys and values by row, [P + S, 3, H, d], and by class: keys, values [C, H, P + m, d]."""
+def _activation_bytes(x: Tensor, layout: _Layout) -> int:
+    """What a frozen block of QuickGELU keeps for the backward pass; one of GELU keeps up to a third less."""
+    tiles, _, size, keys = layout.seen.shape
+    # By row the inputs of both norms and twice the hidden layer; by place queries, keys, values and what was seen,
+    # the keys and values once more beside those of the prefix.
+    return (10 * len(x) + tiles * (4 * size + 2 * keys)) * x.shape[1] * x.element_size()
+
+
+def _block(block: nn.Module, x: Tensor, layout: _Layout) -> Tensor:
+    """[R, W] -> [R, W]."""
+    return _feed_forward(block, x, _attend(block, x, layout).index_select(0, layout.packed))
+
+
+def _attend(block: nn.Module, x: Tensor, layout: _Layout) -> Tensor:
+    """Attention of each prompt's rows to the prefix and to its own so far: [R, W] -> [n * T, W], by place."""
     attention = block.attn
-    qkv = F.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
-    qkv = qkv.unflatten(-1, (3, attention.num_heads, -1))
-    own = qkv[layout.padded, 1:]  # [C, m, 2, H, d]
-    shared = qkv[None, :prefix, 1:].expand(len(own), -1, -1, -1, -1)
-    keys, values = torch.cat([shared, own], 1).permute(2, 0, 3, 1, 4)
-    return qkv, keys, values
+    qkv = F.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)  # [R, 3 W]
+    tiles, _, size, keys = layout.seen.shape
+    shape = (3, attention.num_heads, attention.head_dim)
+    query, *own = qkv.index_select(0, layout.tiled).view(tiles, size, *shape).unbind(2)  # [n, T, H, d] each
+    _, *shared = qkv[: keys - size].view(1, -1, *shape).expand(tiles, -1, -1, -1, -1).unbind(2)  # [n, P, H, d] each
+    key, value = (torch.cat(pair, 1).transpose(1, 2) for pair in zip(shared, own, strict=True))  # [n, H, P + T, d]
+    seen = F.scaled_dot_product_attention(query.transpose(1, 2), key, value, attn_mask=layout.seen)
+    return seen.transpose(1, 2).reshape(tiles * size, -1)
 
 
-def _attend(qkv: Tensor, keys: Tensor, values: Tensor, layout: _Layout, prefix: int) -> Tensor:
-    """Causal attention within the prefix and of each class's own tokens to [prefix; own], [P + S, W]."""
-    q, k, v = qkv[:prefix].permute(1, 2, 0, 3)  # [H, P, d] each
-    shared = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(0, 1).flatten(1)  # [P, W]
-    query = qkv[layout.padded, 0].transpose(1, 2)  # [C, H, m, d]
-    own = F.scaled_dot_product_attention(query, keys, values, attn_mask=layout.causal)  # [C, H, m, d]
-    own = own.transpose(1, 2).flatten(2).flatten(0, 1)[layout.packed]  # [S, W]
-    return torch.cat([shared, own])
+def _feed_forward(block: nn.Module, x: Tensor, seen: Tensor) -> Tensor:
+    """The block after its attention: rows [r, W] and what they saw -> [r, W]."""
+    x = x + block.ls_1(block.attn.out_proj(seen))
+    return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 
 def cosine_logits(backbone, image_features: Tensor, text_features: Tensor) -> Tensor:

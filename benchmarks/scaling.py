@@ -1,0 +1,71 @@
+"""How does the cost of a training step grow? The exponent of a power of size, fitted by least squares on logarithms.
+
+    python benchmarks/scaling.py --classes 25 50 100 200
+
+An exponent of 1 is linear. What all sizes share, such as the prefix of the prompts, makes it less.
+"""
+
+import argparse
+import math
+import statistics
+from collections.abc import Callable, Iterator
+
+import torch
+from measure import machine, seconds, table, write
+from text_step import prepare_ours
+
+LARGEST = 1.05  # linear but for the noise of timing, some hundredths
+COLUMNS = {"name": "what grows", "size": "size", "seconds": "seconds", "each": "seconds each", "exponent": "exponent"}
+
+
+def classes(arguments: argparse.Namespace) -> Iterator[tuple[int, Callable[[], object]]]:
+    """One step of CoOp, text tower and all, by the number of classes."""
+    for count in arguments.classes:
+        yield count, prepare_ours(arguments.backbone, count, arguments.device, arguments.threads)
+
+
+# What grows -> a function that gives the sizes, each with a call to be timed.
+MEASUREMENTS = {"classes": classes}
+
+
+def exponent(sizes: list[int], times: list[float]) -> float:
+    """The slope b of log(seconds) = a + b log(size)."""
+    return statistics.linear_regression(*([math.log(v) for v in values] for values in (sizes, times))).slope
+
+
+def measure(name: str, arguments: argparse.Namespace) -> list[dict]:
+    calls = dict(MEASUREMENTS[name](arguments))
+    for call in calls.values():
+        call()
+    # All sizes in turn, so that a slower minute of the machine meets each of them.
+    rounds = [[seconds(call) for call in calls.values()] for _ in range(arguments.repeats)]
+    times = [statistics.median(column) for column in zip(*rounds, strict=True)]
+    slope = exponent(list(calls), times) if len(calls) > 1 else None
+    return [
+        {"name": name, "size": size, "seconds": time, "each": time / size, "exponent": slope}
+        for size, time in zip(calls, times, strict=True)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--classes", type=int, nargs="+", default=[25, 50, 100, 200], help="of ImageNet, at most 1000")
+    parser.add_argument("--backbone", default="ViT-B-16@random")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", default="", help="write every number there")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+
+    rows = [row for name in MEASUREMENTS for row in measure(name, arguments)]
+    print(f"\n{machine()}\n\n{table(rows, COLUMNS)}")
+    write(arguments.json, rows)
+    for name in MEASUREMENTS:
+        slope = next(row["exponent"] for row in rows if row["name"] == name)
+        if slope is not None and slope > LARGEST:
+            print(f"{name}: the cost grows with the power {slope:.2f}, more than linearly")
+
+
+if __name__ == "__main__":
+    main()

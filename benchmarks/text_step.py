@@ -1,0 +1,241 @@
+"""How long does one step of CoOp take on the text tower? Against the 77-token way of the published trainers.
+
+    python benchmarks/text_step.py --classes 10 100
+
+A step is the prompts through the text tower, cosine logits of 32 images, cross entropy, backward to the context and
+SGD. The reference encodes every prompt at full length with the context repeated for each class. Beyond --chunk classes
+at a time it encodes them a second time, since their graph would not fit in memory; only the first is timed, as if it
+had. Memory is what a step needs beyond weights and prompts. The floor is the time that the step's operations would
+take at the speed of this machine's matrix product, and the bytes (the tower's weights and the kept activations, each
+written or read once forward and once backward) at the speed of its memory.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from measure import copy_speed, machine, matmul_speed, median_seconds, mib, peak_bytes, seconds, table, write
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from unskew import backbones
+from unskew.prompts import LearnableContext
+from unskew.text import cosine_logits, encode_prompts
+
+BATCH, CONTEXT = 32, 16
+COLUMNS = {
+    "classes": "classes",
+    "seconds": "seconds",
+    "reference_seconds": "reference",
+    "ratio": "ratio",
+    "peak_mib": "MiB",
+    "reference_peak_mib": "reference MiB",
+    "gradient_difference": "gradients differ",
+    "gflop": "GFLOP",
+    "moved_mib": "MiB moved",
+    "floor_seconds": "floor, s",
+    "floor_seconds_memory": "memory floor, s",
+}
+
+
+class Problem(NamedTuple):
+    """What both ways start from."""
+
+    backbone: backbones.Backbone
+    names: list[str]
+    learner: LearnableContext
+    optimizer: torch.optim.SGD
+    features: Tensor  # [BATCH, D]
+    labels: Tensor  # [BATCH]
+
+
+def problem(backbone: str, classes: int, device: str, threads: int) -> Problem:
+    import open_clip
+
+    torch.set_num_threads(threads)
+    loaded = backbones.load(backbone, device=device)
+    names = list(open_clip.IMAGENET_CLASSNAMES[:classes])
+    generator = torch.Generator().manual_seed(0)
+    learner = LearnableContext(loaded, names, CONTEXT, generator=generator).to(device)
+    with torch.no_grad():
+        width = encode_prompts(loaded, names[:1]).shape[1]
+    features = torch.randn(BATCH, width, generator=generator).to(device)
+    labels = torch.randint(classes, (BATCH,), generator=generator).to(device)
+    return Problem(loaded, names, learner, torch.optim.SGD(learner.parameters(), 0.002), features, labels)
+
+
+# --- the two ways -----------------------------------------------------------------------------------
+
+
+def ours(given: Problem) -> Callable[[], None]:
+    """Forward and backward of this package's text encoder."""
+
+    def gradient() -> None:
+        text_features = encode_prompts(given.backbone, given.learner())
+        F.cross_entropy(cosine_logits(given.backbone, given.features, text_features), given.labels).backward()
+
+    return gradient
+
+
+def reference(given: Problem, chunk: int) -> Callable[[], None]:
+    """Forward and backward as published; beyond ``chunk`` classes the loss is had first, chunks then follow it."""
+    ids, embeddings = full_length(given.backbone, given.names)
+    classes = len(ids)
+
+    def encode(part: slice) -> Tensor:
+        return encode_full_length(given.backbone, given.learner.ctx, ids[part], embeddings[part])
+
+    def loss(text_features: Tensor) -> Tensor:
+        images, texts = F.normalize(given.features, dim=-1), F.normalize(text_features, dim=-1)
+        return F.cross_entropy(given.backbone.logit_scale.exp() * images @ texts.T, given.labels)
+
+    if chunk >= classes:
+        return lambda: loss(encode(slice(None))).backward()
+    parts = [slice(first, first + chunk) for first in range(0, classes, chunk)]
+    with torch.no_grad():
+        text_features = torch.cat([encode(part) for part in parts])
+    loss(text_features.requires_grad_()).backward()  # the same at each repeat: the time does not depend on it
+
+    def gradient() -> None:
+        for part in parts:
+            encode(part).backward(text_features.grad[part])
+
+    return gradient
+
+
+def full_length(backbone: backbones.Backbone, names: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Ids [C, L] of "X X .. X name." and their embeddings [C, L, W]; the context takes the place of the X."""
+    length = backbone.context_length
+    plain = backbone.tokenizer([f"{name}." for name in names]).to(backbone.device)
+    ids = torch.cat([plain[:, :1], plain[:, :1].expand(-1, CONTEXT), plain[:, 1:]], 1)[:, :length]
+    with torch.no_grad():
+        return ids, backbone.token_embedding(ids)
+
+
+def encode_full_length(backbone: backbones.Backbone, ctx: Tensor, ids: Tensor, embeddings: Tensor) -> Tensor:
+    """CoOp's text encoder: the whole context length of every class through the whole tower, [C, D]."""
+    tower = backbone.text
+    shared = ctx.unsqueeze(0).expand(len(ids), -1, -1)
+    x = torch.cat([embeddings[:, :1], shared, embeddings[:, 1 + CONTEXT :]], 1)  # [C, L, W]
+    x = tower.transformer(x + tower.positional_embedding, attn_mask=tower.attn_mask)
+    x = tower.ln_final(x)
+    ends = (ids == backbone.end_id).int().argmax(1)
+    return x[torch.arange(len(ids), device=x.device), ends] @ tower.text_projection
+
+
+def step(given: Problem, gradient: Callable[[], None]) -> Callable[[], None]:
+    def run() -> None:
+        given.optimizer.zero_grad()
+        gradient()
+        given.optimizer.step()
+
+    return run
+
+
+# --- measurements -----------------------------------------------------------------------------------
+
+
+def prepare_ours(*arguments) -> Callable[[], None]:
+    given = problem(*arguments)
+    return step(given, ours(given))
+
+
+def prepare_reference(chunk: int, *arguments) -> Callable[[], None]:
+    given = problem(*arguments)
+    return step(given, reference(given, chunk))
+
+
+def context_gradient(given: Problem, gradient: Callable[[], None]) -> Tensor:
+    given.optimizer.zero_grad()
+    gradient()
+    return given.learner.ctx.grad.clone()
+
+
+def moved_bytes(given: Problem) -> int:
+    """Weights of the tower's blocks and the activations kept for the backward pass, each twice."""
+    weights = {w.data_ptr(): w.nbytes for w in given.backbone.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no two share an address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        text_features = encode_prompts(given.backbone, given.learner())
+    activations = sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in weights)
+    del text_features
+    return 2 * (sum(w.nbytes for w in given.backbone.resblocks.parameters()) + activations)
+
+
+def measure(arguments: argparse.Namespace, classes: int) -> dict:
+    where = (arguments.backbone, classes, arguments.device, arguments.threads)
+    given = problem(*where)
+    plain = reference(given, arguments.chunk)
+    expected = context_gradient(given, plain)
+    with FlopCounterMode(display=False) as counter:
+        found = context_gradient(given, ours(given))
+    flops, moved = counter.get_total_flops(), moved_bytes(given)
+    # One after the other in turn, so that a slower minute of the machine meets both.
+    run, run_reference = step(given, ours(given)), step(given, plain)
+    times = [(median_seconds(run, 3), seconds(run_reference)) for _ in range(arguments.repeats)]
+    own, other = (statistics.median(column) for column in zip(*times, strict=True))
+    rows = sum(given.learner._lengths) + CONTEXT + 1
+    speed = matmul_speed(rows, given.backbone.positional_embedding.shape[1], arguments.device)
+    peak, held = peak_bytes(prepare_ours, *where)
+    reference_peak, _ = peak_bytes(prepare_reference, arguments.chunk, *where)
+    return {
+        "classes": classes,
+        "seconds": own,
+        "reference_seconds": other,
+        "ratio": other / own,
+        "all_seconds": times,
+        "peak_bytes": peak,
+        "reference_peak_bytes": reference_peak,
+        "held_bytes": held,
+        "gradient_difference": ((found - expected).abs().max() / expected.abs().max()).item(),
+        "flops": flops,
+        "matmul_flops_per_second": speed,
+        "floor_seconds": flops / speed,
+        "moved_bytes": moved,
+        "floor_seconds_memory": moved / copy_speed(arguments.device),
+        "backbone": arguments.backbone,
+        "reference_chunk": min(arguments.chunk, classes),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--classes", type=int, nargs="+", default=[10, 100], help="of ImageNet, at most 1000")
+    parser.add_argument("--backbone", default="ViT-B-16@random")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--chunk", type=int, default=100, help="classes that the reference encodes at a time")
+    parser.add_argument("--json", default="", help="write every number there")
+    arguments = parser.parse_args()
+    if max(arguments.classes) > 1000:
+        parser.error(f"--classes is at most 1000, the names of ImageNet, got {max(arguments.classes)}")
+    torch.set_num_threads(arguments.threads)
+
+    rows = [measure(arguments, classes) for classes in arguments.classes]
+    shown = [
+        {
+            **row,
+            "peak_mib": mib(row["peak_bytes"]),
+            "reference_peak_mib": mib(row["reference_peak_bytes"]),
+            "gflop": row["flops"] / 1e9,
+            "moved_mib": mib(row["moved_bytes"]),
+        }
+        for row in rows
+    ]
+    print(f"\n{machine()}\n\n{table(shown, COLUMNS)}")
+    write(arguments.json, rows)
+    if any(row["gradient_difference"] > 1e-5 for row in rows):
+        raise SystemExit("the gradients differ by more than 1e-5")
+
+
+if __name__ == "__main__":
+    main()
