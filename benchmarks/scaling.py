@@ -6,13 +6,20 @@ An exponent of 1 is linear. What all sizes share, such as the prefix of the prom
 """
 
 import argparse
+import logging
 import math
 import statistics
+import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from measure import machine, seconds, table, write
 from text_step import prepare_ours
+
+from unskew import config
+from unskew.engine import build_trainer
+from unskew.features import extract
 
 LARGEST = 1.05  # linear but for the noise of timing, some hundredths
 COLUMNS = {"name": "what grows", "size": "size", "seconds": "seconds", "each": "seconds each", "exponent": "exponent"}
@@ -24,8 +31,32 @@ def classes(arguments: argparse.Namespace) -> Iterator[tuple[int, Callable[[], o
         yield count, prepare_ours(arguments.backbone, count, arguments.device, arguments.threads)
 
 
+def shapes(arguments: argparse.Namespace, shots: int, output: str):
+    """CoOp on the embedded world's 96 classes."""
+    flags = ("DATASET.ROOT", arguments.root, "OUTPUT_DIR", output, "DATASET.NUM_SHOTS", shots, "INPUT.VIEWS", 1)
+    return build_trainer(config.load("shapes", trainer="CoOp", opts=flags))
+
+
+def images(arguments: argparse.Namespace) -> Iterator[tuple[int, Callable[[], object]]]:
+    """Decoding and encoding images, by their number."""
+    with tempfile.TemporaryDirectory() as output:
+        trainer = shapes(arguments, -1, output)
+        paths = [item.impath for item in trainer.dataset.train_x]
+        for count in arguments.images:
+            yield count, partial(extract, trainer.backbone, paths[:count], trainer.dm.tfm_test, keep=False)
+
+
+def shots(arguments: argparse.Namespace) -> Iterator[tuple[int, Callable[[], object]]]:
+    """One epoch of CoOp on features, by the shots."""
+    with tempfile.TemporaryDirectory() as output:
+        for count in arguments.shots:
+            trainer = shapes(arguments, count, output)
+            trainer.max_epoch = 1
+            yield count, trainer.run_epoch
+
+
 # What grows -> a function that gives the sizes, each with a call to be timed.
-MEASUREMENTS = {"classes": classes}
+MEASUREMENTS = {"classes": classes, "images": images, "shots": shots}
 
 
 def exponent(sizes: list[int], times: list[float]) -> float:
@@ -50,6 +81,9 @@ def measure(name: str, arguments: argparse.Namespace) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--classes", type=int, nargs="+", default=[25, 50, 100, 200], help="of ImageNet, at most 1000")
+    parser.add_argument("--images", type=int, nargs="+", default=[240, 480, 960, 1920])
+    parser.add_argument("--shots", type=int, nargs="+", default=[2, 4, 8, 16])
+    parser.add_argument("--root", default="data", help="where the images of shapes are, or go")
     parser.add_argument("--backbone", default="ViT-B-16@random")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
@@ -57,6 +91,7 @@ def main() -> None:
     parser.add_argument("--json", default="", help="write every number there")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    logging.getLogger("unskew").setLevel(logging.ERROR)
 
     rows = [row for name in MEASUREMENTS for row in measure(name, arguments)]
     print(f"\n{machine()}\n\n{table(rows, COLUMNS)}")

@@ -90,11 +90,26 @@ def test_the_gradients_of_the_text_step(benchmark):
         assert (gradient - whole).abs().max() <= 1e-5 * whole.abs().max()
 
 
-def test_scaling(tmp_path):
-    flags = ["--backbone", "micro", "--classes", "3", "6", "9", "--repeats", "1"]
+def test_scaling(tmp_path, data_root):
+    sizes = {"classes": [3, 6, 9], "images": [20, 40], "shots": [1, 2]}
+    words = [word for name, found in sizes.items() for word in (f"--{name}", *map(str, found))]
+    flags = ["--backbone", "micro", "--repeats", "1", "--root", data_root, *words]
     printed, rows = run_quickly("scaling.py", flags, tmp_path)
-    assert [(row["name"], row["size"]) for row in rows] == [("classes", 3), ("classes", 6), ("classes", 9)]
-    assert "exponent" in printed and len({row["exponent"] for row in rows}) == 1
+    assert [(row["name"], row["size"]) for row in rows] == [(name, size) for name in sizes for size in sizes[name]]
+    assert "exponent" in printed and len({row["exponent"] for row in rows}) == 3
+
+
+def test_fewshot_run(tmp_path, data_root):
+    flags = ["--dataset", "digits", "--root", data_root, "--shots", "1", "--seeds", "1", "--trainers", "CoOp", "GLA"]
+    printed, rows = run_quickly("fewshot_run.py", [*flags, "--opts", "OPTIM.MAX_EPOCH", "2"], tmp_path)
+    assert [row["trainer"] for row in rows] == ["CoOp", "GLA"] and "ratio" in printed
+    assert all(row["ratio"] == pytest.approx(row["reference_seconds"] / row["seconds"]) for row in rows)
+
+
+def test_views(tmp_path, data_root):
+    flags = ["--root", data_root, "--views", "0", "2", "--seeds", "1", "--opts", "OPTIM.MAX_EPOCH", "2"]
+    printed, rows = run_quickly("views.py", flags, tmp_path)
+    assert [row["views"] for row in rows] == [0, 2] and "new ones" in printed
 
 
 def test_the_fitted_exponent(benchmark):
