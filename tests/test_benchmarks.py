@@ -115,3 +115,19 @@ def test_views(tmp_path, data_root):
 def test_the_fitted_exponent(benchmark):
     sizes = [10, 20, 40, 80]
     assert benchmark("scaling").exponent(sizes, [3 * n**1.5 for n in sizes]) == pytest.approx(1.5)
+
+
+@pytest.mark.slow
+def test_prior(tmp_path):
+    flags = ["--samples", "600", "--classes", "20", "--repeats", "1", "--json", str(tmp_path / "rows.json")]
+    command = [sys.executable, str(ROOT / "benchmarks" / "prior.py"), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "convex, strength cv" in done.stdout and "20 classes" in done.stdout
+    rows = {row["name"]: row for row in json.loads((tmp_path / "rows.json").read_text())["rows"]}
+    assert len(rows) == 9 and rows["eigen"]["passes"] == 1
+    for name, row in rows.items():
+        assert row["seconds"] > 0 and row["floor_seconds"] > 0
+        assert "cv" in name or row["passes"] <= 30
+        # The plain way knows no bounds of the weights, which bind on so few images.
+        assert name == "combination" or row["difference"] is None or row["difference"] < 1e-5

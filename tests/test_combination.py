@@ -36,6 +36,7 @@ def test_the_share_minimises_the_cross_entropy_and_stays_within_its_range():
     assert abs(remaining_bias(logits, labels, log_q) - grid[torch.stack(losses).argmin()]) < 1e-3
     assert remaining_bias(logits - 2 * log_q, labels, log_q) == 0.0
     assert remaining_bias(logits + 2 * log_q, labels, log_q) == 1.0
+    assert remaining_bias(logits, labels, torch.full((8,), 1 / 8).log()) == 0.0
     with pytest.raises(ValueError, match="log_q must be"):
         remaining_bias(logits, labels, log_q[:5])
 
@@ -61,6 +62,27 @@ def test_weights_minimise_the_penalised_cross_entropy(pull):
 
     expected = minimize(objective, [1.0, 1.0], method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-10}).x
     np.testing.assert_allclose(fit_weights(ft, zs, labels, pull), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("few", [40, 4000])
+@pytest.mark.parametrize("scale", [0.1, 10.0, 1e3])
+def test_weights_are_exact(few, scale):
+    """By automatic differentiation: no slope left, but where a weight is at its bound."""
+    ft, zs, labels = (tensor[:few] for tensor in halves(4000))
+    ft, zs = scale * ft.float(), scale * zs
+    weights = torch.tensor(fit_weights(ft, zs, labels), dtype=torch.float64, requires_grad=True)
+    log_pi = (torch.bincount(labels, minlength=5).double() / few).log()
+    loss = torch.nn.functional.cross_entropy(weights[0] * ft.double() + weights[1] * zs + log_pi, labels)
+    (loss + 2 / few * (weights - 0.5).square().sum()).backward()
+    slope = torch.where(weights > 1e-4, weights.grad, weights.grad.clamp(max=0))
+    assert slope.abs().max() < 1e-9 * scale
+
+
+def test_halves_that_are_the_same_share_alike():
+    ft, _, labels = halves()
+    a, b = fit_weights(ft, ft, labels)
+    assert a == pytest.approx(b, abs=1e-6)
+    assert all(np.isfinite(fit_weights(ft, ft, labels, pull=0.0)))
 
 
 def test_independent_halves_weigh_as_they_should():

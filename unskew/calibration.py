@@ -2,11 +2,14 @@
 
 import logging
 import math
+from collections.abc import Iterator
 
 import torch
-from scipy.optimize import brentq
+from torch import Tensor
 
+from unskew.exponentials import blocks, buffers
 from unskew.prior import check_logits
+from unskew.roots import falling_root
 
 logger = logging.getLogger("unskew")
 
@@ -27,34 +30,55 @@ def fit_temperature(logits, labels, *, method: str = "confidence") -> float:
     """
     if method not in ("confidence", "nll"):
         raise ValueError(f"unknown temperature method '{method}'; choose confidence or nll")
-    logits, labels = check_logits(logits, labels)
+    logits, labels = check_logits(logits, labels, None)
     samples, classes = logits.shape
     if classes == 1:
         return 1.0  # its probability is 1 at every T
-    logits = logits - logits.amax(1, keepdim=True)  # [N, C], the largest of each row is 0
-    accuracy = float((logits.argmax(1) == labels).double().mean())
-    accuracy = min(max(accuracy, 1 / classes + 0.5 / samples), 1 - 0.5 / samples)
-    own = float(logits.gather(1, labels[:, None]).mean())
-    falling, target = (_confidence, accuracy) if method == "confidence" else (_mean_logit, own)
-    # Tensors as `args`, since SciPy's wrapper of a closure would keep them alive until the next garbage collection;
-    # one buffer for all temperatures, since allocating it is most of the time.
-    args = (target, logits, torch.empty_like(logits))
-    lowest, highest = (math.log(end) for end in RANGE)
-    end = RANGE[0] if falling(lowest, *args) < 0 else RANGE[1] if falling(highest, *args) > 0 else None
-    if end is not None:
-        logger.warning(f"no temperature in {RANGE} fits {samples} samples by '{method}': taking {end}")
-        return end
-    return math.exp(brentq(falling, lowest, highest, args, xtol=1e-10))
+    highest, first = logits.max(1)
+    if method == "confidence":
+        accuracy = float((first == labels).double().mean())
+        target = min(max(accuracy, 1 / classes + 0.5 / samples), 1 - 0.5 / samples)
+    else:
+        target = float((logits.gather(1, labels[:, None])[:, 0].double() - highest).mean())
+    mean = _confidence if method == "confidence" else _mean_logit
+
+    def excess(log_t: float) -> tuple[float, float]:
+        value, slope = mean(logits, highest, math.exp(-log_t))
+        return value - target, -math.exp(-log_t) * slope
+
+    lowest, highest_t = (math.log(end) for end in RANGE)
+    log_t, found = falling_root(excess, lowest, highest_t, 0.0)
+    if found:
+        return math.exp(log_t)
+    end = RANGE[log_t > 0]
+    logger.warning(f"no temperature in {RANGE} fits {samples} samples by '{method}': taking {end}")
+    return end
 
 
-def _confidence(log_t: float, accuracy: float, logits, exponentials) -> float:
-    """By how much the mean of max softmax(logits/T) is above the accuracy; the largest of each row of logits is 0."""
-    torch.mul(logits, math.exp(-log_t), out=exponentials).exp_()
-    return float(exponentials.sum(1).reciprocal().mean()) - accuracy
+def _exponentials(logits: Tensor, highest: Tensor, sharpness: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """By blocks of rows, logits less the highest of each row ``[n, C]``, exp of them times the sharpness, its sums."""
+    room = buffers(logits, 2)
+    for part in blocks(logits):
+        block, exponentials = room[:, : part.stop - part.start]
+        block.copy_(logits[part]).sub_(highest[part, None])
+        torch.mul(block, sharpness, out=exponentials).exp_()
+        yield block, exponentials, exponentials.sum(1)
 
 
-def _mean_logit(log_t: float, own: float, logits, exponentials) -> float:
-    """d nll / d (1/T): the mean logit under softmax(logits/T) less that of the labels."""
-    torch.mul(logits, math.exp(-log_t), out=exponentials).exp_()
-    totals = exponentials.sum(1)
-    return float((exponentials.mul_(logits).sum(1) / totals).mean()) - own
+def _confidence(logits: Tensor, highest: Tensor, sharpness: float) -> tuple[float, float]:
+    """The mean of max softmax(logits/T), and its derivative by 1/T."""
+    value = slope = 0.0
+    for block, exponentials, totals in _exponentials(logits, highest, sharpness):
+        value += totals.reciprocal().sum()
+        slope -= (exponentials.mul_(block).sum(1) / totals.square()).sum()
+    return float(value) / len(logits), float(slope) / len(logits)
+
+
+def _mean_logit(logits: Tensor, highest: Tensor, sharpness: float) -> tuple[float, float]:
+    """d nll / d (1/T) but for the labels' part: the mean logit under softmax(logits/T), and its derivative by 1/T."""
+    value = slope = 0.0
+    for block, exponentials, totals in _exponentials(logits, highest, sharpness):
+        means = exponentials.mul_(block).sum(1) / totals
+        value += means.sum()
+        slope += (exponentials.mul_(block).sum(1) / totals - means.square()).sum()
+    return float(value) / len(logits), float(slope) / len(logits)

@@ -9,9 +9,10 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
-MAX_PASSES = 300  # over the logits; 8 to 30 is usual
+from unskew.exponentials import Exponentials
+
+MAX_PASSES = 3000  # over the logits; 15 to 30 is usual
 STRENGTHS = tuple(10 ** (half / 2) for half in range(8, -3, -1))  # 10000 .. 0.1, what "cv" chooses from
 FOLDS = 5
 
@@ -25,81 +26,94 @@ class Seen(NamedTuple):
     the minimum is the same number.
     """
 
+    logits: torch.Tensor  # [M, C], as given
+    rows: torch.Tensor  # [N], of the sample
     classes: torch.Tensor  # [n], ascending
-    labels: torch.Tensor  # [N], positions in classes
     frequencies: torch.Tensor  # [n], pi
-    logits: torch.Tensor  # [N, n]
-    total: int  # C
+    own: float  # the mean logit of the labels
 
     @classmethod
-    def of(cls, logits, labels) -> "Seen":
-        total = logits.shape[1]
-        classes, labels, counts = labels.unique(return_inverse=True, return_counts=True)
-        seen = logits[:, classes] if len(classes) < total else logits
-        return cls(classes, labels, counts.double() / len(labels), seen, total)
+    def of(cls, logits, labels, rows=None) -> "Seen":
+        """The sample is the ``rows`` ``[N]`` of logits ``[M, C]`` and labels ``[M]``; None is all."""
+        rows = torch.arange(len(labels), device=labels.device) if rows is None else rows
+        counts = labels[rows].bincount(minlength=logits.shape[1])
+        classes = counts.nonzero().flatten()
+        own = float(logits[rows, labels[rows]].double().mean())
+        return cls(logits, rows, classes, counts[classes].double() / len(rows), own)
+
+    def spread(self) -> float:
+        """The deviation of the logits from their rows' means; a thousand rows tell it well enough."""
+        some = self.rows[:: max(1, len(self.rows) // 1000)]
+        return float(self.logits[some][:, self.classes].double().var(1, correction=0).mean().sqrt())
 
     def weight(self, strength: float) -> float:
         """What KL counts in the objective of the n classes, in nats per sample."""
-        return strength * len(self.classes) / self.total / len(self.logits)
+        return strength * len(self.classes) / self.logits.shape[1] / len(self.rows)
 
     def log_q(self, bias) -> torch.Tensor:
         """``[C]``, from the bias of the n classes."""
-        log_q = bias.new_full((self.total,), -math.log(self.total))
-        log_q[self.classes] = bias.log_softmax(0) + math.log(len(self.classes) / self.total)
+        total = self.logits.shape[1]
+        log_q = bias.new_full((total,), -math.log(total))
+        log_q[self.classes] = bias.log_softmax(0) + math.log(len(self.classes) / total)
         return log_q
 
 
 class Point(NamedTuple):
-    """The objective and its derivatives at one bias b; ``probabilities`` is valid until the next point."""
+    """The objective and its derivatives at one bias b."""
 
-    objective: torch.Tensor
+    objective: float
     gradient: torch.Tensor  # [C]
-    probabilities: torch.Tensor  # [N, C], softmax(logits/tau - b + log pi)
-    mean: torch.Tensor  # [C], of the probabilities
+    mean: torch.Tensor  # [C], of the probabilities softmax(logits/tau - b + log pi)
+    squares: torch.Tensor  # [C], of their squares
     prior: torch.Tensor  # [C], softmax(b)
+    rounding: float  # of the objective
 
 
 class BiasProblem:
     """f(b) over the classes that are seen, so that every pi is above 0. ``weight`` may be changed between solves."""
 
     def __init__(self, seen: Seen, weight: float):
-        self.logits = seen.logits - seen.logits.mean(1, keepdim=True)  # [N, C]; softmax does not see what rows add
-        self.labels = seen.labels[:, None]
+        self.own = seen.own
         self.frequencies = seen.frequencies
         self.weight = weight
-        self.passes = 0
-        self._buffer = torch.empty_like(self.logits)  # page faults would cost more than the arithmetic
+        self.exponentials = Exponentials(seen.logits, seen.rows, seen.classes)
+        self.spread = seen.spread()
 
-    def at(self, bias, tau: float) -> Point:
-        self.passes += 1
-        torch.add(self.frequencies.log() - bias, self.logits, alpha=1 / tau, out=self._buffer)
-        scores = self._buffer.sub_(self._buffer.amax(1, keepdim=True))
-        own = scores.gather(1, self.labels)
-        totals = scores.exp_().sum(1, keepdim=True)
-        probabilities = scores.div_(totals)
-        mean, log_prior = probabilities.mean(0), bias.log_softmax(0)
+    @property
+    def passes(self) -> int:
+        return self.exponentials.passes
+
+    def at(self, bias) -> Point:
+        pi, own = self.frequencies, self.own / self.exponentials.tau
+        log_partition, mean, squares = self.exponentials.at(pi.log() - bias, squares=True)
+        log_prior = bias.log_softmax(0)
         prior, uniform = log_prior.exp(), 1 / len(bias)
-        objective = (totals.log() - own).mean() + self.weight * (math.log(uniform) - log_prior.mean())
-        gradient = self.frequencies - mean + self.weight * (prior - uniform)
-        return Point(objective, gradient, probabilities, mean, prior)
+        entropy = log_partition - own - pi @ (pi.log() - bias)
+        objective = float(entropy + self.weight * (math.log(uniform) - log_prior.mean()))
+        gradient = pi - mean + self.weight * (prior - uniform)
+        rounding = 1e-14 * (1 + abs(objective) + abs(own) + float(bias.abs().max()))
+        return Point(objective, gradient, mean, squares, prior, rounding)
 
-    def newton_step(self, point: Point) -> torch.Tensor:
-        """Solve Hessian @ step = -gradient by conjugate gradients: two products with [N, C] an iteration,
-        where the Hessian itself would take C of them. It is the Laplacian of the graph of confused classes,
-        and its diagonal is a good preconditioner.
+    def newton_step(self, point: Point, last_size: float, reach: float) -> tuple[torch.Tensor, float]:
+        """Solve Hessian @ step = -gradient at the last point; the step and the gradient's size, squared and scaled.
+
+        By conjugate gradients, a pass an iteration: the Hessian is the Laplacian of the graph of confused classes, and
+        its diagonal is a good preconditioner. Far from the minimum they stop early: where the residual's size has
+        fallen as the gradient's did from the last point to this (Eisenstat & Walker, SIAM J. Sci. Comput. 17, 1996),
+        or where the step is longer than will be taken (Steihaug, SIAM J. Numer. Anal. 20, 1983).
         """
-        _, gradient, p, mean, prior = point
+        gradient, mean, prior = point.gradient, point.mean, point.prior
         floor = 1e-12 * self.frequencies  # a class whose probabilities are all 0 or 1 has no curvature
-        squares = sum(rows.square().sum(0) for rows in p.split(64))  # in the processor's cache: a fifth of the time
-        diagonal = floor + (mean - squares / len(p) + self.weight * prior * (1 - prior)).clamp(min=0)
+        diagonal = floor + (mean - point.squares + self.weight * prior * (1 - prior)).clamp(min=0)
 
         def hessian(v):
-            likelihood = mean * v - (p @ v) @ p / len(p)
+            likelihood = mean * v - self.exponentials.product(v)
             return likelihood + floor * v + self.weight * prior * (v - prior @ v)
 
         step, residual = torch.zeros_like(gradient), -gradient
         direction = residual / diagonal
         size = first = residual @ direction
+        target = first * min(0.1, max(1e-4, float(first) / last_size))
         for _ in range(200):
             product = hessian(direction)
             curvature = direction @ product
@@ -108,12 +122,12 @@ class BiasProblem:
             step = step + size / curvature * direction
             residual = residual - size / curvature * product
             scaled = residual / diagonal
-            last, size = size, residual @ scaled
-            if size < 1e-4 * first:
+            before, size = size, residual @ scaled
+            if size < target or step.abs().max() > reach:
                 break
-            direction = scaled + size / last * direction
+            direction = scaled + size / before * direction
         step = step - step.mean()
-        return step if gradient @ step < 0 else -gradient / self.frequencies
+        return step if gradient @ step < 0 else -gradient / self.frequencies, float(first)
 
 
 def solve(problem: BiasProblem) -> tuple[torch.Tensor, Point, bool]:
@@ -131,7 +145,7 @@ def solve(problem: BiasProblem) -> tuple[torch.Tensor, Point, bool]:
 def soften(problem: BiasProblem) -> torch.Tensor:
     """A bias to start from."""
     bias = torch.zeros_like(problem.frequencies)
-    tau = max(1.0, float(problem.logits.std(correction=0)) / 8)
+    tau = max(1.0, problem.spread / 16)
     while tau > 1:
         bias, _ = descend(problem, bias, tau, 0.01 * problem.frequencies)
         tau, last = max(1.0, tau / 4), tau
@@ -143,17 +157,18 @@ def descend(problem: BiasProblem, bias, tau: float, tolerance) -> tuple[torch.Te
     """Newton steps with backtracking until every |gradient| is within its tolerance."""
     reach = 4.0  # how far, in nats, a step may move a class: beyond a few the second order means little
     limit = problem.passes + MAX_PASSES
-    point = problem.at(bias, tau)
+    problem.exponentials.soften(tau)
+    point = problem.at(bias)
+    size = math.inf
     while (point.gradient.abs() > tolerance).any() and problem.passes < limit:
-        step = problem.newton_step(point)
+        step, size = problem.newton_step(point, size, reach)
         longest, slope = float(step.abs().max()), float(point.gradient @ step)
-        objective = float(point.objective)
-        rounding = 1e-14 * (1 + abs(objective))
+        highest = point.objective + point.rounding
         scale = full = min(1.0, reach / longest)
-        point = problem.at(bias + scale * step, tau)
-        while point.objective > objective + 1e-4 * scale * slope + rounding and problem.passes < limit:
+        point = problem.at(bias + scale * step)
+        while point.objective > highest + 1e-4 * scale * slope and problem.passes < limit:
             scale *= 0.3
-            point = problem.at(bias + scale * step, tau)
+            point = problem.at(bias + scale * step)
         reach = max(1.0, scale * longest * (4 if scale == full else 1))
         bias = bias + scale * step
     return bias, point
@@ -179,12 +194,17 @@ def cross_validate(logits, labels) -> float:
     rank = torch.empty_like(order)  # of each sample in its class
     rank[order] = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[labels[order]]
     fold = rank % folds
-    log_pi = (counts.double() / len(labels)).log()  # [C], -inf where absent
-    losses = logits.new_zeros(len(STRENGTHS))
-    for held in (fold == k for k in range(folds)):
-        held_logits, held_labels = logits[held] + log_pi, labels[held]
-        for i, log_q in enumerate(_path(Seen.of(logits[~held], labels[~held]))):
-            losses[i] += F.cross_entropy(held_logits - log_q, held_labels, reduction="sum")
+    present = counts.nonzero().flatten()
+    log_pi = (counts[present].double() / len(labels)).log()  # [n]
+    losses = log_pi.new_zeros(len(STRENGTHS))
+    for number in range(folds):
+        path = [log_q[present] for log_q in _path(Seen.of(logits, labels, (fold != number).nonzero().flatten()))]
+        rows = (fold == number).nonzero().flatten()
+        held, counted = Exponentials(logits, rows, present), labels[rows].bincount(minlength=len(counts))[present]
+        own = logits[rows, labels[rows]].double().sum()
+        for i, log_q in enumerate(path):
+            offset = log_pi - log_q
+            losses[i] += len(rows) * held.at(offset).log_partition - own - counted.double() @ offset
     losses = losses / len(labels)
     return next(s for s, loss in zip(STRENGTHS, losses, strict=True) if loss <= losses.min() + 1e-4)
 

@@ -8,6 +8,8 @@ import math
 
 import torch
 
+from unskew.exponentials import Exponentials
+
 MAX_PASSES = 2000  # over the logits; 10 to 200 is usual, more where the model is sure of almost all its answers
 TOLERANCE = 1e-8  # of the largest change of log q
 
@@ -25,27 +27,25 @@ class EMStep:
     step raises F. At weight 0 the root is m/pi: generalised iterative scaling (Darroch & Ratcliff, 1972).
     """
 
-    def __init__(self, logits, frequencies, weight: float, labels=None):
-        """Every frequency must be above 0."""
-        own = logits.logsumexp(1) if labels is None else logits.gather(1, labels[:, None])[:, 0]
-        self.centre = logits.mean(0)
-        logits = logits - self.centre  # [N, C]
-        peaks = logits.amax(1)
-        self.constant = float((peaks - own).mean())
-        self.scores = logits.sub_(peaks[:, None]).exp_()  # with these a step is two products with [N, C]
+    def __init__(self, logits, frequencies, weight: float, labels=None, classes=None):
+        """Every frequency must be above 0; they are of ``classes``, ascending, if given, else of all."""
+        self.exponentials = Exponentials(logits, None, classes)
+        if labels is None:
+            own = self.exponentials.at(torch.zeros_like(frequencies)).log_partition
+        else:
+            own = logits.gather(1, labels[:, None]).double().mean()
+        self.own = float(own)
         self.frequencies = frequencies
         self.weight = weight
-        self.passes = 0
+
+    @property
+    def passes(self) -> int:
+        return self.exponentials.passes
 
     def __call__(self, log_q) -> tuple[torch.Tensor, float]:
-        self.passes += 1
         pi, weight, uniform, q = self.frequencies, self.weight, 1 / len(log_q), log_q.exp()
-        offset = pi.log() - log_q + self.centre
-        shift = offset.max()
-        factors = (offset - shift).clamp(min=-600).exp()  # not 0, lest a row should sum to 0
-        totals = self.scores @ factors  # [N]
-        mean = factors * (totals.reciprocal() @ self.scores) / len(totals)  # [C]
-        entropy = totals.log().mean() + shift + self.constant - pi @ (pi.log() - log_q)
+        log_partition, mean, _ = self.exponentials.at(pi.log() - log_q)
+        entropy = log_partition - self.own - pi @ (pi.log() - log_q)
         objective = entropy + weight * (math.log(uniform) - log_q.mean())
         slope = pi - weight * uniform
         root = (slope**2 + 4 * weight * q * mean).sqrt()

@@ -24,7 +24,7 @@ from unskew.files import cache_home, write_json
 from unskew.loaders import read_image
 
 # Images in a batch, by device; halved where its memory does not hold them.
-_batch = collections.defaultdict(lambda: 256, cuda=1024)
+_batch = collections.defaultdict(lambda: 128, cuda=1024)
 # Fewer are read before a worker process has started.
 WORKERS_FROM = 1024
 # Images that are encoded before they are written: a kill loses no more.
@@ -154,7 +154,8 @@ def _in_parts(backbone, pixels: Tensor) -> Tensor:
     """[B, 3, H, W] -> [B, D] on the CPU; in halves, and so from now on, where the device's memory is too small."""
     kind = torch.device(backbone.device).type
     try:
-        parts = pixels.split(_batch[kind])
+        # Convolutions are faster on channels that lie side by side.
+        parts = pixels.contiguous(memory_format=torch.channels_last).split(_batch[kind])
         found = [backbone.encode_image(part.to(backbone.device, non_blocking=True)).cpu() for part in parts]
         return torch.cat(found).to(backbone.dtype)
     except torch.OutOfMemoryError:
