@@ -93,15 +93,20 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--root", default="data")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--workers", type=int, default=0, help="processes that decode images, beside the one that trains"
+    )
     parser.add_argument("--json", default="", help="write every number there")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides for both")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    arguments.opts += ["DATALOADER.NUM_WORKERS", str(arguments.workers)]
     logging.getLogger("unskew").setLevel(logging.ERROR)
     for classes in (OURS, REFERENCE):  # what is imported and set up once
         run(arguments.dataset, "CoOp", 1, 0, arguments.root, classes, ["OPTIM.MAX_EPOCH", "1", "INPUT.VIEWS", "1"])
     rows = [compare(trainer, arguments) for trainer in arguments.trainers]
-    print(f"{arguments.dataset}, {arguments.shots} shots, seeds {' '.join(map(str, arguments.seeds))}, {machine()}\n")
+    runs = f"{arguments.dataset}, {arguments.shots} shots, seeds {' '.join(map(str, arguments.seeds))}"
+    print(f"{runs}, {arguments.workers} decoding processes, {machine()}\n")
     keys = ("accuracy", "reference_accuracy")
     cells = [
         (
