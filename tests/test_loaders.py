@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unskew import loaders
+from unskew import loaders, transforms
 from unskew.config import get_cfg_default
 from unskew.data import DatasetBase, Datum
 from unskew.samplers import build_sampler
@@ -42,7 +42,7 @@ def items(tmp_path):
 
 def test_test_transform_by_hand(tmp_path):
     image = Image.open(write_image(tmp_path / "a.png"))  # 40 x 30
-    found = loaders.build_transform(make_cfg(), BACKBONE, train=False)(image)
+    found = transforms.build_transform(make_cfg(), BACKBONE, train=False)(image)
     resized = image.resize((32, 24), Image.BICUBIC)  # the shorter side to 24
     pixels = np.asarray(resized.crop((4, 0, 28, 24)), dtype=np.float32) / 255
     expected = (pixels - np.array(BACKBONE.mean)) / np.array(BACKBONE.std)
@@ -52,18 +52,18 @@ def test_test_transform_by_hand(tmp_path):
 
 def test_size_and_normalisation_without_a_backbone(tmp_path):
     image = Image.open(write_image(tmp_path / "a.png"))
-    plain = loaders.build_transform(make_cfg(), train=False)(image)
+    plain = transforms.build_transform(make_cfg(), train=False)(image)
     assert plain.shape == (3, 16, 16)
     assert plain.min() >= 0 and plain.max() <= 1
     cfg = make_cfg("INPUT.TRANSFORMS", ["normalize"])
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD))
-    assert torch.allclose(loaders.build_transform(cfg, train=False)(image), (plain - mean) / std, atol=1e-6)
+    assert torch.allclose(transforms.build_transform(cfg, train=False)(image), (plain - mean) / std, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", loaders.TRANSFORMS)
+@pytest.mark.parametrize("name", transforms.TRANSFORMS)
 def test_every_training_transform_runs_and_follows_the_seed(tmp_path, name):
     image = Image.open(write_image(tmp_path / "a.png"))
-    transform = loaders.build_transform(make_cfg("INPUT.TRANSFORMS", [name], "INPUT.GB_K", 3), BACKBONE)
+    transform = transforms.build_transform(make_cfg("INPUT.TRANSFORMS", [name], "INPUT.GB_K", 3), BACKBONE)
     draws = []
     for seed in (0, 0, 1, 2, 3, 4, 5):
         torch.manual_seed(seed)
@@ -76,7 +76,7 @@ def test_every_training_transform_runs_and_follows_the_seed(tmp_path, name):
 
 def test_transform_repr_names_what_decides_the_output():
     reprs = {
-        repr(loaders.build_transform(make_cfg("INPUT.TRANSFORMS", names, *pairs), BACKBONE, train))
+        repr(transforms.build_transform(make_cfg("INPUT.TRANSFORMS", names, *pairs), BACKBONE, train))
         for train in (True, False)
         for names, pairs in [
             (["random_resized_crop"], ()),
@@ -92,21 +92,21 @@ def test_transform_repr_names_what_decides_the_output():
 
 def test_instance_norm_and_cutout():
     image = torch.rand(3, 20, 20) + 0.1
-    normalised = loaders.InstanceNorm()(image)
+    normalised = transforms.InstanceNorm()(image)
     assert torch.allclose(normalised.mean((1, 2)), torch.zeros(3), atol=1e-5)
     assert torch.allclose(normalised.std((1, 2)), torch.ones(3), atol=1e-5)
     torch.manual_seed(0)
-    hidden = [int((loaders.Cutout(1, 6)(image) == 0).all(0).sum()) for _ in range(50)]
+    hidden = [int((transforms.Cutout(1, 6)(image) == 0).all(0).sum()) for _ in range(50)]
     assert max(hidden) == 36
     assert min(hidden) >= 9  # around a corner
 
 
 def test_no_transform_and_bad_names():
-    assert loaders.build_transform(make_cfg("INPUT.NO_TRANSFORM", True)) is None
+    assert transforms.build_transform(make_cfg("INPUT.NO_TRANSFORM", True)) is None
     with pytest.raises(ValueError, match="did you mean random_flip"):
-        loaders.build_transform(make_cfg("INPUT.TRANSFORMS", ["random_filp"]))
+        transforms.build_transform(make_cfg("INPUT.TRANSFORMS", ["random_filp"]))
     with pytest.raises(ValueError, match="did you mean bicubic"):
-        loaders.build_transform(make_cfg("INPUT.INTERPOLATION", "bicubik"), train=False)
+        transforms.build_transform(make_cfg("INPUT.INTERPOLATION", "bicubik"), train=False)
 
 
 # --- images ------------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ def test_images_are_rgb_and_broken_ones_are_named(tmp_path):
 
 def test_wrapper_gives_dassls_dict(items):
     cfg = make_cfg("DATALOADER.K_TRANSFORMS", 2, "DATALOADER.RETURN_IMG0", True, "INPUT.TRANSFORMS", ["random_flip"])
-    train, test = (loaders.build_transform(cfg, train=train) for train in (True, False))
+    train, test = (transforms.build_transform(cfg, train=train) for train in (True, False))
     output = loaders.DatasetWrapper(cfg, items, (train, test), is_train=True)[4]
     assert output.keys() == {"label", "domain", "impath", "index", "img", "img2", "img0"}
     assert (output["label"], output["domain"], output["impath"], output["index"]) == (1, 0, items[4].impath, 4)
@@ -233,7 +233,7 @@ def test_data_manager(items):
 def test_a_small_training_set_still_has_a_batch(items):
     cfg = make_cfg()
     for count, batches in ((5, 1), (8, 1), (9, 1), (16, 2)):
-        loader = loaders.build_data_loader(cfg, "RandomSampler", items[:count], 8, tfm=loaders.build_transform(cfg))
+        loader = loaders.build_data_loader(cfg, "RandomSampler", items[:count], 8, tfm=transforms.build_transform(cfg))
         assert len(list(loader)) == batches
     with pytest.raises(ValueError, match="no images"):
         loaders.build_data_loader(cfg, "RandomSampler", [], 8)
@@ -251,7 +251,7 @@ def test_an_epoch_depends_on_seed_and_epoch_alone(items, workers, monkeypatch):
         return torch.cat([batch["img"] for batch in loader])
 
     def fresh():
-        return loaders.build_data_loader(cfg, "RandomSampler", items, 8, tfm=loaders.build_transform(cfg))
+        return loaders.build_data_loader(cfg, "RandomSampler", items, 8, tfm=transforms.build_transform(cfg))
 
     one = fresh()
     assert one.num_workers == workers
