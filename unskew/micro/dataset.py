@@ -1,0 +1,14 @@
+"""What the embedded world's datasets share: their images are rendered where they are first asked for."""
+
+from unskew.data import DatasetBase
+from unskew.fewshot import select
+from unskew.files import expand
+from unskew.micro import downstream
+
+
+class EmbeddedDataset(DatasetBase):
+    """A subclass says its name in the world, which is its folder's too, and the numbers of its images (``card``)."""
+
+    def __init__(self, cfg):
+        root = expand(cfg.DATASET.ROOT) / self.dataset_dir
+        super().__init__(**select(cfg, root, **downstream.files(root, self.dataset_dir)))
