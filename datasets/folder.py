@@ -70,7 +70,7 @@ def read(root: Path, names_file: str = "") -> dict[str, list[Datum]]:
         if not name.isprintable():
             raise ValueError(f"the folder {name!r} in '{root}' has no name in UTF-8 that can be printed: rename it")
     names = read_names(names_file)
-    if set(names) == set(map(str, range(len(classes)))):  # a list, in the folders' order
+    if set(names) == set(map(str, range(len(classes)))) != set(classes):  # a list, in the folders' order
         names = dict(zip(classes, names.values(), strict=True))
     labels = {name: (label, names.get(name, name)) for label, name in enumerate(classes)}
     unknown = sorted(set(classes) - set(names)) if names else []

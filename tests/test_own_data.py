@@ -219,6 +219,13 @@ def test_names_from_a_file(file, content, birds, tmp_path):
     assert {item.classname for item in dataset.test} == set(dataset.classnames)
 
 
+def test_numbers_name_folders_of_these_numbers(birds, tmp_path):
+    fill(birds, **{str(number): 4 for number in range(11)})  # "10" comes before "2"
+    (tmp_path / "names.json").write_text(json.dumps({str(number): f"bird {number}" for number in range(11)}))
+    dataset = load("folder", birds, "DATASET.CLASSNAMES", tmp_path / "names.json")
+    assert all(f"/{item.classname.removeprefix('bird ')}/" in item.impath for item in dataset.train_x)
+
+
 def test_names_as_a_list_are_of_numbered_folders(birds, tmp_path):
     fill(birds, **{"0": 4, "1": 4})
     write(tmp_path / "names.json", json.dumps(["robin", "wren"]))
