@@ -1,5 +1,6 @@
 """What surrounds a run: random seeds, log files, versions, and accelerate's per-process state."""
 
+import atexit
 import contextlib
 import logging
 import os
@@ -129,6 +130,15 @@ def build_accelerator(precision: str = "fp32", use_cuda: bool = True):
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     # On a machine without a GPU accelerate forms a group of processes only if it is told that the CPU is meant.
     accelerator = Accelerator(mixed_precision=mixed, cpu=not use_cuda or (several and not torch.cuda.is_available()))
+    if several and not in_group:
+        atexit.register(_leave_group)
     if not accelerator.is_main_process:
         logger.setLevel(logging.WARNING)
     return accelerator
+
+
+def _leave_group() -> None:
+    # Gloo's threads may hold a tensor of the last exchange; freed after the interpreter is gone, it aborts the process.
+    failed = getattr(sys, "last_value", None) is not None  # then the other processes may wait in an exchange for ever
+    if torch.distributed.is_initialized() and not failed:
+        torch.distributed.destroy_process_group()
