@@ -13,6 +13,7 @@ from torchvision import transforms as T
 
 from unskew import features
 from unskew.feature_store import FeatureStore
+from unskew.loaders import read_image
 
 WIDTH = 64
 PLAIN, CROPS = T.Compose([T.ToTensor()]), T.Compose([T.RandomCrop(6), T.ToTensor()])
@@ -86,6 +87,30 @@ def test_views_are_those_of_their_numbers(cache, paths):
     state = torch.get_rng_state()
     features.extract(Tower("another"), paths, CROPS, views=[7])
     assert torch.equal(torch.get_rng_state(), state)  # drawing views disturbs nobody's random numbers
+
+
+class Pixels(Tower):
+    """Its features are the pixels."""
+
+    def encode_image(self, images):
+        return images.flatten(1)
+
+
+@pytest.mark.parametrize("last", [T.Normalize((0.4, 0.5, 0.6), (0.3, 0.2, 0.1)), T.RandomErasing(p=1.0)])
+def test_pixels_are_those_of_the_transform_bit_for_bit(last, cache, paths):
+    """Whether its tensors are made in batches, as where it ends in Normalize, or one by one."""
+    transform = T.Compose([T.RandomResizedCrop((9, 7)), T.ToTensor(), last])
+    rows = features.extract(Pixels(), paths, transform, views=[0, 3])
+    for path, found in zip(paths, rows, strict=True):
+        for view, row in zip((0, 3), found, strict=True):
+            torch.manual_seed(features._view_seed("images/" + os.path.basename(path), view))
+            assert torch.equal(row, transform(read_image(path)).flatten())
+
+
+def test_pixels_without_views_are_those_of_the_transform(cache, paths):
+    transform = T.Compose([T.Resize(7), T.ToTensor(), T.Normalize((0.4, 0.5, 0.6), (0.3, 0.2, 0.1))])
+    expected = torch.stack([transform(read_image(path)).flatten() for path in paths])
+    assert torch.equal(features.extract(Pixels(), paths, transform), expected)
 
 
 @pytest.mark.parametrize("other", ["tower", "precision", "transform", "views"])

@@ -191,7 +191,7 @@ def kept_bytes(backbone, learner):
 def bytes_per_block(backbone, learner):
     prompts = learner()
     layout = text._layout(len(prompts.prefix), prompts.lengths, prompts.own.device)
-    return text._activation_bytes(torch.cat([prompts.prefix, prompts.own]), layout)
+    return text._activation_bytes((prompts.prefix, prompts.own), layout)
 
 
 @pytest.mark.parametrize(("name", "most"), [("tiny-quick", 1.1), ("tiny", 1.4)])

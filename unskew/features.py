@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms as T
 from tqdm import tqdm
 
 from unskew.feature_store import FeatureStore
@@ -32,33 +33,49 @@ AT_ONCE = 20_000
 
 
 class _Views(Dataset):
-    """Decoded and transformed images; a view's random draws depend on the file's name and the view alone."""
+    """Decoded and transformed images; a view's random draws depend on the file's name and the view alone.
+
+    Where a transform ends in `ToTensor` and `Normalize`, these two are left to `finish`, which takes them on whole
+    batches, on the backbone's device; the numbers are the same.
+    """
 
     def __init__(self, paths: Sequence[str], transform: Callable, views: Sequence[int | None], dataset: str) -> None:
-        self.paths, self.transform, self.views, self.dataset = paths, transform, views, dataset
+        self.paths, self.views, self.dataset = paths, views, dataset
+        steps = list(getattr(transform, "transforms", ()))
+        self.in_batches = [type(step) for step in steps[-2:]] == [T.ToTensor, T.Normalize]
+        self.transform = T.Compose(steps[:-2]) if self.in_batches else transform
+        self.normalize = steps[-1] if self.in_batches else None
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
-        """[V, 3, H, W]; the image is decoded once."""
+        """[V, 3, H, W], or [V, H, W, 3] in bytes for `finish`; the image is decoded once."""
         image = read_image(self.paths[index], self.dataset)
         if self.views == [None]:
-            return self.transform(image)[None]
+            return self._view(image)[None]
+        name = "/".join(Path(self.paths[index]).parts[-2:])
         state = torch.get_rng_state()  # torch.manual_seed would reseed every GPU as well, and is slow
         try:
-            return torch.stack([self._view(image, index, view) for view in self.views])
+            found = []
+            for view in self.views:
+                torch.default_generator.manual_seed(_view_seed(name, view))
+                found.append(self._view(image))
+            return torch.stack(found)
         finally:
             torch.set_rng_state(state)
 
-    def _view(self, image, index: int, view: int) -> Tensor:
-        torch.default_generator.manual_seed(_view_seed(self.paths[index], view))
-        return self.transform(image)
+    def _view(self, image) -> Tensor:
+        view = self.transform(image)
+        return torch.from_numpy(np.array(view)) if self.in_batches else view
+
+    def finish(self, batch: Tensor) -> Tensor:
+        """Views as the loader gave them -> [B, 3, H, W], float32, where they lie."""
+        return self.normalize(batch.movedim(-1, 1).float() / 255) if self.in_batches else batch
 
 
-def _view_seed(path: str, view: int) -> int:
+def _view_seed(name: str, view: int) -> int:
     """The same for a data root anywhere: only the file's name and its folder's count."""
-    name = "/".join(Path(path).parts[-2:])
     return int.from_bytes(hashlib.sha256(f"{name} {view}".encode()).digest()[:8], "little") >> 1
 
 
@@ -144,23 +161,24 @@ def _encode(backbone, images: _Views, workers: int) -> Tensor:
         # A generator of its own: what is random elsewhere must not depend on which images had to be encoded.
         options = {"num_workers": workers, "pin_memory": device.type == "cuda", "generator": torch.Generator()}
         for pixels in DataLoader(images, batch, **options):
-            found = _in_parts(backbone, pixels.flatten(0, 1))
-            rows.append(found.unflatten(0, (-1, views)))
+            rows.append(_in_parts(backbone, images, pixels.flatten(0, 1)).unflatten(0, (-1, views)))
             bar.update(len(pixels))
     return torch.cat(rows)
 
 
-def _in_parts(backbone, pixels: Tensor) -> Tensor:
-    """[B, 3, H, W] -> [B, D] on the CPU; in halves, and so from now on, where the device's memory is too small."""
+def _in_parts(backbone, images: _Views, views: Tensor) -> Tensor:
+    """Views -> [B, D] on the CPU; in halves, and so from now on, where the device's memory is too small."""
     kind = torch.device(backbone.device).type
+    found = []
     try:
-        # Convolutions are faster on channels that lie side by side.
-        parts = pixels.contiguous(memory_format=torch.channels_last).split(_batch[kind])
-        found = [backbone.encode_image(part.to(backbone.device, non_blocking=True)).cpu() for part in parts]
+        for part in views.split(_batch[kind]):
+            pixels = images.finish(part.to(backbone.device, non_blocking=True))
+            # Convolutions are faster on channels that lie side by side.
+            found.append(backbone.encode_image(pixels.contiguous(memory_format=torch.channels_last)).cpu())
         return torch.cat(found).to(backbone.dtype)
     except torch.OutOfMemoryError:
         if _batch[kind] == 1:
             raise
-    _batch[kind] = max(1, min(_batch[kind], len(pixels)) // 2)
+    _batch[kind] = max(1, min(_batch[kind], len(views)) // 2)
     torch.cuda.empty_cache()
-    return _in_parts(backbone, pixels)
+    return _in_parts(backbone, images, views)

@@ -97,13 +97,19 @@ def zeroshot_classifier(backbone, classnames: Sequence[str], templates: Sequence
 
 
 class _Layout(NamedTuple):
-    """Where the R rows of [prefix; own] stand: in n tiles of T places for attention. P rows are the prefix, C end."""
+    """Where the R rows of [prefix; own] stand: in n tiles of T places for attention. P rows are the prefix, C end.
+
+    A tile holds the ends of at most E classes.
+    """
 
     places: Tensor  # [R], each row's place in its prompt
     tiled: Tensor  # [n * T], the row at each place of the tiles; any row where there is none
     packed: Tensor  # [R], each row's place in the tiles
-    ends: Tensor  # [C], the rows of the end tokens
     seen: Tensor  # [n, 1, T, P + T], whether a place looks at each row of the prefix and each place of its tile
+    ends: Tensor  # [C], the rows of the end tokens
+    end_tiled: Tensor  # [n * E], the class of each end in the tiles; any class where there is none
+    end_packed: Tensor  # [C], each end among those of the tiles
+    end_seen: Tensor  # [n, 1, E, P + T]
 
 
 @functools.lru_cache(maxsize=64)  # the same at each step, and built on the host: no step waits for the device
@@ -123,12 +129,22 @@ def _layout(prefix: int, lengths: tuple[int, ...], device: torch.device) -> _Lay
     part_at = torch.arange(-1, -total - 1, -1).index_copy(0, packed, part).view(-1, size)  # [n, T]
     same = part_at[:, :, None] == part_at[:, None]
     shared = (part_at > 0)[:, :, None].expand(-1, -1, prefix)
+    seen = torch.cat([shared, same.tril()], -1)
+    # The same once more for the end tokens alone, all that the last block is asked for.
+    tile = packed[ends[1:]] // size  # [C], in order
+    number = torch.arange(len(tile)) - torch.searchsorted(tile, tile)  # of an end in its tile
+    most = int(number.max()) + 1
+    end_packed = tile * most + number
+    end_places = torch.zeros(len(seen) * most, dtype=torch.long).index_copy(0, end_packed, packed[ends[1:]] % size)
     layout = _Layout(
         places=within + prefix * (part > 0),
         tiled=tiled,
         packed=packed,
+        seen=seen[:, None],
         ends=ends[1:],
-        seen=torch.cat([shared, same.tril()], -1)[:, None],
+        end_tiled=torch.zeros_like(end_places).index_copy(0, end_packed, torch.arange(len(tile))),
+        end_packed=end_packed,
+        end_seen=seen[torch.arange(len(seen))[:, None], end_places.view(-1, most)][:, None],
     )
     return _Layout(*(tensor.to(device) for tensor in layout))
 
@@ -147,48 +163,78 @@ def _first_places(parts: Sequence[int], size: int) -> list[int]:
 def _encode_packed(backbone, prompts: Prompts) -> Tensor:
     _check_length(backbone, prompts)
     layout = _layout(len(prompts.prefix), tuple(prompts.lengths), prompts.own.device)
-    x = torch.cat([prompts.prefix, prompts.own]).to(backbone.dtype)  # [R, W]
-    x = x + backbone.positional_embedding[layout.places].to(backbone.dtype)
+    parts = (prompts.prefix, prompts.own)
+    places = backbone.positional_embedding[layout.places].to(backbone.dtype).split([len(part) for part in parts])
+    parts = tuple(part.to(backbone.dtype) + place for part, place in zip(parts, places, strict=True))
     *blocks, last = backbone.resblocks
-    again = len(blocks) + 1 - ACTIVATION_BYTES // _activation_bytes(x, layout) if torch.is_grad_enabled() else 0
+    kept = ACTIVATION_BYTES // _activation_bytes(parts, layout)  # so many blocks
+    again = len(blocks) + 1 - kept if torch.is_grad_enabled() else 0
     for i, block in enumerate(blocks):
         if i < again:  # nothing in a frozen tower is random, so there is no random state to keep
-            x = checkpoint(_block, block, x, layout, use_reentrant=False, preserve_rng_state=False)
+            x = checkpoint(_block, block, parts, layout, use_reentrant=False, preserve_rng_state=False)
         else:
-            x = _block(block, x, layout)
-    # Of the last block only the end tokens are read: [C, W] from here on.
-    seen = _attend(last, x, layout).index_select(0, layout.packed[layout.ends])
-    x = backbone.ln_final(_feed_forward(last, x.index_select(0, layout.ends), seen))
+            x = _block(block, parts, layout)
+        parts = (x,)
+    x = backbone.ln_final(_last_block(last, parts, layout))
     projection = backbone.text_projection
     if projection is None:
         return x
     return projection(x) if isinstance(projection, nn.Module) else x @ projection  # [C, D]
 
 
-def _activation_bytes(x: Tensor, layout: _Layout) -> int:
+def _activation_bytes(parts: Sequence[Tensor], layout: _Layout) -> int:
     """What a frozen block of QuickGELU keeps for the backward pass; one of GELU keeps up to a third less."""
     tiles, _, size, keys = layout.seen.shape
+    rows, width, item = len(layout.places), parts[-1].shape[1], parts[-1].element_size()
     # By row the inputs of both norms and twice the hidden layer; by place queries, keys, values and what was seen,
     # the keys and values once more beside those of the prefix.
-    return (10 * len(x) + tiles * (4 * size + 2 * keys)) * x.shape[1] * x.element_size()
+    return (10 * rows + tiles * (4 * size + 2 * keys)) * width * item
 
 
-def _block(block: nn.Module, x: Tensor, layout: _Layout) -> Tensor:
-    """[R, W] -> [R, W]."""
-    return _feed_forward(block, x, _attend(block, x, layout).index_select(0, layout.packed))
-
-
-def _attend(block: nn.Module, x: Tensor, layout: _Layout) -> Tensor:
-    """Attention of each prompt's rows to the prefix and to its own so far: [R, W] -> [n * T, W], by place."""
+def _block(block: nn.Module, parts: Sequence[Tensor], layout: _Layout) -> Tensor:
+    """All rows, in one part or several -> [R, W]. A part that is fixed is projected without a gradient."""
     attention = block.attn
-    qkv = F.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)  # [R, 3 W]
+    qkv = [F.linear(block.ln_1(part), attention.in_proj_weight, attention.in_proj_bias) for part in parts]
+    qkv, x = torch.cat(qkv), torch.cat(tuple(parts))  # [R, 3 W], [R, W]
     tiles, _, size, keys = layout.seen.shape
     shape = (3, attention.num_heads, attention.head_dim)
     query, *own = qkv.index_select(0, layout.tiled).view(tiles, size, *shape).unbind(2)  # [n, T, H, d] each
-    _, *shared = qkv[: keys - size].view(1, -1, *shape).expand(tiles, -1, -1, -1, -1).unbind(2)  # [n, P, H, d] each
-    key, value = (torch.cat(pair, 1).transpose(1, 2) for pair in zip(shared, own, strict=True))  # [n, H, P + T, d]
-    seen = F.scaled_dot_product_attention(query.transpose(1, 2), key, value, attn_mask=layout.seen)
-    return seen.transpose(1, 2).reshape(tiles * size, -1)
+    _, *shared = qkv[: keys - size].view(1, -1, *shape).unbind(2)  # [1, P, H, d] each
+    seen = _attend(query, shared, own, layout.seen)
+    return _feed_forward(block, x, seen.index_select(0, layout.packed))
+
+
+def _last_block(block: nn.Module, parts: Sequence[Tensor], layout: _Layout) -> Tensor:
+    """All rows, in one part or several -> those of the end tokens, [C, W]: no others are read after the last block."""
+    attention, x = block.attn, torch.cat(tuple(parts))
+    rows, width = block.ln_1(x), x.shape[1]
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    query = F.linear(rows.index_select(0, layout.ends), weight[:width], bias[:width])  # [C, W]
+    kv = F.linear(rows, weight[width:], bias[width:])  # [R, 2 W]
+    tiles, _, size, keys = layout.seen.shape
+    shape = (attention.num_heads, attention.head_dim)
+    own = kv.index_select(0, layout.tiled).view(tiles, size, 2, *shape).unbind(2)
+    shared = kv[: keys - size].view(1, -1, 2, *shape).unbind(2)
+    query = query.index_select(0, layout.end_tiled).view(tiles, -1, *shape)
+    seen = _attend(query, shared, own, layout.end_seen)
+    return _feed_forward(block, x.index_select(0, layout.ends), seen.index_select(0, layout.end_packed))
+
+
+def _attend(query: Tensor, shared: Sequence[Tensor], own: Sequence[Tensor], mask: Tensor) -> Tensor:
+    """Attention of places to the prefix and to their tile.
+
+    Args:
+        query: [n, Q, H, d].
+        shared, own: keys and values, [1, P, H, d] each of the prefix and [n, T, H, d] each of the tiles.
+        mask: [n, 1, Q, P + T].
+
+    Returns:
+        [n * Q, H * d], by place.
+    """
+    pairs = zip(shared, own, strict=True)
+    key, value = (torch.cat([first.expand(len(rest), -1, -1, -1), rest], 1).transpose(1, 2) for first, rest in pairs)
+    seen = F.scaled_dot_product_attention(query.transpose(1, 2), key, value, attn_mask=mask)  # [n, H, Q, d]
+    return seen.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def _feed_forward(block: nn.Module, x: Tensor, seen: Tensor) -> Tensor:
