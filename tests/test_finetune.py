@@ -366,11 +366,3 @@ def test_weights_between_the_start_and_a_run(backbone, data_root, tmp_path):
     torch.testing.assert_close(logits[0], start.predict(paths))
     assert not torch.equal(logits[0], logits[1])
     assert not torch.equal(logits[1], logits[2])
-
-
-def test_a_head_of_other_classes_is_refused(data_root, tmp_path):
-    trained = build("FineTune", data_root, tmp_path, "DATASET.SUBSAMPLE_CLASSES", "base")
-    trained.train()
-    other = build("FineTune", data_root, tmp_path / "new", "DATASET.SUBSAMPLE_CLASSES", "new")
-    with pytest.raises(ValueError, match="other classes"):
-        other.load_model(str(tmp_path))

@@ -35,7 +35,7 @@ class CoOp(CLIPTrainer):
             position=node.CLASS_TOKEN_POSITION,
             generator=self.generator,
         )
-        self.register_for_training("prompt_learner", self.prompt_learner)
+        self.register_for_training("prompt_learner", self.prompt_learner, class_bound=node.CSC)
 
     def logits(self, image_features: Tensor) -> Tensor:
         return self.cosine_logits(image_features, encode_prompts(self.backbone, self.prompt_learner()))

@@ -3,7 +3,6 @@
 The zero-shot half of GLA alone (Zhu et al., NeurIPS 2023, arXiv 2310.08106).
 """
 
-import hashlib
 import logging
 import random
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from yacs.config import CfgNode
 
 from unskew import checkpoint
 from unskew.calibration import fit_temperature
+from unskew.class_bound import digest
 from unskew.clip_trainer import CLIPTrainer
 from unskew.engine import TRAINER_REGISTRY
 from unskew.prior import METHODS, estimate_log_prior, read_prior
@@ -43,8 +43,7 @@ class Terms(torch.nn.Module):
 
     def __init__(self, classnames: Sequence[str], **values: Tensor | float) -> None:
         super().__init__()
-        digest = hashlib.sha256("\n".join(classnames).encode()).digest()
-        self.register_buffer("classes", torch.tensor(int.from_bytes(digest[:7], "big")))
+        self.register_buffer("classes", digest(classnames))
         for name, value in values.items():
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32))
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from unskew import adapters, features, heads
+from unskew.class_bound import bind
 from unskew.clip_trainer import CLIPTrainer
 from unskew.engine import TRAINER_REGISTRY
 from unskew.losses import LOGIT_ADJUSTED, build_loss
@@ -38,13 +39,12 @@ class Tuned(nn.Module):
 
     Attributes:
         backbone_id: the id of the backbone that the rest of the weights comes from, as bytes: a checkpoint holds it.
-        classes: a hash of the classes that the head's rows are of; likewise.
     """
 
     def __init__(self, body: nn.Module, head: nn.Module, backbone_id: str, classnames: Sequence[str]) -> None:
         super().__init__()
         self.body, self.head = body, head
-        self.register_buffer("classes", debiasedzeroshot.Terms(classnames).classes)
+        bind(self, classnames)
         self.register_buffer("backbone_id", torch.tensor(list(backbone_id.encode()), dtype=torch.uint8))
         self.eval()
 
@@ -66,17 +66,13 @@ class Tuned(nn.Module):
         """As any module's, of what `state_dict` gives.
 
         Raises:
-            ValueError: the weights belong to another backbone or to other classes.
+            ValueError: the weights belong to another backbone, or to other classes (see `class_bound`).
         """
         own = self.state_dict()
         theirs, ours = (bytes(s.get("backbone_id", own["backbone_id"]).tolist()).decode() for s in (state, own))
         if theirs != ours:
             raise ValueError(
                 f"the weights were trained on backbone '{theirs}', but this one is '{ours}'; load them onto theirs"
-            )
-        if not torch.equal(state.get("classes", own["classes"]).cpu(), own["classes"].cpu()):
-            raise ValueError(
-                "the head was trained on other classes, and each of its rows is bound to one; train it again"
             )
         frozen = {key: value for key, value in super().state_dict().items() if key not in own}
         return super().load_state_dict({**frozen, **state}, strict, assign)

@@ -8,6 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 from yacs.config import CfgNode
 
+from unskew.class_bound import bind
 from unskew.clip_trainer import CLIPTrainer
 from unskew.engine import TRAINER_REGISTRY
 
@@ -26,7 +27,8 @@ class LinearProbe(CLIPTrainer):
     def build_model(self) -> None:
         with torch.device(self.device):
             self.head = torch.nn.Linear(self.zeroshot_weights.shape[1], self.num_classes).requires_grad_(False)
-        self.register_model("head", self.head)
+        bind(self.head, self.classnames)
+        self.register_model("head", self.head.to(self.device))
 
     def logits(self, image_features: Tensor) -> Tensor:
         return self.head(F.normalize(image_features, dim=-1))

@@ -60,7 +60,7 @@ class ProGrad(CLIPTrainer):
             position=node.CLASS_TOKEN_POSITION,
             generator=self.generator,
         )
-        self.register_for_training("prompt_learner", self.prompt_learner)
+        self.register_for_training("prompt_learner", self.prompt_learner, class_bound=node.CSC)
         # The prediction to stay near to is that of the prompts it starts from, computed as the student's is.
         with torch.no_grad(), self.accelerator.autocast():
             self.initial_weights = encode_prompts(self.backbone, self.prompt_learner())  # [C, D]

@@ -17,7 +17,7 @@ class ResidualPrompt(CLIPTrainer):
 
     def build_model(self) -> None:
         self.prompt_learner = ResidualContext(self.backbone, fill(self.dataset.context_init, self.classnames))
-        self.register_for_training("prompt_learner", self.prompt_learner)
+        self.register_for_training("prompt_learner", self.prompt_learner, class_bound=True)
 
     def logits(self, image_features: Tensor) -> Tensor:
         return self.cosine_logits(image_features, encode_prompts(self.backbone, self.prompt_learner()))

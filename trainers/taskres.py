@@ -44,7 +44,7 @@ class TaskRes(CLIPTrainer):
         with torch.no_grad():
             lengths = encode_prompts(self.backbone, texts).float().norm(dim=-1)  # [C]
         self.classifier = Residual(self.zeroshot_weights, lengths, self.cfg.TRAINER.TASKRES.RESIDUAL_SCALE)
-        self.register_for_training("classifier", self.classifier)
+        self.register_for_training("classifier", self.classifier, class_bound=True)
 
     def logits(self, image_features: Tensor) -> Tensor:
         return self.cosine_logits(image_features, self.classifier())

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from unskew.class_bound import bind
 from unskew.clip_trainer import CLIPTrainer
 from unskew.engine import TRAINER_REGISTRY
 from unskew.losses import cross_entropy
@@ -109,7 +110,9 @@ class TipAdapter(CLIPTrainer):
     def build_cache(self) -> Cache:
         _, labels = self.labelled(self.dataset.train_x)
         width = self.zeroshot_weights.shape[1]
-        return Cache(labels.cpu(), self.num_classes, width, self.node.ALPHA, self.node.BETA).to(self.device)
+        cache = Cache(labels.cpu(), self.num_classes, width, self.node.ALPHA, self.node.BETA)
+        bind(cache, self.classnames)
+        return cache.to(self.device)
 
     def logits(self, image_features: Tensor) -> Tensor:
         zeroshot = self.cosine_logits(image_features, self.zeroshot_weights)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from unskew import backbones, features, losses
+from unskew.class_bound import bind
 from unskew.engine import TrainerX
 from unskew.evaluator import compute_accuracy
 from unskew.groups import crossed_groups, dataset_groups
@@ -157,8 +158,14 @@ class CLIPTrainer(TrainerX):
 
     # --- training and prediction --------------------------------------------------------------------
 
-    def register_for_training(self, name: str, module: torch.nn.Module) -> None:
-        """Move a module to the device and train its parameters as the config says."""
+    def register_for_training(self, name: str, module: torch.nn.Module, class_bound: bool = False) -> None:
+        """Move a module to the device and train its parameters as the config says.
+
+        Args:
+            class_bound: its weights are of these classes, and a checkpoint of it is not loaded for others.
+        """
+        if class_bound:
+            bind(module, self.classnames)
         module.to(self.device)
         optimizer = build_optimizer(module, self.cfg.OPTIM)
         self.register_model(name, module, optimizer, build_lr_scheduler(optimizer, self.cfg.OPTIM))
