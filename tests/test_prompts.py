@@ -95,6 +95,23 @@ def test_token_order_is_coops(backbone, position, csc, n_ctx):
         assert torch.equal(row, expected)
 
 
+@pytest.mark.parametrize("position", prompts.POSITIONS)
+def test_rows_with_the_same_history_are_known(backbone, position):
+    names = ["red box", "red cup", "blue red", "red box", "red"]
+    learned = prompts.LearnableContext(backbone, names, 3, position=position)()
+    for found in (learned, prompts.fixed_prompts(backbone, [f"a {name}." for name in names])):
+        seen, expected = {}, []
+        for rows in found.own.split(found.lengths):
+            for n in range(1, len(rows) + 1):
+                expected.append(seen.setdefault(str(rows[:n].tolist()), len(expected)))
+        assert found.histories == tuple(expected) != tuple(range(len(found.own)))
+
+
+def test_contexts_of_their_own_have_no_history_in_common(backbone):
+    assert prompts.LearnableContext(backbone, ["red box", "red cup"], 3, csc=True)().histories is None
+    assert prompts.ResidualContext(backbone, ["a red box.", "a red cup."])().histories is None
+
+
 def test_a_shared_context_before_the_name_is_shared(backbone):
     for position, shared in (("end", 5), ("middle", 2), ("front", 0)):
         assert len(prompts.LearnableContext(backbone, NAMES, 5, position=position)().prefix) == 1 + shared

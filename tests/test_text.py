@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from unskew import backbones, text
+from unskew import backbones, packing, text
 from unskew.prompts import POSITIONS, LearnableContext, Prompts, ResidualContext, fill, fixed_prompts
 
 NAMES = ["tench", "great_white_shark", "kite (bird of prey)", "a", "desert grassland whiptail lizard of the far south"]
@@ -148,14 +148,14 @@ def test_training_after_a_first_call_in_inference_mode():
 
 @pytest.fixture
 def fresh_layouts():
-    text._layout.cache_clear()
+    packing.pack.cache_clear()
     yield
-    text._layout.cache_clear()
+    packing.pack.cache_clear()
 
 
 @pytest.mark.parametrize("tile", [1, 19, 40, 1000])
 def test_tiles_of_any_size_give_the_plain_features_and_gradients(monkeypatch, fresh_layouts, tile):
-    monkeypatch.setattr(text, "TILE", tile)
+    monkeypatch.setattr(packing, "TILE", tile)
     backbone = load("tiny")
     names = [" ".join(["long"] * (i * i % 17) + ["name", str(i)]) for i in range(23)]
     for learner in learners(backbone, names):
@@ -166,11 +166,26 @@ def test_tiles_of_any_size_give_the_plain_features_and_gradients(monkeypatch, fr
 
 
 def test_no_part_is_cut_and_no_place_is_given_twice():
-    layout = text._layout(5, (3, 30, 31, 1, 1, 7), torch.device("cpu"))
+    layout = packing.pack(5, (3, 30, 31, 1, 1, 7), None, torch.device("cpu"))
     assert layout.packed.unique().numel() == len(layout.packed) == 5 + 3 + 30 + 31 + 1 + 1 + 7
     assert torch.equal(layout.tiled[layout.packed], torch.arange(78))
     tiles = (layout.packed // 32).split([5, 3, 30, 31, 1, 1, 7])
     assert [tile.unique().tolist() for tile in tiles] == [[0], [0], [1], [2], [2], [3], [3]]
+
+
+def test_what_classes_of_a_tile_have_in_common_is_encoded_once(monkeypatch, fresh_layouts):
+    backbone = load("tiny")
+    names = [f"{colour} {thing}" for colour in ("red", "blue") for thing in ("box", "cup", "red box", "box")]
+    learner = LearnableContext(backbone, names, 3)
+    prompts = learner()
+    words = prompts.own.split(prompts.lengths)
+    distinct = {tuple(map(tuple, rows[: n + 1].tolist())) for rows in words for n in range(len(rows))}
+    rows = []
+    monkeypatch.setattr(text, "_block", lambda *a, block=text._block: rows.append(len(x := block(*a))) or x)
+    features = text.encode_prompts(backbone, learner())
+    assert set(rows) == {len(prompts.prefix) + len(distinct)} and len(distinct) < len(prompts.own)
+    assert_close(features, text.encode_plain(backbone, learner()))
+    assert torch.equal(features[0], features[3])  # the same name twice
 
 
 def kept_bytes(backbone, learner):
@@ -188,9 +203,12 @@ def kept_bytes(backbone, learner):
     return sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in ours)
 
 
+MANY = [f"{number} {name}" for number in range(8) for name in NAMES]
+
+
 def bytes_per_block(backbone, learner):
     prompts = learner()
-    layout = text._layout(len(prompts.prefix), prompts.lengths, prompts.own.device)
+    layout = packing.pack(len(prompts.prefix), prompts.lengths, prompts.histories, prompts.own.device)
     return text._activation_bytes((prompts.prefix, prompts.own), layout)
 
 
@@ -198,7 +216,7 @@ def bytes_per_block(backbone, learner):
 def test_the_estimate_of_activations_is_near_to_what_is_kept(name, most):
     backbone = load(name)
     *blocks, last = backbone.resblocks
-    for learner in learners(backbone, NAMES * 8):
+    for learner in learners(backbone, MANY):
         kept = []
         for count in (1, 2):
             backbone.text.transformer.resblocks = nn.ModuleList([*blocks[:count], last])
@@ -210,7 +228,7 @@ def test_the_estimate_of_activations_is_near_to_what_is_kept(name, most):
 @pytest.mark.parametrize("autocast", [False, True])
 def test_recomputed_blocks_change_nothing_but_the_memory(monkeypatch, autocast):
     backbone = load("tiny-custom")
-    for learner in learners(backbone, NAMES * 8):
+    for learner in learners(backbone, MANY):
         results, memory = [], []
         for limit in (1 << 40, int(2.5 * bytes_per_block(backbone, learner)), 0):  # none, one, all but the last
             monkeypatch.setattr(text, "ACTIVATION_BYTES", limit)

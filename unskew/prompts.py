@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +23,14 @@ class Prompts:
         prefix: [P, W], what all classes begin with: the start token and a shared context.
         own: [S, W], S = sum(lengths), the rest of all classes, one after another.
         lengths: rows of ``own`` per class, each at least 1.
+        histories: for each row of ``own`` the first row that is the same and has the same rows before it, its own index
+            where there is none; such rows are encoded once. ``None``: all are their own.
     """
 
     prefix: Tensor
     own: Tensor
     lengths: tuple[int, ...]
+    histories: tuple[int, ...] | None = None
 
 
 def fill(template: str, classnames: Sequence[str]) -> list[str]:
@@ -93,7 +96,18 @@ def fixed_prompts(backbone, texts: Sequence[str]) -> Prompts:
     shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
     shared = min(shared, min(map(len, tokens)) - 1)  # every class keeps its end token
     own = [ids[shared:] for ids in tokens]
-    return Prompts(_embed(backbone, first[:shared]), _embed_all(backbone, own), tuple(map(len, own)))
+    return Prompts(_embed(backbone, first[:shared]), _embed_all(backbone, own), tuple(map(len, own)), _histories(own))
+
+
+def _histories(tokens: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """`Prompts.histories` of the tokens of all classes: "red box" and "red cup" have the row of "red" in common."""
+    known, rows = {}, []
+    for ids in tokens:
+        above = -1
+        for token in ids:
+            above = known.setdefault((above, token), len(rows))
+            rows.append(above)
+    return tuple(rows)
 
 
 class LearnableContext(nn.Module):
@@ -151,6 +165,7 @@ class LearnableContext(nn.Module):
         self._shared = 0 if csc else lead
         self._lengths = tuple(len(ids) + n_ctx - self._shared for ids in rest)
         rows = _reading_order(list(map(len, rest)), name_lengths, n_ctx - self._shared, lead - self._shared)
+        self._histories = None if csc else _histories(_words(rows, rest, n_ctx - self._shared))
         self.register_buffer("_start", _embed(backbone, backbone.start_ids), persistent=False)
         self.register_buffer("_rest", _embed_all(backbone, rest), persistent=False)  # name, suffix and end token
         self.register_buffer("_rows", torch.tensor(rows, device=backbone.device), persistent=False)
@@ -158,9 +173,17 @@ class LearnableContext(nn.Module):
     def forward(self) -> Prompts:
         prefix = torch.cat([self._start, self.ctx[: self._shared]]) if self._shared else self._start
         if self._shared == self.ctx.shape[-2]:
-            return Prompts(prefix, self._rest, self._lengths)
+            return Prompts(prefix, self._rest, self._lengths, self._histories)
         own = self.ctx[..., self._shared :, :].expand(len(self._lengths), -1, -1).flatten(0, 1)  # [C * context, W]
-        return Prompts(prefix, torch.cat([self._rest, own]).index_select(0, self._rows), self._lengths)
+        own = torch.cat([self._rest, own]).index_select(0, self._rows)
+        return Prompts(prefix, own, self._lengths, self._histories)
+
+
+def _words(rows: Sequence[int], rest: Sequence[Sequence[int]], context: int) -> list[list[int]]:
+    """What stands at the rows of `_reading_order`, by class: a token, or below 0 a place of the context."""
+    known = [*chain.from_iterable(rest), *(-1 - place for _ in rest for place in range(context))]
+    words = iter([known[row] for row in rows])
+    return [list(islice(words, len(ids) + context)) for ids in rest]
 
 
 def _reading_order(rest_lengths: list[int], name_lengths: list[int], context: int, lead: int) -> list[int]:

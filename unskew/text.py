@@ -1,24 +1,23 @@
 """The only text encoder: prompts to features, exact, without encoding padding or a shared beginning twice.
 
 A causal text tower reads from left to right, so what follows a prompt's end token cannot change its
-feature, and a beginning that all classes share has the same keys and values for all of them. The
-shared prefix is encoded once and the rest of all classes is packed; attention takes it in tiles that
-hold several classes side by side, each class seeing the prefix and itself.
+feature, and a beginning that classes share has the same keys and values for all of them. What all share,
+the prefix, is encoded once and the rest of all classes is packed; attention takes it in tiles that hold
+several classes side by side, each class seeing the prefix and itself. In a tile a beginning that some of
+its classes share is encoded once, too.
 """
 
-import functools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from unskew.packing import Layout, pack
 from unskew.prompts import Prompts, fill, fixed_prompts, tokenize
 
 CHUNK = 1000  # classes encoded at a time where no gradient is needed
-TILE = 32  # places in a tile of attention: several short names fill it, and few pairs of strangers are looked at
 # What the blocks may keep for the backward pass, half of a small GPU's 8 GiB. Blocks beyond it are computed again
 # instead, which costs at most one more forward pass.
 ACTIVATION_BYTES = 4 << 30
@@ -96,74 +95,11 @@ def zeroshot_classifier(backbone, classnames: Sequence[str], templates: Sequence
     return F.normalize(total, dim=-1)
 
 
-class _Layout(NamedTuple):
-    """Where the R rows of [prefix; own] stand: in n tiles of T places for attention. P rows are the prefix, C end.
-
-    A tile holds the ends of at most E classes.
-    """
-
-    places: Tensor  # [R], each row's place in its prompt
-    tiled: Tensor  # [n * T], the row at each place of the tiles; any row where there is none
-    packed: Tensor  # [R], each row's place in the tiles
-    seen: Tensor  # [n, 1, T, P + T], whether a place looks at each row of the prefix and each place of its tile
-    ends: Tensor  # [C], the rows of the end tokens
-    end_tiled: Tensor  # [n * E], the class of each end in the tiles; any class where there is none
-    end_packed: Tensor  # [C], each end among those of the tiles
-    end_seen: Tensor  # [n, 1, E, P + T]
-
-
-@functools.lru_cache(maxsize=64)  # the same at each step, and built on the host: no step waits for the device
-@torch.inference_mode(False)  # else a first call for predictions would leave tensors that training cannot use
-def _layout(prefix: int, lengths: tuple[int, ...], device: torch.device) -> _Layout:
-    parts = (prefix, *lengths)  # the prefix is one more part, which looks at itself alone
-    size = max(TILE, *parts)
-    firsts = torch.tensor(_first_places(parts, size))
-    counts = torch.tensor(parts)
-    part = torch.arange(len(parts)).repeat_interleave(counts)  # [R]
-    ends = counts.cumsum(0) - 1
-    within = torch.arange(len(part)) - (ends - counts + 1)[part]
-    packed = firsts[part] + within
-    total = (int(packed[-1]) // size + 1) * size
-    tiled = torch.zeros(total, dtype=torch.long).index_copy(0, packed, torch.arange(len(part)))
-    # An empty place is a part of its own: it looks at itself, since a row of no weights at all would be NaN.
-    part_at = torch.arange(-1, -total - 1, -1).index_copy(0, packed, part).view(-1, size)  # [n, T]
-    same = part_at[:, :, None] == part_at[:, None]
-    shared = (part_at > 0)[:, :, None].expand(-1, -1, prefix)
-    seen = torch.cat([shared, same.tril()], -1)
-    # The same once more for the end tokens alone, all that the last block is asked for.
-    tile = packed[ends[1:]] // size  # [C], in order
-    number = torch.arange(len(tile)) - torch.searchsorted(tile, tile)  # of an end in its tile
-    most = int(number.max()) + 1
-    end_packed = tile * most + number
-    end_places = torch.zeros(len(seen) * most, dtype=torch.long).index_copy(0, end_packed, packed[ends[1:]] % size)
-    layout = _Layout(
-        places=within + prefix * (part > 0),
-        tiled=tiled,
-        packed=packed,
-        seen=seen[:, None],
-        ends=ends[1:],
-        end_tiled=torch.zeros_like(end_places).index_copy(0, end_packed, torch.arange(len(tile))),
-        end_packed=end_packed,
-        end_seen=seen[torch.arange(len(seen))[:, None], end_places.view(-1, most)][:, None],
-    )
-    return _Layout(*(tensor.to(device) for tensor in layout))
-
-
-def _first_places(parts: Sequence[int], size: int) -> list[int]:
-    """The place of each part's first row: side by side in tiles of ``size`` places, none of them cut."""
-    firsts, place = [], 0
-    for length in parts:
-        if place % size + length > size:
-            place += -place % size
-        firsts.append(place)
-        place += length
-    return firsts
-
-
 def _encode_packed(backbone, prompts: Prompts) -> Tensor:
     _check_length(backbone, prompts)
-    layout = _layout(len(prompts.prefix), tuple(prompts.lengths), prompts.own.device)
-    parts = (prompts.prefix, prompts.own)
+    layout = pack(len(prompts.prefix), tuple(prompts.lengths), prompts.histories, prompts.own.device)
+    own = prompts.own if layout.taken is None else prompts.own.index_select(0, layout.taken)
+    parts = (prompts.prefix, own)
     places = backbone.positional_embedding[layout.places].to(backbone.dtype).split([len(part) for part in parts])
     parts = tuple(part.to(backbone.dtype) + place for part, place in zip(parts, places, strict=True))
     *blocks, last = backbone.resblocks
@@ -182,7 +118,7 @@ def _encode_packed(backbone, prompts: Prompts) -> Tensor:
     return projection(x) if isinstance(projection, nn.Module) else x @ projection  # [C, D]
 
 
-def _activation_bytes(parts: Sequence[Tensor], layout: _Layout) -> int:
+def _activation_bytes(parts: Sequence[Tensor], layout: Layout) -> int:
     """What a frozen block of QuickGELU keeps for the backward pass; one of GELU keeps up to a third less."""
     tiles, _, size, keys = layout.seen.shape
     rows, width, item = len(layout.places), parts[-1].shape[1], parts[-1].element_size()
@@ -191,7 +127,7 @@ def _activation_bytes(parts: Sequence[Tensor], layout: _Layout) -> int:
     return (10 * rows + tiles * (4 * size + 2 * keys)) * width * item
 
 
-def _block(block: nn.Module, parts: Sequence[Tensor], layout: _Layout) -> Tensor:
+def _block(block: nn.Module, parts: Sequence[Tensor], layout: Layout) -> Tensor:
     """All rows, in one part or several -> [R, W]. A part that is fixed is projected without a gradient."""
     attention = block.attn
     qkv = [F.linear(block.ln_1(part), attention.in_proj_weight, attention.in_proj_bias) for part in parts]
@@ -204,7 +140,7 @@ def _block(block: nn.Module, parts: Sequence[Tensor], layout: _Layout) -> Tensor
     return _feed_forward(block, x, seen.index_select(0, layout.packed))
 
 
-def _last_block(block: nn.Module, parts: Sequence[Tensor], layout: _Layout) -> Tensor:
+def _last_block(block: nn.Module, parts: Sequence[Tensor], layout: Layout) -> Tensor:
     """All rows, in one part or several -> those of the end tokens, [C, W]: no others are read after the last block."""
     attention, x = block.attn, torch.cat(tuple(parts))
     rows, width = block.ln_1(x), x.shape[1]
