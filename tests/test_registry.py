@@ -1,3 +1,7 @@
+import sys
+from pathlib import Path
+from types import ModuleType
+
 import pytest
 
 from unskew.registry import Registry, discover
@@ -37,10 +41,35 @@ def test_an_unknown_name_lists_the_near_ones_whatever_the_case():
         registry.get("zzz")
 
 
-def test_a_bare_import_is_refused():
+def test_dassls_way_of_force():
     registry = Registry("TRAINER")
-    with pytest.raises(ValueError, match=r"import 'unskew\.trainers\.x'"):
-        registry.register()(type("X", (), {"__module__": "trainers.x"}))
+    first, second = (type("X", (), {}) for _ in range(2))
+    registry.register(first)
+    with pytest.raises(KeyError, match="already"):
+        registry.register(second)
+    registry.register(second, True)
+    assert registry.get("X") is second
+
+
+def registered_from(folder, monkeypatch, package):
+    """What registers itself in a new registry when ``<package>.some_module`` in ``folder`` is imported by this name."""
+    module = ModuleType(f"{package}.some_module")
+    module.__file__ = str(folder / package / "some_module.py")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    registry = Registry("TRAINER")
+    registry.register()(type("X", (), {"__module__": module.__name__}))
+    return registry.registered_names()
+
+
+@pytest.mark.parametrize("package", ["trainers", "datasets"])
+def test_our_files_are_refused_by_a_bare_name(monkeypatch, package):
+    with pytest.raises(ValueError, match=rf"import 'unskew\.{package}\.some_module'"):
+        registered_from(Path(__file__).parent.parent, monkeypatch, package)
+
+
+@pytest.mark.parametrize("package", ["trainers", "datasets"])
+def test_somebody_elses_packages_of_these_names_are_not(tmp_path, monkeypatch, package):
+    assert registered_from(tmp_path, monkeypatch, package) == ["X"]
 
 
 def test_discover_imports_the_modules_of_both_folders():

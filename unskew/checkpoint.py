@@ -204,6 +204,8 @@ def restore(checkpoint: Mapping, model: nn.Module, optimizer=None, scheduler=Non
     for name, part in (("optimizer", optimizer), ("scheduler", scheduler), ("scaler", scaler)):
         if part is not None and checkpoint.get(name) is not None:
             part.load_state_dict(checkpoint[name])
+        elif part is not None:
+            logger.warning(f"'{source}' has no state of the {name}, which starts anew")
     return checkpoint["epoch"]
 
 

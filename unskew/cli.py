@@ -6,9 +6,9 @@ Names are checked before torch is imported, so that a typo is answered at once.
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from unskew import __version__, cli_data, config
+from unskew import __version__, cli_data, config, plugins
 from unskew.registry import unknown_name
 
 ALL_SHOTS = ("1", "2", "4", "8", "16")
@@ -20,10 +20,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0; 2 for a user's mistake, said in one line (with UNSKEW_DEBUG set, it raises). A failure raises.
     """
-    parser = build_parser()
-    arguments = parser.parse_args(argv)
+    arguments = build_parser().parse_args(argv)
+    return exit_code(lambda: arguments.command(arguments))
+
+
+def exit_code(command: Callable[[], object], hint: str = "") -> int:
+    """Run something that a person asked for.
+
+    Args:
+        hint: said behind a mistake's line.
+
+    Returns:
+        0; 2 for a user's mistake, said in one line (with UNSKEW_DEBUG set, it raises); 130 for an interrupt.
+    """
     try:
-        arguments.command(arguments)
+        command()
     except (ValueError, OSError) as error:
         if os.environ.get("UNSKEW_DEBUG"):
             raise
@@ -33,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         lines = text.strip().splitlines() or [type(error).__name__]
         message = lines[-1].removeprefix(f"{type(error).__name__}: ")
-        print(f"unskew: error: {message}", file=sys.stderr)
+        print(f"unskew: error: {message}{hint}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nunskew: interrupted; finished runs are kept, the same command goes on from there", file=sys.stderr)
@@ -59,12 +70,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_train(commands) -> None:
     p = commands.add_parser("train", help="one run: train and test (CoOp's flags work too)")
-    p.add_argument("-d", "--dataset", default="", help="a name from configs/datasets")
+    p.add_argument("-d", "--dataset", default="", help="a name from configs/datasets, or a plugin's")
     p.add_argument("-b", "--backbone", default="", help="micro, RN50, ViT-B/16, ARCH@TAG ...; default: the dataset's")
-    p.add_argument("-t", "--trainer", default="", help="a name from configs/trainers")
+    p.add_argument("-t", "--trainer", default="", help="a name from configs/trainers, or a plugin's")
     p.add_argument("--shots", type=int, help="training images per class; -1 for all")
     p.add_argument("--seed", type=int, help="0 is a seed too; negative: unseeded")
     p.add_argument("--root", default="", help="folder of the datasets (default: data)")
+    _add_plugin(p)
     p.add_argument("--output-dir", default="", help="folder of this run (default: output/<its names>)")
     p.add_argument("--resume", default="", help="folder of checkpoints to go on from")
     p.add_argument("--dataset-config-file", default="", help="a YAML in place of --dataset")
@@ -77,6 +89,11 @@ def _add_train(commands) -> None:
     p.set_defaults(command=_train)
 
 
+def _add_plugin(p) -> None:
+    about = "a file or module that registers datasets and trainers; may be given several times"
+    p.add_argument("--plugin", action="append", default=[], metavar="FILE_OR_MODULE", help=about)
+
+
 def _train(arguments: argparse.Namespace) -> None:
     from unskew import sweep
 
@@ -84,6 +101,7 @@ def _train(arguments: argparse.Namespace) -> None:
     if not dataset or not arguments.trainer:
         missing = "--dataset" if not dataset else "--trainer"
         raise ValueError(f"train needs {missing}, a name from configs/{missing.strip('-')}s")
+    plugins.load(arguments.plugin)
     run = _run(dataset, arguments.trainer, arguments)
     if arguments.eval_only or arguments.no_train:
         _evaluate(run, arguments)
@@ -121,6 +139,7 @@ def _run(dataset: str, trainer: str, arguments: argparse.Namespace):
         folder=arguments.output_dir or pairs.get("OUTPUT_DIR", ""),
         opts=tuple(opts),
         config_file=arguments.config_file,
+        plugins=tuple(arguments.plugin),
     )
 
 
@@ -161,6 +180,7 @@ def _add_sweep(commands) -> None:
     p.add_argument("-b", "--backbone", nargs="+", default=[""], help="several give one table; 'members': Backdoor's")
     p.add_argument("--columns", nargs="+", default=[], metavar="METRIC", help="of the table, in place of the shots")
     p.add_argument("--root", default="", help="folder of the datasets (default: data)")
+    _add_plugin(p)
     p.add_argument("--output", default="output")
     p.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides for every run")
     p.set_defaults(command=_sweep)
@@ -178,6 +198,7 @@ def _check_writable(folder: str) -> None:
 def _sweep(arguments: argparse.Namespace) -> None:
     from unskew import report, sweep
 
+    plugins.load(arguments.plugin)
     config.check_name("datasets", arguments.dataset)
     for trainer in arguments.trainers:
         config.check_name("trainers", trainer)
@@ -200,6 +221,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
             arguments.root,
             arguments.output,
             opts=tuple(arguments.opts),
+            plugins=tuple(arguments.plugin),
         )
         for trainer in arguments.trainers
         for backbone in ([""] if config.has_members(trainer) else backbones)

@@ -1,6 +1,6 @@
-"""The configuration: Dassl's default tree and ours, layered from three axes, frozen once.
+"""The configuration, layered from three axes and frozen once.
 
-Later layers win: defaults < `COMMON` < `configs/datasets/D.yaml` < `configs/backbones/B.yaml` <
+Later layers win: `get_cfg_default` < `COMMON` < `configs/datasets/D.yaml` < `configs/backbones/B.yaml` <
 `configs/trainers/T.yaml` < T's `SCHEDULES` < D's `OVERRIDES` < `KEY VALUE` pairs.
 
 The names and the YAML are checked before anything heavy is imported; torch is loaded only by
@@ -8,6 +8,7 @@ The names and the YAML are checked before anything heavy is imported; torch is l
 """
 
 import copy
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,141 +16,9 @@ import yaml
 from yacs.config import CfgNode
 
 import unskew
+from unskew import plugins
+from unskew.defaults import COMMON, get_cfg_default
 from unskew.registry import discover, unknown_name
-
-# What the few-shot and long-tailed trainers of CLIP's field share, where Dassl's defaults are for
-# domain adaptation: CoOp's schedule, augmentation and test batch.
-COMMON = {
-    "INPUT": {"INTERPOLATION": "bicubic", "TRANSFORMS": ["random_resized_crop", "random_flip", "normalize"]},
-    "DATASET": {"ROOT": "data"},
-    "DATALOADER": {"TEST": {"BATCH_SIZE": 100}},
-    "OPTIM": {
-        "NAME": "sgd",
-        "LR": 0.002,
-        "LR_SCHEDULER": "cosine",
-        "MAX_EPOCH": 50,
-        "WARMUP_EPOCH": 1,
-        "WARMUP_TYPE": "constant",
-    },
-}
-
-
-def _node(**values) -> CfgNode:
-    return CfgNode(values)
-
-
-def get_cfg_default() -> CfgNode:
-    """The default tree: every key of Dassl with its default, and ours; no trainer's own node yet."""
-    loader = {"SAMPLER": "RandomSampler", "BATCH_SIZE": 32, "N_DOMAIN": 0, "N_INS": 16}
-    return _node(
-        VERSION=1,
-        OUTPUT_DIR="./output",
-        RESUME="",
-        SEED=1,
-        USE_CUDA=True,
-        VERBOSE=True,
-        INPUT=_node(
-            SIZE=(224, 224),
-            INTERPOLATION="bilinear",
-            TRANSFORMS=(),
-            NO_TRANSFORM=False,
-            PIXEL_MEAN=[0.485, 0.456, 0.406],
-            PIXEL_STD=[0.229, 0.224, 0.225],
-            CROP_PADDING=4,
-            RRCROP_SCALE=(0.08, 1.0),
-            CUTOUT_N=1,
-            CUTOUT_LEN=16,
-            GN_MEAN=0.0,
-            GN_STD=0.15,
-            RANDAUGMENT_N=2,
-            RANDAUGMENT_M=10,
-            COLORJITTER_B=0.4,
-            COLORJITTER_C=0.4,
-            COLORJITTER_S=0.4,
-            COLORJITTER_H=0.1,
-            RGS_P=0.2,
-            GB_P=0.5,
-            GB_K=21,
-            VIEWS=8,  # augmented views per training image that are encoded once; 0 encodes at every step
-        ),
-        DATASET=_node(
-            ROOT="",
-            NAME="",
-            SOURCE_DOMAINS=(),
-            TARGET_DOMAINS=(),
-            NUM_LABELED=-1,
-            LONGTAIL=False,  # a long-tailed set: runs on all its training images are called lt, for their tables
-            NUM_SHOTS=-1,  # -1: all training images
-            NUM_VAL_SHOTS=-1,  # -1: min(NUM_SHOTS, 4), as CoOp draws
-            SEED=-1,  # of the few-shot sample; -1: SEED
-            HOLDOUT=0.0,  # part of a class's training images that serves as val, in runs on all images without one
-            IMBALANCE=100,  # of cifar100_lt: images of the most to those of the least frequent class
-            TEMPLATE="",  # the prompt of a class, "a photo of a {}."; empty: the dataset's own
-            CLASSNAMES="",  # of folder and csv: a file that names the classes; empty: their folders' names
-            SUBSAMPLE_CLASSES="all",  # all, base or new
-            VAL_PERCENT=0.1,
-            STL10_FOLD=-1,
-            CIFAR_C_TYPE="",
-            CIFAR_C_LEVEL=1,
-            ALL_AS_UNLABELED=False,
-        ),
-        DATALOADER=_node(
-            NUM_WORKERS=4,
-            K_TRANSFORMS=1,
-            RETURN_IMG0=False,
-            TRAIN_X=CfgNode(dict(loader)),
-            TRAIN_U=CfgNode({**loader, "SAME_AS_X": True}),
-            TEST=_node(SAMPLER="SequentialSampler", BATCH_SIZE=32),
-        ),
-        MODEL=_node(
-            INIT_WEIGHTS="",
-            BACKBONE=_node(NAME="", PRETRAINED=True),
-            HEAD=_node(NAME="", HIDDEN_LAYERS=(), ACTIVATION="relu", BN=True, DROPOUT=0.0),
-        ),
-        OPTIM=_node(
-            NAME="adam",
-            LR=0.0003,
-            WEIGHT_DECAY=5e-4,
-            MOMENTUM=0.9,
-            SGD_DAMPNING=0,
-            SGD_NESTEROV=False,
-            RMSPROP_ALPHA=0.99,
-            ADAM_BETA1=0.9,
-            ADAM_BETA2=0.999,
-            STAGED_LR=False,
-            NEW_LAYERS=(),
-            BASE_LR_MULT=0.1,
-            LR_SCHEDULER="single_step",
-            STEPSIZE=(-1,),
-            GAMMA=0.1,
-            MAX_EPOCH=10,
-            WARMUP_EPOCH=-1,
-            WARMUP_TYPE="linear",
-            WARMUP_CONS_LR=1e-5,
-            WARMUP_MIN_LR=1e-5,
-            WARMUP_RECOUNT=True,
-        ),
-        TRAIN=_node(
-            CHECKPOINT_FREQ=0,
-            PRINT_FREQ=10,
-            COUNT_ITER="train_x",
-            ACCUMULATE=1,  # batches whose gradients are averaged before each step
-        ),
-        TEST=_node(
-            EVALUATOR="Classification",
-            PER_CLASS_RESULT=False,
-            COMPUTE_CMAT=False,
-            NO_TEST=False,
-            SPLIT="test",
-            FINAL_MODEL="last_step",
-            CROPS=1,  # logits are averaged over so many crops of an image: 1, 5 or 10
-        ),
-        TRAINER=_node(
-            NAME="",
-            CLASS="",  # the registered class, where a config lends it a name of its own; empty: NAME
-            PREC="fp32",  # fp32, fp16, bf16 or amp
-        ),
-    )
 
 
 def _folder(axis: str) -> Path:
@@ -167,8 +36,8 @@ def names(axis: str) -> list[str]:
 
 
 def check_name(axis: str, name: str) -> str:
-    """``name`` if it is a stem of that axis; else a ``ValueError`` that lists the near ones."""
-    known = names(axis)
+    """``name`` if it is a stem of that axis or a plugin's; else a ``ValueError`` that lists the near ones."""
+    known = [*names(axis), *plugins.names(axis)]
     if name not in known:
         raise ValueError(unknown_name(axis.removesuffix("s"), name, known))
     return name
@@ -245,7 +114,7 @@ def _unknown_key(key: str, leaves: Iterable[str]) -> str:
     return (
         unknown_name("config key", key, leaves)
         .split(" (known:")[0]
-        .replace("choose one of", "see get_cfg_default() in unskew/config.py and defaults() beside each trainer")
+        .replace("choose one of", "see unskew/defaults.py and defaults() beside each trainer")
     )
 
 
@@ -273,9 +142,9 @@ def load(dataset: str, backbone: str = "", trainer: str = "", opts: Sequence = (
     """The frozen config of one run.
 
     Args:
-        dataset: a stem in `configs/datasets`, or the path of a YAML whose stem names the dataset.
+        dataset: a stem in `configs/datasets`, a plugin's dataset, or the path of a YAML, see `dataset_layer`.
         backbone: a backbone's name; empty: the dataset's default.
-        trainer: a stem in `configs/trainers`.
+        trainer: a stem in `configs/trainers` or a plugin's trainer.
         opts: KEY VALUE pairs, flat; they win over everything.
         config_file: one more YAML, merged after the trainer's own (CoOp's ``--config-file``).
 
@@ -285,39 +154,63 @@ def load(dataset: str, backbone: str = "", trainer: str = "", opts: Sequence = (
     pairs, extra = _pairs(opts), read_yaml(Path(config_file)) if config_file else {}
     extra_schedules = extra.pop("SCHEDULES", [])
     given = {**dict(flatten(extra)), **dict(pairs)}
-    dataset_file = Path(dataset) if dataset.endswith((".yaml", ".yml")) else None
-    dataset = check_name("datasets", dataset_file.stem if dataset_file else dataset)
-    check_name("trainers", trainer)
-    dataset_tree = read_yaml(dataset_file or _folder("datasets") / f"{dataset}.yaml")
+    dataset, dataset_tree, dataset_source = dataset_layer(dataset)
     overrides = dataset_tree.pop("OVERRIDES", {})
+    layers = _trainer_layers(check_name("trainers", trainer), given)
 
     cfg = get_cfg_default()
     _mount_trainers(cfg)
-    _merge(cfg, COMMON, "COMMON in unskew/config.py")
-    _merge(cfg, dataset_tree, f"configs/datasets/{dataset}.yaml")
+    unused = plugins.extend(cfg, (dataset, *layers))
+    _merge(cfg, COMMON, "COMMON in unskew/defaults.py")
+    _merge(cfg, dataset_tree, dataset_source)
     backbone = backbone or str(given.get("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME))
+    if not backbone:
+        raise ValueError(f"'{dataset}' has no default backbone: give one, such as --backbone ViT-B/16")
     for key, value in backbone_layer(backbone).items():
         set_key(cfg, key, value, f"configs/backbones, {backbone}")
     backbone = cfg.MODEL.BACKBONE.NAME
 
     shots = _integer("DATASET.NUM_SHOTS", given.get("DATASET.NUM_SHOTS", cfg.DATASET.NUM_SHOTS))
-    for layer in _trainer_layers(trainer, given):
-        tree = read_yaml(_folder("trainers") / f"{layer}.yaml")
+    for layer in layers:
+        tree = _tree("trainers", layer)
         schedules = tree.pop("SCHEDULES", [])
         cfg.TRAINER.CLASS = ""  # a base's does not count for the trainer around it
         _merge(cfg, tree, f"configs/trainers/{layer}.yaml")
         _merge_schedules(cfg, schedules, shots, dataset, f"configs/trainers/{layer}.yaml")
-        _merge(cfg, overrides.get(layer, {}), f"configs/datasets/{dataset}.yaml, OVERRIDES")
+        _merge(cfg, overrides.get(layer, {}), f"{dataset_source}, OVERRIDES")
     _merge(cfg, extra, config_file)
     _merge_schedules(cfg, extra_schedules, shots, dataset, config_file)
     for key, value in pairs:
         set_key(cfg, key, value, "the command line")
 
+    for key in unused:
+        *above, last = key.split(".")
+        del functools.reduce(getattr, above, cfg)[last]
     cfg.DATASET.NAME, cfg.TRAINER.NAME, cfg.MODEL.BACKBONE.NAME = dataset, trainer, backbone
     if cfg.SEED >= 2**63:
         raise ValueError(f"SEED must be below 2**63, got {cfg.SEED}")
     cfg.freeze()
     return cfg
+
+
+def _tree(axis: str, name: str) -> dict:
+    """What the YAML of a name holds; nothing for a plugin's, which has none."""
+    return read_yaml(_folder(axis) / f"{name}.yaml") if name in names(axis) else {}
+
+
+def dataset_layer(dataset: str) -> tuple[str, dict, str]:
+    """A dataset's name, the keys of its YAML and where they stand.
+
+    Args:
+        dataset: a name, or the path of a YAML. Its dataset is the one that its ``DATASET.NAME`` says, if there is one
+            of that name; else the one of its stem, since CoOp's ``eurosat.yaml`` says "EuroSAT".
+    """
+    if not dataset.endswith((".yaml", ".yml")):
+        return check_name("datasets", dataset), _tree("datasets", dataset), f"configs/datasets/{dataset}.yaml"
+    tree, stem = read_yaml(Path(dataset)), Path(dataset).stem
+    said = str(dict(flatten(tree)).get("DATASET.NAME") or stem)
+    known = [*names("datasets"), *plugins.names("datasets")]
+    return check_name("datasets", stem if stem in known and said not in known else said), tree, dataset
 
 
 def backbone_layer(name: str) -> dict[str, object]:
@@ -358,19 +251,19 @@ def _integer(key: str, value: object) -> int:
 
 def read_base(trainer: str) -> str | None:
     """The base that a trainer's config names (`TRAINER.GLA.BASE`), if any."""
-    tree = dict(flatten(read_yaml(_folder("trainers") / f"{trainer}.yaml")))
+    tree = dict(flatten(_tree("trainers", trainer)))
     return tree.get(f"TRAINER.{class_name(trainer).upper()}.BASE")
 
 
 def class_name(trainer: str) -> str:
     """The registered class of a trainer config: `TRAINER.CLASS` where it lends one a name of its own."""
-    tree = dict(flatten(read_yaml(_folder("trainers") / f"{trainer}.yaml")))
+    tree = dict(flatten(_tree("trainers", trainer)))
     return str(tree.get("TRAINER.CLASS", trainer))
 
 
 def has_members(trainer: str) -> bool:
     """Whether a trainer's config names its backbones itself (`TRAINER.BACKDOOR.MEMBERS`)."""
-    tree = dict(flatten(read_yaml(_folder("trainers") / f"{trainer}.yaml")))
+    tree = dict(flatten(_tree("trainers", trainer)))
     return f"TRAINER.{class_name(trainer).upper()}.MEMBERS" in tree
 
 

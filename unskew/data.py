@@ -43,6 +43,8 @@ class Datum:
     domain: int = 0
     classname: str = ""
 
+    lowest = 0  # label and domain
+
     def __post_init__(self):
         if not isinstance(self.impath, str):
             raise ValueError(f"the path of an image must be a string, not {self.impath!r}")
@@ -53,8 +55,8 @@ class Datum:
                     object.__setattr__(self, field, operator.index(value))
                 except TypeError:
                     raise ValueError(f"the {field} of '{self.impath}' must be an integer, not {value!r}") from None
-            if value < 0:
-                raise ValueError(f"the {field} of '{self.impath}' must be 0 or more, not {value}")
+            if value < self.lowest:
+                raise ValueError(f"the {field} of '{self.impath}' must be {self.lowest} or more, not {value}")
 
 
 class DatasetBase:

@@ -63,6 +63,8 @@ class SimpleTrainer(TrainerBase):
     logit_adjusted = False
     # `fit` switches it off: a trainer inside another one is not tested.
     _tests_after_training = True
+    # What the data and the evaluator are built by, from the config.
+    _build_data, _build_evaluator = staticmethod(DataManager), staticmethod(build_evaluator)
 
     def __init__(self, cfg) -> None:
         super().__init__()
@@ -86,7 +88,7 @@ class SimpleTrainer(TrainerBase):
         self.results: dict[str, float] = {}
         self.build_data_loader()
         self.build_model()
-        self.evaluator = build_evaluator(cfg, lab2cname=self._test_names())
+        self.evaluator = self._build_evaluator(cfg, lab2cname=self._test_names())
         self._share_among_processes()
 
     def check_cfg(self, cfg) -> None:
@@ -94,7 +96,7 @@ class SimpleTrainer(TrainerBase):
 
     def build_data_loader(self) -> None:
         """Make ``dm`` and what is taken from it: the loaders, ``num_classes``, ``lab2cname``."""
-        dm = self.dm = DataManager(self.cfg)
+        dm = self.dm = self._build_data(self.cfg)
         self.train_loader_x, self.train_loader_u = dm.train_loader_x, dm.train_loader_u
         self.val_loader, self.test_loader = dm.val_loader, dm.test_loader
         self.num_classes, self.num_source_domains = dm.num_classes, dm.num_source_domains
@@ -222,7 +224,9 @@ class SimpleTrainer(TrainerBase):
         else:
             logger.info("Deploy the last-epoch model")
         if self._tests_after_training and not self.cfg.TEST.NO_TEST:
-            self.test()
+            accuracy = self.test()
+            if not self.results and accuracy is not None:  # a test() of a method's own
+                self.results = {"accuracy": float(accuracy)}
         elapsed = datetime.timedelta(seconds=round(time.time() - self.time_start))
         logger.info(f"Elapsed: {elapsed}")
         self.close_writer()
@@ -239,7 +243,7 @@ class SimpleTrainer(TrainerBase):
         """Train on each of the epoch's batches and log at ``PRINT_FREQ``, in Dassl's line."""
         self.set_model_mode("train")
         losses, batch_time, data_time = MetricMeter(), AverageMeter(), AverageMeter()
-        frequency = max(1, min(self.cfg.TRAIN.PRINT_FREQ, self.num_batches))
+        frequency = self.print_frequency()
         end = time.time()
         for self.batch_idx, batch in enumerate(batches):
             data_time.update(time.time() - end)
@@ -248,6 +252,10 @@ class SimpleTrainer(TrainerBase):
             if (self.batch_idx + 1) % frequency == 0:
                 self._log_batch(losses, batch_time, data_time)
             end = time.time()
+
+    def print_frequency(self) -> int:
+        """How many batches there are between two lines of the log; an epoch has one at least."""
+        return max(1, min(self.cfg.TRAIN.PRINT_FREQ, self.num_batches))
 
     def model_backward_and_update(self, loss: Tensor, names=None) -> None:
         """One step; with ``TRAIN.ACCUMULATE`` n, one after every n batches, along the mean of their gradients."""

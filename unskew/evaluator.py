@@ -134,6 +134,14 @@ class EvaluatorBase:
     def evaluate(self) -> OrderedDict:
         raise NotImplementedError
 
+    def predictions(self) -> dict[str, Tensor]:
+        """What was processed: ``logits`` [N, C], ``labels`` [N], and other logits by name; empty if it is not kept."""
+        return {}
+
+    def per_class_accuracy(self) -> list[float | None]:
+        """Of `predictions`: accuracy in percent of each class, by label; ``None`` for a class without images."""
+        raise NotImplementedError
+
 
 @EVALUATOR_REGISTRY.register()
 class Classification(EvaluatorBase):
@@ -164,12 +172,12 @@ class Classification(EvaluatorBase):
             self._extra.setdefault(name, []).append(scores.detach())
 
     def predictions(self) -> dict[str, Tensor]:
-        """What was processed: ``logits`` [N, C], ``labels`` [N], and the extra logits by name."""
+        if not getattr(self, "_logits", None):  # a subclass has counted what it processed by itself
+            return {}
         parts = {"logits": self._logits, "labels": self._labels, **self._extra}
         return {name: torch.cat(tensors).cpu().contiguous() for name, tensors in parts.items()}
 
     def per_class_accuracy(self) -> list[float | None]:
-        """Accuracy in percent of each class, by label; ``None`` for a class without images."""
         logits, labels = torch.cat(self._logits), torch.cat(self._labels)
         accuracies = 100 * class_accuracies(logits.argmax(1) == labels, labels, logits.shape[1])
         return [None if math.isnan(value) else value for value in accuracies.tolist()]

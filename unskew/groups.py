@@ -59,9 +59,12 @@ def dataset_groups(cfg, device: str | torch.device = "cpu") -> dict[str, Tensor]
 
     q is that of the dataset's default backbone (of a user's own images: of the run's), estimated once per process on
     the train and val images that 16 shots and seed 1 draw; of a long-tailed dataset, on up to 16 train images per class
-    and all of val. Where that backbone cannot be loaded there are no groups, which is said in one warning.
+    and all of val. Where that backbone cannot be loaded there are no groups, which is said in one warning. Nor are
+    there for a plugin's dataset: it has no default backbone, and drawing a sample may write files that later runs read.
     """
     node = cfg.DATASET
+    if node.NAME not in config.names("datasets"):
+        return {}
     keys = ("ROOT", "SUBSAMPLE_CLASSES", "IMBALANCE", "TEMPLATE", "CLASSNAMES")
     same = tuple((f"DATASET.{key}", node[key]) for key in keys)
     own = cfg.MODEL.BACKBONE.NAME if node.NAME in OWN else ""  # a user's own images have no default to compare by

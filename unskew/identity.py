@@ -21,13 +21,18 @@ OWN = ("folder", "csv")
 
 
 def _own_nodes(cfg: CfgNode) -> set[str]:
-    """The trainer nodes that a run reads: its class's, and its base's where it has one."""
-    trainer = cfg.get("TRAINER", {})
+    """The trainer nodes that a run reads: its class's, and its base's where it has one.
+
+    A plugin's trainer may read any of them, so all count for it.
+    """
+    trainer, known = cfg.get("TRAINER", {}), names("trainers")
     nodes, name = set(), trainer.get("CLASS") or trainer.get("NAME")
     while name and name.upper() not in nodes:
+        if name not in known:
+            return set(trainer)
         nodes.add(name.upper())
         base = trainer.get(name.upper(), {}).get("BASE")
-        name = class_name(base) if base in names("trainers") else base
+        name = class_name(base) if base in known else base
     return nodes
 
 

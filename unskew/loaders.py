@@ -114,14 +114,14 @@ class DatasetWrapper(Dataset):
             output["img"] = image
         elif isinstance(self.transform, list | tuple):
             for number, transform in enumerate(self.transform, start=1):
-                output["img" if number == 1 else f"img{number}"] = self._apply(transform, image)
+                output["img" if number == 1 else f"img{number}"] = self._transform_image(transform, image)
         else:
-            output["img"] = self._apply(self.transform, image)
+            output["img"] = self._transform_image(self.transform, image)
         if self.return_img0:
             output["img0"] = self.to_tensor(image)
         return output
 
-    def _apply(self, transform: Callable, image: Image.Image) -> Tensor | list[Tensor]:
+    def _transform_image(self, transform: Callable, image: Image.Image) -> Tensor | list[Tensor]:
         views = [transform(image) for _ in range(self.k_tfm)]
         return views[0] if self.k_tfm == 1 else views
 

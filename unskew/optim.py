@@ -49,7 +49,8 @@ def build_optimizer(model, optim_cfg, param_groups=None) -> torch.optim.Optimize
             settings = {"momentum": optim_cfg.MOMENTUM, "alpha": optim_cfg.RMSPROP_ALPHA}
             return torch.optim.RMSprop(param_groups, **common, **settings)
         case "radam":
-            return torch.optim.RAdam(param_groups, **common, betas=betas)
+            # Dassl's is that of the paper's authors, whose weight decay is AdamW's.
+            return torch.optim.RAdam(param_groups, **common, betas=betas, decoupled_weight_decay=True)
         case "adamw":
             return torch.optim.AdamW(param_groups, **common, betas=betas)
         case _:
@@ -80,7 +81,7 @@ def _decay(optim_cfg, count: int) -> float:
         case "cosine":
             return (1 + math.cos(math.pi * count / max(1, max_epoch))) / 2
         case "multi_step":
-            return optim_cfg.GAMMA ** sum(count >= milestone for milestone in stepsize)
+            return optim_cfg.GAMMA ** sum(0 < milestone <= count for milestone in stepsize)
         case _:
             step = stepsize[-1] if isinstance(stepsize, list | tuple) else stepsize
             return optim_cfg.GAMMA ** (count // (step if step > 0 else max(1, max_epoch)))

@@ -42,7 +42,7 @@ def collect_env_info() -> str:
     return "\n".join(lines)
 
 
-class _BarFriendly(logging.Handler):
+class LinesOnStream(logging.Handler):
     """Lines on a stream, above the progress bars that may be on the terminal."""
 
     def __init__(self, name: str) -> None:
@@ -69,7 +69,7 @@ def setup_logger(output_dir=None, console: bool = True) -> contextlib.ExitStack:
     Raises:
         ValueError: the file cannot be written.
     """
-    handlers: list[logging.Handler] = [_BarFriendly("stdout" if console else "stderr")]
+    handlers: list[logging.Handler] = [LinesOnStream("stdout" if console else "stderr")]
     handlers[0].setLevel(logging.INFO if console else logging.WARNING)
     if output_dir is not None:
         path = Path(output_dir)

@@ -9,6 +9,15 @@ from torch.utils.data import RandomSampler, Sampler, SequentialSampler
 
 from unskew.registry import unknown_name
 
+__all__ = [
+    "RandomClassSampler",
+    "RandomDomainSampler",
+    "RandomSampler",
+    "SeqDomainSampler",
+    "SequentialSampler",
+    "build_sampler",
+]
+
 
 def _shuffled(items: Sequence, generator: torch.Generator) -> list:
     return [items[i] for i in torch.randperm(len(items), generator=generator).tolist()]

@@ -3,6 +3,7 @@
 Runs of one call share the process, and with it the loaded backbone and the image features.
 """
 
+import logging
 import os
 import sys
 import time
@@ -13,8 +14,10 @@ from pathlib import Path
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-from unskew import config, folders, identity, report
+from unskew import config, folders, identity, plugins, report
 from unskew.files import write_atomically
+
+logger = logging.getLogger("unskew")
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Run:
         shots, seed, root: ``None`` (or empty) leaves them to the config; shots -1 means all images.
         opts: KEY VALUE pairs, flat.
         folder: where it writes; empty: the place below ``output`` that its names give.
+        plugins: files or modules that bring datasets and trainers, see `plugins.load`.
     """
 
     dataset: str
@@ -38,9 +42,11 @@ class Run:
     folder: str = ""
     opts: tuple = ()
     config_file: str = ""
+    plugins: tuple = ()
 
     def config(self) -> CfgNode:
         """The frozen config, OUTPUT_DIR included."""
+        plugins.load(self.plugins)
         flags = {"DATASET.ROOT": self.root or None, "DATASET.NUM_SHOTS": self.shots, "SEED": self.seed}
         pairs = [part for key, value in flags.items() if value is not None for part in (key, value)]
 
@@ -55,7 +61,7 @@ def trainer_label(cfg: CfgNode) -> str:
     """The trainer config's name; over another base than its default, `GLA-CoOp`."""
     name, default = cfg.TRAINER.NAME, config.read_base(cfg.TRAINER.NAME)
     base = cfg.TRAINER.get((cfg.TRAINER.CLASS or name).upper(), {}).get("BASE")
-    return name if base in (None, default) else f"{name}-{base}"
+    return name if not base or base == default else f"{name}-{base}"
 
 
 def backbone_label(cfg: CfgNode) -> str:
@@ -101,17 +107,20 @@ def execute(run: Run, console: bool = True) -> dict:
 
     with setup_logger(folder if main else None, console=console and main):
         started = time.perf_counter()
+        for plugin in run.plugins:
+            logger.info(f"Plugin: {plugin}")
         set_random_seed(cfg.SEED)
         trainer = build_trainer(cfg)
         trainer.train()
         seconds = round(time.perf_counter() - started, 2)
     metrics = {**_describe(cfg), **trainer.results, "seconds": seconds, **_versions()}
-    if trainer.results:
+    predictions = trainer.evaluator.predictions() if trainer.results else {}
+    if predictions:
         metrics["per_class_accuracy"] = trainer.evaluator.per_class_accuracy()
     if main:
-        if trainer.results:
+        if predictions:
             # A copy of each: scores may share their memory, which the format refuses.
-            predictions = {name: tensor.clone() for name, tensor in trainer.evaluator.predictions().items()}
+            predictions = {name: tensor.clone() for name, tensor in predictions.items()}
             write_atomically(folder / "predictions.safetensors", save(predictions))
         report.write_metrics(folder / "metrics.json", metrics)
         folders.finish(cfg)

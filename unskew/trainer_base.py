@@ -92,6 +92,7 @@ class TrainerBase:
                 "optimizer": None if optim is None else optim.state_dict(),
                 "scheduler": None if sched is None else sched.state_dict(),
                 "val_result": val_result,
+                **self.extra_state(),
             }
             if self._scaler is not None:
                 state["scaler"] = self._scaler.state_dict()
@@ -115,7 +116,15 @@ class TrainerBase:
         for name, state in states.items():
             parts = (self._models[name], self._optims[name], self._scheds[name], self._scaler)
             epoch = checkpoint.restore(state, *parts, source=paths[name])
+        self.load_extra_state(state)
         return epoch
+
+    def extra_state(self) -> dict:
+        """What else a checkpoint keeps, beside the models: tensors and plain values by name."""
+        return {}
+
+    def load_extra_state(self, state: dict) -> None:
+        """Put back what `extra_state` gave, from a loaded checkpoint, which may lack it."""
 
     def load_model(self, directory, epoch: int | None = None) -> None:
         """Load every model's weights: those of ``epoch`` (from 1), else the best ones, else the last ones.

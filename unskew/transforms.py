@@ -9,6 +9,7 @@ from torchvision import transforms as T
 from torchvision.transforms import functional as F
 from torchvision.transforms import v2
 
+from unskew.randaugment import FIXMATCH, RANDAUGMENT2, RandomOperations
 from unskew.registry import unknown_name
 
 INTERPOLATION_MODES = {
@@ -77,6 +78,8 @@ _ON_IMAGE: dict[str, Callable] = {
     "cifar10_policy": lambda i, size: T.AutoAugment(T.AutoAugmentPolicy.CIFAR10),
     "svhn_policy": lambda i, size: T.AutoAugment(T.AutoAugmentPolicy.SVHN),
     "randaugment": lambda i, size: T.RandAugment(i.RANDAUGMENT_N, i.RANDAUGMENT_M),
+    "randaugment_fixmatch": lambda i, size: RandomOperations(FIXMATCH, i.RANDAUGMENT_N),
+    "randaugment2": lambda i, size: RandomOperations(RANDAUGMENT2, i.RANDAUGMENT_N, p=0.6),
     "colorjitter": lambda i, size: T.ColorJitter(i.COLORJITTER_B, i.COLORJITTER_C, i.COLORJITTER_S, i.COLORJITTER_H),
     "randomgrayscale": lambda i, size: T.RandomGrayscale(i.RGS_P),
     "gaussian_blur": lambda i, size: T.RandomApply([T.GaussianBlur(i.GB_K)], p=i.GB_P),

@@ -1,0 +1,57 @@
+"""Dassl's configuration: our default tree with the nodes of its own trainers, and its seed."""
+
+from yacs.config import CfgNode
+
+from unskew import config
+
+__all__ = ["clean_cfg", "get_cfg_default"]
+
+# The nodes of Dassl's trainers for domain adaptation, domain generalisation and semi-supervised learning. None of
+# these trainers is here, but other people's scripts and config files set and read the keys.
+TRAINERS = {
+    "MCD": {"N_STEP_F": 4},
+    "MME": {"LMDA": 0.1},
+    "CDAC": {
+        "CLASS_LR_MULTI": 10,
+        "RAMPUP_COEF": 30,
+        "RAMPUP_ITRS": 1000,
+        "TOPK_MATCH": 5,
+        "P_THRESH": 0.95,
+        "STRONG_TRANSFORMS": (),
+    },
+    "SE": {"EMA_ALPHA": 0.999, "CONF_THRE": 0.95, "RAMPUP": 300},
+    "M3SDA": {"LMDA": 0.5, "N_STEP_F": 4},
+    "DAEL": {"WEIGHT_U": 0.5, "CONF_THRE": 0.95, "STRONG_TRANSFORMS": ()},
+    "CROSSGRAD": {"EPS_F": 1.0, "EPS_D": 1.0, "ALPHA_F": 0.5, "ALPHA_D": 0.5},
+    "DDAIG": {
+        "G_ARCH": "",
+        "LMDA": 0.3,
+        "CLAMP": False,
+        "CLAMP_MIN": -1.0,
+        "CLAMP_MAX": 1.0,
+        "WARMUP": 0,
+        "ALPHA": 0.5,
+    },
+    "DAELDG": {"WEIGHT_U": 0.5, "CONF_THRE": 0.95, "STRONG_TRANSFORMS": ()},
+    "DOMAINMIX": {"TYPE": "crossdomain", "ALPHA": 1.0, "BETA": 1.0},
+    "ENTMIN": {"LMDA": 1e-3},
+    "MEANTEACHER": {"WEIGHT_U": 1.0, "EMA_ALPHA": 0.999, "RAMPUP": 5},
+    "MIXMATCH": {"WEIGHT_U": 100.0, "TEMP": 2.0, "MIXUP_BETA": 0.75, "RAMPUP": 20000},
+    "FIXMATCH": {"WEIGHT_U": 1.0, "CONF_THRE": 0.95, "STRONG_TRANSFORMS": ()},
+}
+
+
+def get_cfg_default() -> CfgNode:
+    """Every key of Dassl with its default, and ours."""
+    cfg = config.get_cfg_default()
+    cfg.SEED = -1
+    for name, values in TRAINERS.items():
+        cfg.TRAINER[name] = CfgNode(dict(values))
+    return cfg
+
+
+def clean_cfg(cfg: CfgNode, trainer: str) -> None:
+    """Remove the nodes of all trainers but one, so that ``print(cfg)`` shows what counts."""
+    for name, value in list(cfg.TRAINER.items()):
+        if isinstance(value, CfgNode) and name != trainer.upper():
+            del cfg.TRAINER[name]

@@ -1,0 +1,222 @@
+"""Dassl's trainers: our engine's, with what scripts written for Dassl rely on and ours do otherwise."""
+
+import logging
+import random
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from unskew import engine, trainer_base
+from unskew.dassl.data import DataManager
+from unskew.dassl.evaluation import build_evaluator
+from unskew.dassl.modeling import build_backbone, build_head
+from unskew.dassl.optim import build_lr_scheduler, build_optimizer
+from unskew.dassl.utils import count_num_param, load_pretrained_weights
+from unskew.engine import TRAINER_REGISTRY
+
+__all__ = [
+    "TRAINER_REGISTRY",
+    "SimpleNet",
+    "SimpleTrainer",
+    "TrainerBase",
+    "TrainerX",
+    "TrainerXU",
+    "build_trainer",
+]
+
+logger = logging.getLogger("unskew")
+
+
+def build_trainer(cfg):
+    """The trainer that ``cfg.TRAINER.NAME`` names.
+
+    Raises:
+        ValueError: no such trainer is registered; the near names are listed.
+    """
+    trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    if cfg.VERBOSE:
+        logger.info(f"Loading trainer: {cfg.TRAINER.NAME}")
+    return trainer(cfg)
+
+
+class SimpleNet(nn.Module):
+    """A registered backbone, a head if the config names one with hidden layers, and a linear classifier.
+
+    Args:
+        model_cfg: the config's ``MODEL`` node.
+        num_classes: 0 for no classifier.
+
+    Attributes:
+        fdim: width of what goes into the classifier.
+    """
+
+    def __init__(self, cfg, model_cfg, num_classes: int, **kwargs) -> None:
+        super().__init__()
+        backbone, head = model_cfg.BACKBONE, model_cfg.HEAD
+        self.backbone = build_backbone(backbone.NAME, verbose=cfg.VERBOSE, pretrained=backbone.PRETRAINED, **kwargs)
+        self.head = self.classifier = None
+        if head.NAME and head.HIDDEN_LAYERS:
+            self.head = build_head(
+                head.NAME,
+                verbose=cfg.VERBOSE,
+                in_features=self.backbone.out_features,
+                hidden_layers=head.HIDDEN_LAYERS,
+                activation=head.ACTIVATION,
+                bn=head.BN,
+                dropout=head.DROPOUT,
+                **kwargs,
+            )
+        self.fdim = (self.backbone if self.head is None else self.head).out_features
+        if num_classes > 0:
+            self.classifier = nn.Linear(self.fdim, num_classes)
+
+    def forward(self, x: Tensor, return_feature: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits [B, C] of images, with ``return_feature`` features [B, D] too; features alone without a classifier."""
+        features = self.backbone(x)
+        if self.head is not None:
+            features = self.head(features)
+        if self.classifier is None:
+            return features
+        logits = self.classifier(features)
+        return (logits, features) if return_feature else logits
+
+
+class TrainerBase(trainer_base.TrainerBase):
+    """The loop over epochs and the models that it trains, for a trainer that brings its own data."""
+
+    def init_writer(self, log_dir) -> None:
+        if self._writer is None:
+            logger.info(f"Initialize tensorboard (log_dir={log_dir})")
+        super().init_writer(log_dir)
+
+    def model_backward(self, loss: Tensor) -> None:
+        """Gradients of the loss; ``FloatingPointError`` at once if it is not finite."""
+        self.detect_anomaly(loss)
+        super().model_backward(loss)
+
+    def prograd_backward_and_update(self, loss_a: Tensor, loss_b: Tensor, lambda_: float = 1, names=None) -> None:
+        """ProGrad's step, which the Dassl that comes with it has.
+
+        Along the gradient of ``loss_a``, less ``lambda_`` times its part along that of ``loss_b`` for each parameter
+        where the two disagree.
+        """
+        for loss in (loss_a, loss_b):
+            self.detect_anomaly(loss)
+        names = self.get_model_names(names)
+        parameters = [p for name in names for p in self._models[name].parameters() if p.requires_grad]
+        self.model_zero_grad(names)
+        others = torch.autograd.grad(loss_b, parameters, retain_graph=True, allow_unused=True)
+        loss_a.backward()
+        for parameter, other in zip(parameters, others, strict=True):
+            if parameter.grad is None or other is None:
+                continue
+            unit = other / torch.linalg.norm(other)
+            along = torch.dot(parameter.grad.flatten(), unit.flatten())  # NaN, not below 0, where the other is zero
+            if along < 0:
+                parameter.grad = parameter.grad - lambda_ * along * unit
+        self.model_update(names)
+
+
+class SimpleTrainer(TrainerBase, engine.SimpleTrainer):
+    """A trainer built from a config: ``build_model`` and ``forward_backward`` are the method's.
+
+    A method that builds its own loaders may do without ``dm``, but for `predict`.
+    Its random draws are Dassl's, so that a seed gives the same run: all from the global generators, epoch after epoch.
+    Checkpoints keep their states, and a resumed run draws on as if it had not stopped.
+    """
+
+    show_progress = False  # scripts print their own lines
+    _build_data, _build_evaluator = staticmethod(DataManager), staticmethod(build_evaluator)
+
+    def __init__(self, cfg) -> None:
+        super().__init__(cfg)
+        for name in ("train_loader_x", "train_loader_u", "val_loader", "test_loader"):
+            loader = getattr(self, name, None)
+            if getattr(loader, "generator", None) is not None:
+                loader.generator = loader.sampler.generator = None  # the global one
+
+    def build_model(self) -> None:
+        """A `SimpleNet`, trained as ``cfg.OPTIM`` says."""
+        cfg = self.cfg
+        logger.info("Building model")
+        self.model = SimpleNet(cfg, cfg.MODEL, self.num_classes)
+        if cfg.MODEL.INIT_WEIGHTS:
+            load_pretrained_weights(self.model, cfg.MODEL.INIT_WEIGHTS)
+        self.model.to(self.device)
+        logger.info(f"# params: {count_num_param(self.model):,}")
+        self.optim = build_optimizer(self.model, cfg.OPTIM)
+        self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
+        self.register_model("model", self.model, self.optim, self.sched)
+
+    def seed_epoch(self) -> None:
+        """The draws of an epoch go on from those of the one before."""
+
+    def extra_state(self) -> dict:
+        _, words, *rest = np.random.get_state()  # noqa: NPY002 - scripts draw from it
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        numbers = {"python": random.getstate(), "numpy": [words.tolist(), *rest]}
+        return {"random_state": {**numbers, "torch": torch.get_rng_state(), "cuda": cuda}}
+
+    def load_extra_state(self, state: dict) -> None:
+        saved = state.get("random_state")
+        if saved is None:  # a checkpoint of a real Dassl
+            return
+        random.setstate(saved["python"])
+        np.random.set_state(("MT19937", *saved["numpy"]))  # noqa: NPY002
+        torch.set_rng_state(saved["torch"])
+        if saved["cuda"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(saved["cuda"], self.device)
+
+    def print_frequency(self) -> int:
+        """``TRAIN.PRINT_FREQ``; 1 in an epoch that has fewer batches."""
+        frequency = self.cfg.TRAIN.PRINT_FREQ
+        return 1 if self.num_batches < frequency else max(1, frequency)
+
+    def _items(self, split: str) -> Sequence:
+        if hasattr(self, "dm"):
+            return super()._items(split)
+        loader = getattr(self, {"train_x": "train_loader_x"}.get(split, f"{split}_loader"))
+        return [] if loader is None else loader.dataset
+
+    def _has_test_classes(self) -> bool:
+        return hasattr(self, "dm") and getattr(self.dm.dataset, "test_classes", None) is not None
+
+    def _test_names(self) -> dict[int, str]:
+        return super()._test_names() if self._has_test_classes() else self.lab2cname
+
+    @torch.no_grad()
+    def test(self, split: str | None = None) -> float:
+        """The first metric (accuracy in percent) of the split's loader, whose batches have labels.
+
+        Every batch goes through ``parse_batch_test``, ``model_inference`` and ``evaluator.process``, which a trainer or
+        an evaluator may have changed. All metrics are kept in ``results``.
+
+        Raises:
+            ValueError: the split is unknown or has no images.
+        """
+        split = split or self.cfg.TEST.SPLIT
+        loader = {"test": self.test_loader, "val": self.val_loader}.get(split)
+        if loader is None or self._has_test_classes() or self.cfg.TEST.CROPS > 1:
+            return super().test(split)
+        self.set_model_mode("eval")
+        self.evaluator.reset()
+        logger.info(f"Evaluate on the *{split}* set")
+        for batch in tqdm(loader):
+            input, label = self.parse_batch_test(batch)
+            self.evaluator.process(self.model_inference(input), label)
+        self.results = OrderedDict(self.evaluator.evaluate())
+        for name, value in self.results.items():
+            self.write_scalar(f"{split}/{name}", value, self.epoch)
+        return next(iter(self.results.values()))
+
+
+class TrainerX(SimpleTrainer, engine.TrainerX):
+    """Training on labelled images only."""
+
+
+class TrainerXU(SimpleTrainer, engine.TrainerXU):
+    """Training on labelled and unlabelled images; ``forward_backward(batch_x, batch_u)``."""
