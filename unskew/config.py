@@ -138,6 +138,13 @@ def _mount_trainers(cfg: CfgNode) -> None:
     discover("unskew.datasets")
 
 
+def all_defaults() -> CfgNode:
+    """`get_cfg_default` with every trainer's own node; our trainers and datasets are registered then."""
+    cfg = get_cfg_default()
+    _mount_trainers(cfg)
+    return cfg
+
+
 def load(dataset: str, backbone: str = "", trainer: str = "", opts: Sequence = (), config_file: str = "") -> CfgNode:
     """The frozen config of one run.
 
@@ -158,8 +165,7 @@ def load(dataset: str, backbone: str = "", trainer: str = "", opts: Sequence = (
     overrides = dataset_tree.pop("OVERRIDES", {})
     layers = _trainer_layers(check_name("trainers", trainer), given)
 
-    cfg = get_cfg_default()
-    _mount_trainers(cfg)
+    cfg = all_defaults()
     unused = plugins.extend(cfg, (dataset, *layers))
     _merge(cfg, COMMON, "COMMON in unskew/defaults.py")
     _merge(cfg, dataset_tree, dataset_source)

@@ -55,6 +55,7 @@ class Plugin:
 
 
 _loaded: dict[str, Plugin] = {}  # by module
+_lent: dict[str, set[str]] = {}  # by axis
 
 
 def load(given: Sequence[str]) -> None:
@@ -84,12 +85,18 @@ def load(given: Sequence[str]) -> None:
 
 
 def names(axis: str) -> list[str]:
-    """What the plugins so far have brought: "datasets" or "trainers"; of "backbones" also those that Dassl has."""
+    """What the plugins so far have brought, or is lent: "datasets" or "trainers"; of "backbones" also Dassl's."""
     if axis == "backbones" and _loaded:
         from unskew.dassl.modeling import BACKBONE_REGISTRY
 
         return BACKBONE_REGISTRY.registered_names()
-    return list(dict.fromkeys(name for plugin in _loaded.values() for name in plugin.names.get(axis, ())))
+    brought = (name for plugin in _loaded.values() for name in plugin.names.get(axis, ()))
+    return list(dict.fromkeys([*brought, *sorted(_lent.get(axis, ()))]))
+
+
+def lend(axis: str, name: str) -> None:
+    """Let configs name what is registered here without being a plugin's: a dataset that a real Dassl has loaded."""
+    _lent.setdefault(axis, set()).add(name)
 
 
 def extend(cfg: CfgNode, used: Sequence[str]) -> list[str]:
