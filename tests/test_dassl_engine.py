@@ -2,6 +2,7 @@
 
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -146,16 +147,22 @@ def test_a_resumed_run_equals_one_in_one_go(make, final, tmp_path):
     assert second.results == whole.results
 
 
-def test_a_checkpoint_of_a_real_dassl_has_no_random_state(make, warned):
-    first = make("DasslToyX", "TRAIN.CHECKPOINT_FREQ", 1, "OPTIM.MAX_EPOCH", 2)
+def test_a_checkpoint_of_a_real_dassl_has_a_schedule_that_is_not_read(make, warned):
+    pairs = ("TRAIN.CHECKPOINT_FREQ", 1, "OPTIM.LR_SCHEDULER", "cosine", "OPTIM.WARMUP_EPOCH", 1, "OPTIM.MAX_EPOCH", 4)
+    first = make("DasslToyX", *pairs)
+    rates = []
+    first.epoch_callbacks.append(lambda trainer: rates.append(trainer.get_current_lr()))
     first.train()
-    path = f"{first.output_dir}/net/model.pth.tar-2"
-    state = torch.load(path, weights_only=True)
-    torch.save({key: state[key] for key in ("state_dict", "epoch", "optimizer")}, path)
-    second = make("DasslToyX", "OPTIM.MAX_EPOCH", 3)
+    folder = Path(first.output_dir) / "net"
+    state = torch.load(folder / "model.pth.tar-2", weights_only=True)
+    torch.save({key: state[key] for key in ("state_dict", "epoch")}, folder / "model.pth.tar-2")
+    (folder / "checkpoint").write_text("model.pth.tar-2\n")
+    second, again = make("DasslToyX", *pairs), []
+    second.epoch_callbacks.append(lambda trainer: again.append(trainer.get_current_lr()))
     second.train()
-    assert second.start_epoch == 2
-    assert warned() == [f"'{path}' has no state of the scheduler, which starts anew"]
+    assert second.start_epoch == 2 and len(set(rates)) == 4
+    assert again == pytest.approx(rates[2:])
+    assert warned() == [f"'{folder / 'model.pth.tar-2'}' has no state of the optimizer, which starts anew"]
 
 
 # --- the loop ----------------------------------------------------------------------------------------

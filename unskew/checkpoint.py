@@ -8,6 +8,7 @@ A file holds tensors and plain values only: ``state_dict, epoch, optimizer, sche
 import logging
 import pickle
 import shutil
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -204,6 +205,11 @@ def restore(checkpoint: Mapping, model: nn.Module, optimizer=None, scheduler=Non
     for name, part in (("optimizer", optimizer), ("scheduler", scheduler), ("scaler", scaler)):
         if part is not None and checkpoint.get(name) is not None:
             part.load_state_dict(checkpoint[name])
+        elif part is not None and name == "scheduler":  # a pickled one was not read: a step an epoch leads there too
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # that no step of the optimiser came before
+                for _ in range(checkpoint["epoch"]):
+                    part.step()
         elif part is not None:
             logger.warning(f"'{source}' has no state of the {name}, which starts anew")
     return checkpoint["epoch"]
