@@ -217,3 +217,12 @@ def test_pretrained_weights_load_what_fits(tmp_path, caplog):
     assert "['1.bias', '1.weight']" in caplog.text
     with pytest.raises(ValueError, match="nothing in"):
         checkpoint.load_pretrained_weights(nn.Conv2d(1, 1, 1), tmp_path / "file")
+
+
+def test_a_schedule_that_holds_objects_costs_its_own_state_alone(tmp_path, warned):
+    """As Dassl's warm-up does, which holds another schedule."""
+    state = {"state_dict": {"w": torch.ones(1)}, "epoch": 3, "optimizer": {"lr": 0.1}, "scheduler": {"next": object()}}
+    checkpoint.save_checkpoint(state, tmp_path)
+    loaded = checkpoint.load_checkpoint(tmp_path / "model.pth.tar-3")
+    assert (loaded["optimizer"], loaded["scheduler"]) == ({"lr": 0.1}, None)
+    assert "state of the scheduler is not saved" in warned()[0] and "'scheduler.next'" in warned()[0]

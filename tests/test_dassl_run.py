@@ -221,11 +221,14 @@ def test_a_real_dassl_is_left_alone_unless_forced(script, runs):
     assert "=> result" in runs.outputs["tested"]  # forced, where there is one
 
 
-def test_a_mistake_is_one_line(script):
-    said = "unskew: error: shots must be 1 or more; got 0 (UNSKEW_DEBUG=1 shows where)\n"
-    text = "raise ValueError('shots must be 1 or more; got 0')"
+def test_a_mistake_that_the_engine_finds_is_one_line_and_the_scripts_own_says_where(script):
+    said = "unskew: error: unknown animal 'cat'; choose one of (known: ) (UNSKEW_DEBUG=1 shows where)\n"
+    text = "from unskew.registry import Registry; Registry('animal').get('cat')"
     output, code = script(text)
     assert (output.splitlines(keepends=True)[1:], code) == ([said], 2)
+    output, code = script("a, b = [1]")
+    assert 'File "script.py", line 1' in output
+    assert code == 1
     output, code = script(text, UNSKEW_DEBUG="1")
     assert "Traceback" in output
     assert code == 1

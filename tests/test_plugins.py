@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unskew import config, identity, plugins
+from unskew import config, identity, plugins, runtime
 from unskew.cli import main
 from unskew.data import DATASET_REGISTRY
 from unskew.engine import TRAINER_REGISTRY
@@ -215,14 +216,59 @@ def test_both_and_their_trainer_below_ours(mine, pets, tmp_path, capsys):
     assert f"* accuracy: {metrics_in(run)['accuracy']:.1f}%" in capsys.readouterr().out
 
 
-def test_nothing_of_ours_is_fitted_on_test_images_that_a_dataset_gives_as_val_too(pets, tmp_path, capsys):
-    """CoOp's ImageNet does."""
-    plugin = write(tmp_path / "mypets.py", DATASET.replace('self.read("val")', 'self.read("test")'))
-    argv = ["train", "--plugin", plugin, "-d", "MyPets", "-t", "GLA", "-b", "micro", "--root", pets]
-    argv += ["--output-dir", str(tmp_path / "run"), *QUICK]
-    assert "'MyPets' has no val split and the test split never selects" in failure(capsys, *argv)
+@pytest.mark.parametrize(("split", "trainer"), [("val", "GLA"), ("val", "Backdoor"), ("train", "DebiasedZeroshot")])
+def test_nothing_of_ours_is_fitted_on_test_images_that_a_dataset_gives_twice(
+    split, trainer, pets, tmp_path, capsys, monkeypatch
+):
+    """As val CoOp's ImageNet does, as training images its variants do."""
+    monkeypatch.setattr(runtime, "_said", set())
+    plugin = write(tmp_path / "mypets.py", DATASET.replace(f'self.read("{split}")', 'self.read("test")'))
+    argv = ["train", "--plugin", plugin, "-d", "MyPets", "-t", trainer, "--root", pets]
+    argv += ["--output-dir", str(tmp_path / "run"), *QUICK, "MODEL.BACKBONE.NAME", "micro"]
+    argv += ["TRAINER.BACKDOOR.MEMBERS", "['micro']", "TRAINER.BACKDOOR.WEIGHTS", "val"]
+    assert re.search("has no val split|has test images only", failure(capsys, *argv))
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert log.count("val images of 'MyPets' are test images too: this run has no val split") == 1
+    kept = {"val": "val", "train": "train_x"}[split]
+    assert log.count(f"{kept} of 'MyPets' has test images: this run has no {kept}") == 1
+
+
+def test_an_evaluator_of_ones_own_may_know_nothing_of_ours(pets, tmp_path):
+    own = """
+        import numpy as np
+        from dassl.evaluation.build import EVALUATOR_REGISTRY
+
+
+        @EVALUATOR_REGISTRY.register()
+        class Counts:
+            def __init__(self, cfg, lab2cname=None):
+                pass
+
+            def reset(self):
+                self.right = []
+
+            def process(self, mo, gt):
+                self.right += (mo.argmax(1) == gt).tolist()
+
+            def evaluate(self):
+                return {"accuracy": np.float32(100 * np.mean(self.right))}
+    """
+    plugin = write(tmp_path / "mine.py", EXTEND_CFG, DATASET, TRAINER, own)
+    opts = (*LEARNS, "TEST.EVALUATOR", "Counts")
+    run = Run("MyPets", "Tiny", "micro", 4, 1, pets, folder=str(tmp_path / "run"), opts=opts, plugins=(plugin,))
+    assert execute(run, console=False)["accuracy"] == metrics_in(tmp_path / "run")["accuracy"] > 60
+
+
+def test_an_assertion_of_a_trainer_is_a_mistake_in_one_line(pets, tmp_path, capsys):
+    plugin = write(tmp_path / "mine.py", EXTEND_CFG, DATASET, TRAINER)
+    argv = ["train", "--plugin", plugin, "-d", "MyPets", "-t", "Tiny", "-b", "micro", "--root", pets]
+    argv += ["--output-dir", str(tmp_path / "run"), *QUICK, "TRAINER.TINY.WIDTH", "0"]
+    assert failure(capsys, *argv) == "unskew: error: Tiny refuses the config: an assertion failed"
+
+
+@pytest.mark.parametrize("given", ["", "."])
+def test_a_folder_that_is_no_package_is_no_plugin(given, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert "there is no plugin file" in failure(capsys, "train", "--plugin", given, "-d", "digits", "-t", "CoOp")
 
 
 def test_a_trainer_that_tests_by_itself_has_its_accuracy(pets, tmp_path):

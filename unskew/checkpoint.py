@@ -83,13 +83,25 @@ def save_checkpoint(
     if remove_module_from_keys:
         weights = {key.removeprefix("module."): value for key, value in weights.items()}
     path = save_dir / (model_name or f"model.pth.tar-{state['epoch']}")
-    save({**state, "state_dict": weights}, path)
+    save({**state, **_readable(state), "state_dict": weights}, path)
     write_atomically(save_dir / "checkpoint", f"{path.name}\n")
     logger.info(f"Checkpoint saved to {path}")
     if is_best:
         with path.open("rb") as source:
             write_atomically(save_dir / BEST, lambda file: shutil.copyfileobj(source, file))
         logger.info(f"Best checkpoint saved to {save_dir / BEST}")
+
+
+def _readable(state: Mapping) -> dict:
+    """The states of optimiser and scheduler; ``None`` for one with objects in it, at which a run must not end."""
+    kept = {}
+    for name in state.keys() & {"optimizer", "scheduler"}:
+        try:
+            kept[name] = _plain(state[name], name)
+        except ValueError as error:
+            logger.warning(f"The state of the {name} is not saved: {error}")
+            kept[name] = None
+    return kept
 
 
 def _without_rebuilt(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -180,7 +192,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source="") -> 
     """
     try:
         result = model.load_state_dict(weights, strict=False)
-    except RuntimeError as error:  # shapes differ
+    except (RuntimeError, ValueError) as error:  # shapes differ; other classes, another backbone
         raise ValueError(f"'{source}' does not fit the model: {' '.join(str(error).split())}") from error
     missing = [key for key in result.missing_keys if not key.endswith(REBUILT)]
     unexpected = [key for key in result.unexpected_keys if not key.endswith(REBUILT)]

@@ -13,7 +13,6 @@ from unskew.evaluator import compute_accuracy
 from unskew.groups import crossed_groups, dataset_groups
 from unskew.loaders import DataManager, derive_seed
 from unskew.optim import build_lr_scheduler, build_optimizer
-from unskew.runtime import warn_once
 from unskew.text import cosine_logits, zeroshot_classifier
 
 
@@ -72,14 +71,6 @@ def _check_loader(node, trainer: str) -> None:
         )
 
 
-def _drop_val_of_test(dm: DataManager) -> None:
-    """Datasets written for Dassl may give their test images as val too, on which nothing here may be fitted."""
-    val, test = ({item.impath for item in split or ()} for split in (dm.dataset.val, dm.dataset.test))
-    if val & test:
-        warn_once(f"val images of '{dm.cfg.DATASET.NAME}' are test images too: this run has no val split")
-        dm.dataset.val = dm.val_loader = None
-
-
 class CLIPTrainer(TrainerX):
     """Base of the trainers here. A method gives ``build_model`` and ``logits``; the rest is shared.
 
@@ -112,7 +103,6 @@ class CLIPTrainer(TrainerX):
         cfg = self.cfg
         self.backbone = backbones.load(cfg.MODEL.BACKBONE.NAME, cfg.TRAINER.PREC, self.device)
         self.dm = DataManager(cfg, backbone=self.backbone)
-        _drop_val_of_test(self.dm)
         self.train_loader_x, self.train_loader_u = self.dm.train_loader_x, self.dm.train_loader_u
         self.val_loader, self.test_loader = self.dm.val_loader, None  # test labels are the evaluator's alone
         self.num_classes, self.num_source_domains = self.dm.num_classes, self.dm.num_source_domains

@@ -171,7 +171,8 @@ def load(dataset: str, backbone: str = "", trainer: str = "", opts: Sequence = (
     _merge(cfg, dataset_tree, dataset_source)
     backbone = backbone or str(given.get("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME))
     if not backbone:
-        raise ValueError(f"'{dataset}' has no default backbone: give one, such as --backbone ViT-B/16")
+        way = "MODEL.BACKBONE.NAME" if has_members(trainer) else "--backbone"
+        raise ValueError(f"'{dataset}' has no default backbone: give one, such as {way} ViT-B/16")
     for key, value in backbone_layer(backbone).items():
         set_key(cfg, key, value, f"configs/backbones, {backbone}")
     backbone = cfg.MODEL.BACKBONE.NAME

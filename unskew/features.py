@@ -41,7 +41,7 @@ class _Views(Dataset):
 
     def __init__(self, paths: Sequence[str], transform: Callable, views: Sequence[int | None], dataset: str) -> None:
         self.paths, self.views, self.dataset = paths, views, dataset
-        steps = list(getattr(transform, "transforms", ()))
+        steps = list(transform.transforms) if type(transform) is T.Compose else []
         self.in_batches = [type(step) for step in steps[-2:]] == [T.ToTensor, T.Normalize]
         self.transform = T.Compose(steps[:-2]) if self.in_batches else transform
         self.normalize = steps[-1] if self.in_batches else None
@@ -71,7 +71,10 @@ class _Views(Dataset):
 
     def finish(self, batch: Tensor) -> Tensor:
         """Views as the loader gave them -> [B, 3, H, W], float32, where they lie."""
-        return self.normalize(batch.movedim(-1, 1).float() / 255) if self.in_batches else batch
+        if not self.in_batches:
+            return batch
+        # By a number a GPU would multiply with its inverse, which is another bit now and then.
+        return self.normalize(batch.movedim(-1, 1).float() / torch.full((), 255.0, device=batch.device))
 
 
 def _view_seed(name: str, view: int) -> int:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
 from unskew.data import build_dataset
+from unskew.runtime import warn_once
 from unskew.samplers import build_sampler
 from unskew.transforms import build_crops, build_transform, interpolation, pair
 
@@ -160,6 +161,19 @@ def build_data_loader(
     )
 
 
+def keep_test_apart(dataset, name: str):
+    """The dataset without a ``train_x`` or ``val`` that has test images, on which nothing may be fitted.
+
+    Datasets written for Dassl may give test images as val too, and those that are only tested as training images.
+    """
+    tested = {item.impath for item in dataset.test or ()}
+    for split in ("train_x", "val"):
+        if any(item.impath in tested for item in getattr(dataset, split) or ()):
+            warn_once(f"{split} of '{name}' has test images: this run has no {split}")
+            setattr(dataset, split, [])
+    return dataset
+
+
 class DataManager:
     """The dataset of a config with its loaders.
 
@@ -180,7 +194,7 @@ class DataManager:
         self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None, backbone=None, dataset=None
     ) -> None:
         self.cfg, self.dataset_wrapper = cfg, dataset_wrapper
-        self.dataset = build_dataset(cfg) if dataset is None else dataset
+        self.dataset = keep_test_apart(build_dataset(cfg), cfg.DATASET.NAME) if dataset is None else dataset
         self.tfm_train = build_transform(cfg, backbone, True) if custom_tfm_train is None else custom_tfm_train
         self.tfm_test = build_transform(cfg, backbone, False) if custom_tfm_test is None else custom_tfm_test
         self.tfm_crops = build_crops(cfg, backbone) if custom_tfm_test is None else [custom_tfm_test]

@@ -129,7 +129,8 @@ def extend(cfg: CfgNode, used: Sequence[str]) -> list[str]:
 
 def _locate(given: str) -> _Place:
     """A file of a package goes by its full dotted name, so that its relative imports work; any other by its stem."""
-    if not given.endswith(".py") and not any(mark in given for mark in (os.sep, os.altsep) if mark):
+    separated = any(mark in given for mark in (os.sep, os.altsep) if mark)
+    if not separated and not given.endswith(".py") and given.strip("."):  # "." is a folder
         return _Place(given, given, Path.cwd(), None)
     file = Path(os.path.abspath(expand(given)))
     file = file / "__init__.py" if file.is_dir() else file

@@ -139,6 +139,6 @@ def build_accelerator(precision: str = "fp32", use_cuda: bool = True):
 
 def _leave_group() -> None:
     # Gloo's threads may hold a tensor of the last exchange; freed after the interpreter is gone, it aborts the process.
-    failed = getattr(sys, "last_value", None) is not None  # then the other processes may wait in an exchange for ever
-    if torch.distributed.is_initialized() and not failed:
+    # NCCL needs no such thing, and after a failure would wait for the other processes.
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
         torch.distributed.destroy_process_group()

@@ -110,11 +110,15 @@ def execute(run: Run, console: bool = True) -> dict:
         for plugin in run.plugins:
             logger.info(f"Plugin: {plugin}")
         set_random_seed(cfg.SEED)
-        trainer = build_trainer(cfg)
+        try:
+            trainer = build_trainer(cfg)
+        except AssertionError as error:  # how trainers written for Dassl refuse a config
+            raise ValueError(f"{run.trainer} refuses the config: {str(error) or 'an assertion failed'}") from error
         trainer.train()
         seconds = round(time.perf_counter() - started, 2)
-    metrics = {**_describe(cfg), **trainer.results, "seconds": seconds, **_versions()}
-    predictions = trainer.evaluator.predictions() if trainer.results else {}
+    results = {name: float(value) for name, value in trainer.results.items()}  # a plugin's may be tensors
+    metrics = {**_describe(cfg), **results, "seconds": seconds, **_versions()}
+    predictions = getattr(trainer.evaluator, "predictions", dict)() if results else {}
     if predictions:
         metrics["per_class_accuracy"] = trainer.evaluator.per_class_accuracy()
     if main:

@@ -4,7 +4,9 @@ import argparse
 import os
 import runpy
 import sys
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from unskew.cli import exit_code
 from unskew.dassl import finder
@@ -31,6 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_code(lambda: _run(given.script, given.arguments, given.force), " (UNSKEW_DEBUG=1 shows where)")
 
 
+def _is_the_scripts(error: BaseException) -> bool:
+    """Whether it was raised in other code than this package's; a worker process's errors come through PyTorch's."""
+    last = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    return not last.is_relative_to(Path(__file__).parent.parent) and last.name != "_utils.py"
+
+
 def _run(script: str, arguments: Sequence[str], force: bool) -> None:
     sys.argv = [script, *arguments]
     sys.path[0] = os.path.dirname(os.path.realpath(script))  # where `python -m` has the current folder
@@ -43,7 +51,16 @@ def _run(script: str, arguments: Sequence[str], force: bool) -> None:
     else:
         place = finder.installed()
         print(f"unskew: the Dassl in {place} is used as it is; --force takes unskew's engine", file=sys.stderr)
-    runpy.run_path(script, run_name="__main__")
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except KeyboardInterrupt:
+        print("\nunskew: interrupted; what was saved is kept", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        if not _is_the_scripts(error):
+            raise
+        traceback.print_exc()  # of the script's own errors people need to see where
+        sys.exit(1)
 
 
 if __name__ == "__main__":
