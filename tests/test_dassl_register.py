@@ -222,15 +222,6 @@ def test_prompts_are_ours_where_the_dataset_is(register, tmp_path):
     assert len(register.BorrowedDataset(splits, dataset_class("imagenet")).templates) == 80
 
 
-def test_test_images_neither_train_nor_select(register, warned, tmp_path):
-    """CoOp's ImageNet gives its test images as val, its ImageNet-A as train_x too."""
-    as_val = register.BorrowedDataset(source(tmp_path, train_x=["a", "b"], val=["e", "f"], test=["e", "f"]))
-    assert (len(as_val.train_x), len(as_val.val), len(as_val.test)) == (2, 0, 2)
-    as_train = register.BorrowedDataset(source(tmp_path, train_x=["e", "f"], test=["e", "f"]))
-    assert as_train.train_x == [] and as_train.classnames == ["Forest", "River"]
-    assert len(warned()) == 2
-
-
 # --- a script -----------------------------------------------------------------------------------------
 
 

@@ -271,3 +271,14 @@ def test_derived_seeds_differ_and_repeat():
     assert len(seeds) == 400
     assert loaders.derive_seed(0, 1) == loaders.derive_seed(0, 1)
     assert loaders.derive_seed(-1, 1) != loaders.derive_seed(-1, 1)
+
+
+def test_test_images_neither_train_nor_select(warned):
+    """CoOp's ImageNet gives its test images as val, its ImageNet-A as train_x too."""
+    items = [Datum(name, label, 0, f"class {label}") for label, name in enumerate("abc")]
+    others = [Datum(item.impath * 2, item.label, 0, item.classname) for item in items]
+    as_val = loaders.keep_test_apart(DatasetBase(train_x=others, val=items, test=items), "one")
+    assert (as_val.train_x, as_val.val, as_val.test) == (others, [], items)
+    as_train = loaders.keep_test_apart(DatasetBase(train_x=items, val=others, test=items[:1]), "two")
+    assert (as_train.train_x, as_train.val, as_train.num_classes) == ([], others, 3)
+    assert [line.split(" has ")[0] for line in warned()] == ["val of 'one'", "train_x of 'two'"]

