@@ -1,24 +1,30 @@
 """What scripts of PyTorch 1's time ask for, given to them; each test puts PyTorch back as it was."""
 
+import io
+import os
+import pickle
 import re
 import sys
 import types
 import warnings
+from collections import OrderedDict, defaultdict
 
 import numpy as np
 import pytest
 import torch
+from items import dump, dump_fewshot
 
 from unskew.dassl import compat
+from unskew.dassl.data import Datum
 
 
 @pytest.fixture
 def applied(monkeypatch):
     """A function that applies everything, as at the start of a script."""
     monkeypatch.setattr(torch, "load", torch.load)
-    monkeypatch.setattr(torch.serialization, "add_safe_globals", lambda classes: None)
+    monkeypatch.setattr(pickle, "load", pickle.load)
     monkeypatch.setattr(compat.multiprocessing, "set_start_method", lambda method, force: None)
-    with torch.serialization.safe_globals(compat._ARRAYS), warnings.catch_warnings():
+    with warnings.catch_warnings():
         yield compat.apply
 
 
@@ -45,13 +51,90 @@ def test_amp_names_that_are_gone_come_back(applied, monkeypatch):
     monkeypatch.delattr(re, "template")
 
 
-def test_arrays_of_numbers_are_loaded(applied, tmp_path):
-    content = {"logits": np.arange(6, dtype=np.float32).reshape(2, 3), "labels": np.array([1, 0]), "f": np.float64(2.5)}
-    torch.save(content, tmp_path / "features.pt")
+@pytest.mark.parametrize("protocol", [None, 2, 4, 5])
+def test_arrays_of_numbers_are_loaded(applied, tmp_path, protocol):
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    content = {"logits": array, "more": [array, (array.T, np.array([1, 0]))], "f": np.float64(2.5), "none": array[:0]}
+    path = tmp_path / ("features.pkl" if protocol else "features.pt")
+    with path.open("wb") as file:
+        pickle.dump(content, file, protocol) if protocol else torch.save(content, file)
     applied()
-    loaded = torch.load(tmp_path / "features.pt")
-    assert (loaded["logits"] == content["logits"]).all()
-    assert (loaded["labels"].tolist(), loaded["f"]) == ([1, 0], 2.5)
+    with path.open("rb") as file:
+        loaded = pickle.load(file) if protocol else torch.load(file)
+    assert type(loaded["logits"]) is np.ndarray and loaded["logits"].dtype == np.float32
+    assert loaded["more"][0] is loaded["logits"]
+    assert loaded["logits"].tolist() == array.tolist()
+    assert loaded["more"][1][0].tolist() == array.T.tolist()
+    assert (loaded["more"][1][1].tolist(), loaded["f"], loaded["none"].shape) == ([1, 0], 2.5, (0, 3))
+    loaded["logits"] += 1  # not read-only
+
+
+class Made:
+    """Pickled as a call and a state, whatever they are."""
+
+    def __init__(self, *reduced):
+        self.reduced = reduced
+
+    def __reduce__(self):
+        return self.reduced
+
+
+RECONSTRUCT = np.zeros(0).__reduce__()[0]
+
+
+def made_array(code, state, shape=(10,), content=b"A" * 80):
+    return Made(
+        RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, shape, Made(np.dtype, (code, False, True), state), False, content)
+    )
+
+
+PLAIN_STATE = (3, "<", None, None, None, -1, -1, 0)
+
+
+def test_a_made_up_array_of_a_fair_state_is_one(applied, tmp_path):
+    torch.save({"x": made_array("i8", PLAIN_STATE)}, tmp_path / "a.pth")
+    applied()
+    assert torch.load(tmp_path / "a.pth")["x"].tolist() == [0x4141414141414141] * 10
+
+
+@pytest.mark.parametrize(
+    ("array", "says"),
+    [
+        (made_array("O", PLAIN_STATE), "an array of 'O'"),
+        (made_array("O8", PLAIN_STATE), "an array of 'O8'"),
+        (made_array("i8", PLAIN_STATE, shape=(1 << 61,)), "cannot reshape"),
+        (made_array("i8", PLAIN_STATE, shape=(3,)), "cannot reshape"),
+        (made_array("i8", PLAIN_STATE, content=[1] * 10), "not one of numbers"),
+        (np.array([{}]), "an array of 'O8'"),
+        (np.array(["cat"]), "an array of 'U3'"),
+    ],
+)
+def test_a_made_up_array_is_refused(applied, tmp_path, array, says):
+    torch.save({"x": array}, tmp_path / "a.pth")
+    dump({"x": array}, tmp_path / "a.pkl")
+    applied()
+    with pytest.raises(ValueError, match=rf"a\.pth' was not read: .*{says}"):
+        torch.load(tmp_path / "a.pth")
+    with (tmp_path / "a.pkl").open("rb") as file, pytest.raises(ValueError, match=rf"a\.pkl' was not read: .*{says}"):
+        pickle.load(file)
+
+
+def test_the_state_of_a_made_up_dtype_is_not_believed(applied, tmp_path):
+    of_objects = (3, "<", (Made(np.dtype, ("O",)), (1,)), None, None, -1, -1, 0)  # NumPy: the numbers are pointers
+    torch.save({"x": made_array("i8", of_objects)}, tmp_path / "a.pth")
+    applied()
+    assert torch.load(tmp_path / "a.pth")["x"].dtype.subdtype is None
+    assert torch.load(tmp_path / "a.pth")["x"][[0, 1]].tolist() == [0x4141414141414141] * 2
+
+
+def test_numpy_stays_refused_elsewhere(applied, tmp_path):
+    torch.save({"x": np.zeros(2)}, tmp_path / "a.pth")
+    before = torch.serialization.get_safe_globals()
+    applied()
+    torch.load(tmp_path / "a.pth")
+    assert set(torch.serialization.get_safe_globals()) == set(before)
+    with pytest.raises(pickle.UnpicklingError, match="_reconstruct"):
+        torch.load(tmp_path / "a.pth", weights_only=True)
 
 
 def test_old_checkpoints_are_loaded_and_nothing_in_a_file_is_run(applied, tmp_path, monkeypatch):
@@ -67,3 +150,66 @@ def test_old_checkpoints_are_loaded_and_nothing_in_a_file_is_run(applied, tmp_pa
     assert (loaded["epoch"], loaded["state_dict"]["ctx"].tolist()) == (50, [1, 1])
     with pytest.raises(ValueError, match=r"it asks for _?warnings.warn"):
         torch.load(tmp_path / "other.pt")
+
+
+# --- pickle.load -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("module", ["dassl.data.datasets.base_dataset", "datasets.mine"])
+def test_few_shot_files_are_read_as_our_datum(applied, tmp_path, module, protocol):
+    path = dump_fewshot(tmp_path / "split_fewshot" / "shot_1-seed_1.pkl", module, protocol, train=[("a.png", 2, "cat")])
+    applied()
+    with path.open("rb") as file:
+        (item,) = pickle.load(file)["train"]
+    assert type(item) is Datum
+    assert repr(item) == repr(Datum("a.png", 2, 0, "cat"))
+
+
+@pytest.mark.parametrize("name", ["split_fewshot/shot_1-seed_1.pkl", "split_fewshot/sample", "preprocessed.PKL"])
+def test_nothing_in_a_few_shot_file_is_run(applied, tmp_path, monkeypatch, name):
+    mark = tmp_path / "was called"
+    path = dump({"train": [Made(os.system, (f"touch '{mark}'",))], "val": []}, tmp_path / name)
+    applied()
+    monkeypatch.chdir(path.parent)
+    for opened in (path, path.name, os.fsencode(path)):
+        with open(opened, "rb") as file, pytest.raises(ValueError, match=r"it asks for \w+\.system; it must") as error:
+            pickle.load(file)
+        assert "\n" not in str(error.value)
+    assert not mark.exists()
+
+
+def test_other_files_are_read_as_ever(applied, tmp_path):
+    mark = tmp_path / "was called"
+    path = dump(Made(os.mkdir, (str(mark),)), tmp_path / "features.bin")
+    applied()
+    with path.open("rb") as file:
+        pickle.load(file)
+    assert mark.exists()
+    assert pickle.load(io.BytesIO(pickle.dumps(io.StringIO))) is io.StringIO
+    with os.fdopen(os.open(path, os.O_RDONLY), "rb") as file, pytest.raises(FileExistsError):  # its name is a number
+        pickle.load(file, encoding="latin1")
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_what_a_script_writes_is_read_back(applied, tmp_path, protocol):
+    content = {"a": [1, 2.5, None, True, "ü", b"\xff", b""], "b": ({1, 2}, frozenset("x"), 1j, bytearray(b"y"))}
+    content["c"] = OrderedDict(x=defaultdict(list, y=[np.int64(3)]))
+    applied()
+    with open(tmp_path / "a.pkl", "wb") as file:
+        for part in (content, [content]):
+            pickle.dump(part, file, protocol=protocol)
+    with open(tmp_path / "a.pkl", "rb") as file:
+        assert pickle.load(file, encoding="latin1") == content
+        assert pickle.load(file) == [content]
+        with pytest.raises(EOFError):
+            pickle.load(file)
+
+
+def test_a_few_shot_file_that_is_cut(applied, tmp_path):
+    whole = dump_fewshot(tmp_path / "whole.pkl", train=[("a.png", 2, "cat")]).read_bytes()
+    applied()
+    for size in range(len(whole)):
+        (tmp_path / "a.pkl").write_bytes(whole[:size])
+        with (tmp_path / "a.pkl").open("rb") as file, pytest.raises(ValueError, match=r"a\.pkl' was not read"):
+            pickle.load(file)

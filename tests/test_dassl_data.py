@@ -91,7 +91,7 @@ def test_pickles_go_both_ways(offer, protocol, tmp_path):
     offer(Datum)
     (item,) = pickle.loads(theirs)["train"]
     assert type(item) is Datum
-    assert item == Datum("a.png", 2, 1, "cat")
+    assert repr(item) == repr(Datum("a.png", 2, 1, "cat"))
     item.note = "kept"
     ours = pickle.dumps({"train": [item]}, protocol)
     assert pickle.loads(ours)["train"][0].note == "kept"
@@ -104,6 +104,11 @@ def test_pickles_go_both_ways(offer, protocol, tmp_path):
 
 
 # --- DatasetBase -------------------------------------------------------------------------------------
+
+
+def test_equal_values_do_not_make_one_image_of_two():
+    twins = [Datum(impath="a.png", label=0) for _ in range(2)]
+    assert len(set(twins)) == 2 and twins.index(twins[1]) == 1
 
 
 def test_classes_are_those_of_the_training_images():
@@ -293,6 +298,20 @@ def test_custom_transforms_and_wrapper(cfg, lines):
     batch = next(iter(dm.test_loader))
     assert (batch["img"].tolist(), batch["shot"].tolist()) == ([[0.0]] * 4, [0, 1, 2, 3])
     assert lines()[1:3] == ["* Using custom transform for training", "* Using custom transform for testing"]
+
+
+def test_loaders_draw_from_the_global_generator(cfg):
+    dm = DataManager(cfg, lambda image: torch.ones(1))
+    own = data.build_data_loader(cfg, "RandomSampler", dm.dataset.train_x, 4, tfm=dm.tfm_train)
+    for loader in (dm.train_loader_x, own):
+        orders = []
+        for seed in (1, 1, 2):
+            torch.manual_seed(seed)
+            orders.append([index for batch in loader for index in batch["index"].tolist()])
+        torch.manual_seed(1)
+        plain = torch.utils.data.DataLoader(range(8), 4, sampler=torch.utils.data.RandomSampler(range(8)))
+        assert orders[0] == orders[1] == [index for batch in plain for index in batch.tolist()] != orders[2]
+    assert own.drop_last and own.batch_size == 4
 
 
 def test_no_transform(cfg, lines):

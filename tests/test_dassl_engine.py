@@ -3,6 +3,7 @@
 import math
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -119,6 +120,36 @@ def test_the_order_of_images_is_that_of_pytorchs_global_generator(make):
         for batch in loader:
             expected.append(batch.tolist())
             torch.rand(4)  # the flips; drawn after the batch's indices, before the next one's
+    torch.manual_seed(5)
+    trainer.train()
+    assert trainer.seen == expected
+
+
+def test_loaders_draw_from_the_global_generator_before_training_too(make, monkeypatch):
+    seen = []
+
+    def build_model(self):
+        torch.manual_seed(7)
+        seen.extend(index for batch in self.train_loader_x for index in batch["index"].tolist())
+        ToyMixin.build_model(self)
+
+    monkeypatch.setattr(DasslToyX, "build_model", build_model)
+    make("DasslToyX", "INPUT.TRANSFORMS", ["normalize"])
+    torch.manual_seed(7)
+    loader = torch.utils.data.DataLoader(range(12), 4, sampler=torch.utils.data.RandomSampler(range(12)))
+    assert seen == [index for batch in loader for index in batch.tolist()]
+
+
+def test_both_loaders_begin_their_pass_before_the_first_batch(make):
+    trainer = make("DasslToyXU", "INPUT.TRANSFORMS", ["normalize"], "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True)
+    trainer.model[1].p = 0.0
+    labelled, unlabelled = (
+        torch.utils.data.DataLoader(range(count), 4, sampler=torch.utils.data.RandomSampler(range(count)))
+        for count in (12, 6)
+    )
+    torch.manual_seed(5)
+    passes = iter(labelled), iter(unlabelled)
+    expected = [batch.tolist() for batch in passes[0]]
     torch.manual_seed(5)
     trainer.train()
     assert trainer.seen == expected
@@ -251,6 +282,40 @@ def test_a_trainer_may_build_its_loaders_without_a_data_manager(make, monkeypatc
     trainer = make("DasslToyX", "TEST.FINAL_MODEL", "best_val")
     trainer.train()
     assert trainer.results["accuracy"] > 100 / CLASSES
+
+
+@pytest.mark.parametrize("has_dm", [True, False])
+def test_a_trainer_may_name_its_loaders_otherwise(make, monkeypatch, has_dm):
+    def build_data_loader(self):
+        engine.SimpleTrainer.build_data_loader(self)
+        self.own, self.dm = self.train_loader_x, SimpleNamespace(num_classes=CLASSES)
+        del self.train_loader_x, self.train_loader_u, self.val_loader
+        if not has_dm:
+            del self.dm
+
+    def run_epoch(self):
+        for batch in self.own:
+            self.step(batch)
+
+    monkeypatch.setattr(DasslToyX, "build_data_loader", build_data_loader)
+    monkeypatch.setattr(DasslToyX, "run_epoch", run_epoch)
+    trainer = make()
+    trainer.train()
+    assert len(trainer.seen) == 12
+    assert trainer.results["accuracy"] > 100 / CLASSES
+    with pytest.raises(ValueError, match="no val split"):
+        trainer.test("val")
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_what_is_known_to_be_empty_is_refused(make, split):
+    trainer = make("DasslToyX", "TEST.FINAL_MODEL", "best_val")
+    if split == "train":
+        trainer.train_loader_x, trainer.dm.dataset.train_x = None, []
+    else:
+        trainer.val_loader, trainer.dm.dataset.val = None, []
+    with pytest.raises(ValueError, match={"train": "test images only", "val": "no val split"}[split]):
+        trainer.train()
 
 
 # --- the default model -------------------------------------------------------------------------------

@@ -199,6 +199,23 @@ def test_labelled_and_unlabelled(make_cfg, count, batches):
         EngineToyXU(make_cfg("TRAIN.COUNT_ITER", "train")).train()
 
 
+def test_a_step_needs_no_count_of_batches(make_cfg):
+    trainer = engine.build_trainer(make_cfg("OPTIM.MOMENTUM", 0.0, "OPTIM.WEIGHT_DECAY", 0.0))
+    weight = trainer.model[2].weight
+    for trainer.batch_idx in (0, 1, 5):  # num_batches stays at 1
+        before = weight.detach().clone()
+        trainer.model_backward_and_update(2 * weight.sum())
+        torch.testing.assert_close(weight.detach(), before - 2 * trainer.get_current_lr())
+
+
+@pytest.mark.parametrize("batch_idx", [1, 2, 5])
+def test_accumulation_needs_the_count_of_batches(make_cfg, batch_idx):
+    trainer = engine.build_trainer(make_cfg("TRAIN.ACCUMULATE", 2))
+    trainer.batch_idx = batch_idx
+    with pytest.raises(ValueError, match=f"batch {batch_idx + 1} of 1 .* set num_batches"):
+        trainer.model_backward_and_update(trainer.model[2].weight.sum())
+
+
 def test_unknown_trainer_lists_the_near_ones(make_cfg):
     with pytest.raises(ValueError, match="did you mean EngineToyX"):
         engine.build_trainer(make_cfg("TRAINER.NAME", "EngineToyy"))

@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, repeat
 from pathlib import Path
 
 import torch
@@ -151,14 +152,14 @@ class SimpleTrainer(TrainerBase):
         Raises:
             ValueError: the folder cannot be written, or "best_val" without a val split.
         """
-        if self._models and not self._items("train_x"):
+        if self._models and self._is_empty("train_x"):
             name = self.cfg.DATASET.NAME
             raise ValueError(
                 f"'{name}' has test images only: train on the dataset that it belongs to, then test with --eval-only "
                 f"--model-dir and that run's folder"
             )
         selects = self.cfg.TEST.FINAL_MODEL == "best_val"
-        if selects and not self._items("val"):
+        if selects and self._is_empty("val"):
             raise ValueError(
                 f"TEST.FINAL_MODEL is best_val, but '{self.cfg.DATASET.NAME}' has no val split and the test split "
                 "never selects; set DATASET.NUM_VAL_SHOTS above 0, for all images DATASET.HOLDOUT to 0.05 (of classes "
@@ -260,6 +261,13 @@ class SimpleTrainer(TrainerBase):
     def model_backward_and_update(self, loss: Tensor, names=None) -> None:
         """One step; with ``TRAIN.ACCUMULATE`` n, one after every n batches, along the mean of their gradients."""
         n = self.cfg.TRAIN.ACCUMULATE
+        if n == 1:  # whatever batch a method's own loop says that it is at
+            return super().model_backward_and_update(loss, names)
+        if self.batch_idx >= self.num_batches:
+            raise ValueError(
+                f"{type(self).__name__} is at batch {self.batch_idx + 1} of {self.num_batches} and cannot accumulate: "
+                "set num_batches in its run_epoch, or TRAIN.ACCUMULATE 1"
+            )
         place, first = self.batch_idx % n, self.batch_idx - self.batch_idx % n
         size = min(n, self.num_batches - first)  # an epoch's last step has what remains
         if place == 0:
@@ -294,6 +302,9 @@ class SimpleTrainer(TrainerBase):
 
     def _items(self, split: str) -> Sequence:
         return getattr(self.dm.dataset, split) or []
+
+    def _is_empty(self, split: str) -> bool:
+        return not self._items(split)
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
@@ -404,5 +415,5 @@ class TrainerXU(SimpleTrainer):
 
 
 def _endless(loader) -> Iterator:
-    while True:
-        yield from loader
+    """Pass after pass; the first begins, with its random draws, at once and not at the first batch."""
+    return chain(iter(loader), chain.from_iterable(repeat(loader)))

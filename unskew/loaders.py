@@ -137,17 +137,22 @@ def build_data_loader(
     tfm=None,
     is_train: bool = True,
     dataset_wrapper=None,
+    *,
+    own_generator: bool = True,
 ) -> DataLoader:
-    """A loader of `DatasetWrapper`'s dicts whose generator is seeded with ``cfg.SEED``.
+    """A loader of `DatasetWrapper`'s dicts.
 
     In training an incomplete last batch is dropped if there is a complete one.
+
+    Args:
+        own_generator: the loader draws from a generator of its own, seeded with ``cfg.SEED``; else from the global one.
 
     Raises:
         ValueError: no images.
     """
     if not data_source:
         raise ValueError(f"dataset '{cfg.DATASET.NAME}' has no images for a loader; check its folder and its split")
-    generator = torch.Generator().manual_seed(derive_seed(cfg.SEED))
+    generator = torch.Generator().manual_seed(derive_seed(cfg.SEED)) if own_generator else None
     sampler = build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins, generator)
     workers = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1) if len(data_source) >= WORKERS_FROM else 0
     return DataLoader(
@@ -190,6 +195,8 @@ class DataManager:
         tfm_train, tfm_test, num_classes, num_source_domains, lab2cname.
     """
 
+    _build_loader = staticmethod(build_data_loader)
+
     def __init__(
         self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None, backbone=None, dataset=None
     ) -> None:
@@ -211,7 +218,7 @@ class DataManager:
             self.show_dataset_summary(cfg)
 
     def _train_loader(self, items, node) -> DataLoader:
-        return build_data_loader(
+        return self._build_loader(
             self.cfg,
             node.SAMPLER,
             items,
@@ -225,7 +232,7 @@ class DataManager:
 
     def _test_loader(self, items) -> DataLoader:
         node = self.cfg.DATALOADER.TEST
-        return build_data_loader(
+        return self._build_loader(
             self.cfg,
             node.SAMPLER,
             items,
@@ -240,7 +247,7 @@ class DataManager:
 
         With several crops they are ``img``, ``img2`` and so on.
         """
-        return build_data_loader(
+        return self._build_loader(
             self.cfg,
             "SequentialSampler",
             [Unlabelled(path) for path in paths],

@@ -6,6 +6,7 @@ for is refused.
 
 import pickle
 import re
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,8 +20,8 @@ _DAMAGE = (
 
 
 class _Restricted(pickle.Unpickler):
-    def __init__(self, file, allowed: Callable[[str, str], object | None], encoding: str = "ASCII") -> None:
-        super().__init__(file, encoding=encoding)
+    def __init__(self, file, allowed: Callable[[str, str], object | None], **options) -> None:
+        super().__init__(file, **options)
         self._allowed = allowed
 
     def find_class(self, module: str, name: str):
@@ -33,7 +34,7 @@ class _Restricted(pickle.Unpickler):
 def _load(path: Path, allowed: Callable[[str, str], object | None], holds: str, encoding: str = "ASCII"):
     try:
         with Path(path).open("rb") as file:
-            return _Restricted(file, allowed, encoding).load()
+            return _Restricted(file, allowed, encoding=encoding).load()
     except (pickle.UnpicklingError, *_DAMAGE) as error:
         raise _unreadable(path, holds, error) from error
 
@@ -97,19 +98,38 @@ def _entries(path, items) -> list[tuple[str, int, str]]:
     return found
 
 
-def _numpy(module: str, name: str):
-    if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-        return _Array
-    return {("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Dtype}.get((module, name))
-
-
-def _array(stand_in: _Array) -> np.ndarray:
-    _, shape, dtype, by_columns, content = stand_in.state
+def _values(dtype, content) -> np.ndarray:
+    if not isinstance(dtype, _Dtype):
+        raise ValueError("it holds an array without a type")
     code = dtype.arguments[0]
     if not re.fullmatch("[biuf][1248]", code):
         raise ValueError(f"it holds an array of '{code}'")
     content = content.encode("latin1") if isinstance(content, str) else content  # Python 2 wrote str
-    return np.frombuffer(content, dtype.state[1] + code).reshape(shape, order="F" if by_columns else "C")
+    if not isinstance(content, bytes | bytearray):
+        raise ValueError("it holds an array that is not one of numbers")
+    return np.frombuffer(content, dtype.state[1] + code)
+
+
+def _array(stand_in: _Array) -> np.ndarray:
+    _, shape, dtype, by_columns, content = stand_in.state
+    return _values(dtype, content).reshape(shape, order="F" if by_columns is True else "C")
+
+
+def _scalar(dtype, content) -> np.generic:
+    return _values(dtype, content)[0]
+
+
+def _array_of_protocol_5(content, dtype, shape, order) -> np.ndarray:
+    return _values(dtype, content).reshape(shape, order=order)
+
+
+# By the names of NumPy 1 and 2.
+_OF_NUMPY = {
+    **{("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Dtype},
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _Array for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _array_of_protocol_5 for core in ("core", "_core")},
+}
 
 
 def read_arrays(path) -> dict[str, object]:
@@ -119,10 +139,79 @@ def read_arrays(path) -> dict[str, object]:
         ValueError: it asks for anything else, is cut short, or is no mapping.
     """
     holds = "arrays of numbers and plain values"
-    content = _load(path, _numpy, holds, encoding="latin1")
+    content = _load(path, lambda *names: _OF_NUMPY.get(names), holds, encoding="latin1")
     if not isinstance(content, dict):
         raise ValueError(f"'{path}' holds a {type(content).__name__}; a mapping of arrays was expected; replace it")
     try:
         return {key: _array(value) if isinstance(value, _Array) else value for key, value in content.items()}
     except _DAMAGE as error:
         raise _unreadable(path, holds, error) from error
+
+
+# Containers and plain values that have no opcode of their own; Python 2's protocols call builtins __builtin__.
+_BUILTINS = (bool, bytearray, bytes, complex, dict, float, frozenset, int, list, range, set, slice, str, tuple)
+_PLAIN = {
+    **{(module, kind.__name__): kind for module in ("builtins", "__builtin__") for kind in _BUILTINS},
+    **{("collections", kind.__name__): kind for kind in (Counter, OrderedDict, defaultdict, deque)},
+    ("_codecs", "encode"): lambda text, _: text.encode("latin1"),  # how protocol 2 has bytes
+}
+
+
+def array_stand_ins() -> list[tuple[object, str]]:
+    """What `torch.serialization.safe_globals` is given to read a file that holds arrays; then `with_arrays`."""
+    named = [(stand_in, f"{module}.{name}") for (module, name), stand_in in _OF_NUMPY.items()]
+    return [*named, (bytes, "builtins.bytes")]  # of an empty array
+
+
+def with_arrays(content, path):
+    """What was read with stand-ins for arrays; lists and mappings are changed in place.
+
+    Raises:
+        ValueError: an array is not one of numbers, or is damaged.
+    """
+    try:
+        return _with_arrays(content, {})
+    except _DAMAGE as error:
+        raise _unreadable(path, "plain values, tensors and arrays of numbers", error) from error
+
+
+def _with_arrays(value, done: dict[int, tuple]):
+    if id(value) in done:
+        return done[id(value)][1]
+    made = value
+    done[id(value)] = value, made  # also keeps the value, whose id would else be another's
+    match value:
+        case _Array():
+            made = _array(value).copy()  # which may be written to
+        case dict():
+            for key in list(value):
+                value[key] = _with_arrays(value[key], done)
+        case list():
+            value[:] = [_with_arrays(item, done) for item in value]
+        case tuple() if type(value) is tuple:
+            made = tuple(_with_arrays(item, done) for item in value)
+    done[id(value)] = value, made
+    return made
+
+
+def read_plain(file, datum: type, **options):
+    """The next pickle of an open file: containers, plain values, arrays of numbers, and Datum of any codebase.
+
+    Args:
+        file: open for reading bytes, with a name.
+        datum: the class to take for every class called Datum.
+        options: `pickle.load`'s.
+
+    Raises:
+        ValueError: it asks for anything else, or is cut short.
+        EOFError: it ended with the last pickle.
+    """
+    known = {**_PLAIN, **_OF_NUMPY}
+    start = file.tell()
+    try:
+        unpickler = _Restricted(file, lambda *names: datum if names[1] == "Datum" else known.get(names), **options)
+        return _with_arrays(unpickler.load(), {})
+    except (pickle.UnpicklingError, *_DAMAGE) as error:
+        if isinstance(error, EOFError) and start and file.tell() == start:  # as one reads several of a file
+            raise
+        raise _unreadable(file.name, "containers, plain values, arrays of numbers and Datum", error) from error

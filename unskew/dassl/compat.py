@@ -7,25 +7,19 @@ import pickle
 import re
 import sys
 import warnings
+from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import torch
 
-from unskew import checkpoint
-
-# What arrays of numbers are pickled by, for files that scripts `torch.load`; none of it runs what stands in a file.
-_MAKERS = [np.zeros(0).__reduce__()[0], np.float64(0).__reduce__()[0]]
-_ARRAYS = [
-    *(np.ndarray, np.dtype, *(type(np.dtype(code)) for code in "?bhilqBHILQefd")),
-    *((make, f"numpy.{core}.multiarray.{make.__name__}") for core in ("core", "_core") for make in _MAKERS),
-]
+from unskew import checkpoint, pickles
+from unskew.dassl.data import Datum
 
 
 def apply() -> None:
-    """Give scripts the names that have moved, and files that are older than `torch.load`'s rules."""
+    """Give scripts the names that have moved, and files of others, of which nothing is run."""
     _amp_names()
-    torch.serialization.add_safe_globals(_ARRAYS)
+    pickle.load = _restricted_for_samples(pickle.load)
     torch.load = _reading_old_checkpoints(torch.load)
     if not hasattr(re, "template"):  # gone from Python 3.13; imported by some, used by none
         re.template = re.compile
@@ -45,17 +39,34 @@ def _amp_names() -> None:
         warnings.filterwarnings("ignore", f".?torch.{name}.* is deprecated", FutureWarning)
 
 
+def _restricted_for_samples(load):
+    """`pickle.load`, but files of few-shot samples and other .pkl are read without running anything in them."""
+
+    @functools.wraps(load)
+    def wrapped(file, **options):
+        name = getattr(file, "name", None)  # a number for a pipe
+        path = Path(os.fsdecode(name)) if isinstance(name, str | bytes | os.PathLike) else Path()
+        if path.suffix.lower() == ".pkl" or "split_fewshot" in path.absolute().parts[:-1]:
+            return pickles.read_plain(file, Datum, **options)
+        return load(file, **options)
+
+    return wrapped
+
+
 def _reading_old_checkpoints(load):
-    """`torch.load`, which is safe by default, and where that refuses a file, our reader of CoOp's own checkpoints."""
+    """`torch.load`, which is safe by default, with arrays of numbers, and our reader of CoOp's own checkpoints."""
 
     @functools.wraps(load)
     def wrapped(f, *args, **kwargs):
-        try:
+        if "weights_only" in kwargs:  # a script's own choice; our reader, too, asks for it
             return load(f, *args, **kwargs)
+        try:
+            with torch.serialization.safe_globals(pickles.array_stand_ins()):
+                content = load(f, *args, **kwargs)
         except pickle.UnpicklingError:
-            named = isinstance(f, str | os.PathLike)
-            if not named or "weights_only" in kwargs:  # which our reader asks for
+            if not isinstance(f, str | os.PathLike):
                 raise
             return checkpoint.load_checkpoint(f)
+        return pickles.with_arrays(content, getattr(f, "name", f))
 
     return wrapped

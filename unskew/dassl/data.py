@@ -8,12 +8,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch.utils.data import DataLoader
+
 from unskew import data, loaders
 from unskew.archives import extract
 from unskew.dassl.transforms import INTERPOLATION_MODES, build_transform
 from unskew.data import DATASET_REGISTRY
 from unskew.download import fetch
-from unskew.loaders import DatasetWrapper, build_data_loader
+from unskew.loaders import DatasetWrapper
 from unskew.samplers import build_sampler
 from unskew.sources import Source
 
@@ -42,7 +44,7 @@ class Datum(data.Datum):
     """`unskew.data.Datum` with Dassl's pickles; it may be relabelled, and the label -1 says that there is none."""
 
     lowest = -1
-    __setattr__ = object.__setattr__
+    __setattr__, __eq__, __hash__ = object.__setattr__, object.__eq__, object.__hash__  # two images are never one
     _impath, _label = _kept_in("impath"), _kept_in("label")
     _domain, _classname = _kept_in("domain"), _kept_in("classname")
 
@@ -150,8 +152,24 @@ def build_dataset(cfg):
     return data.build_dataset(cfg)
 
 
+def build_data_loader(
+    cfg,
+    sampler_type: str = "SequentialSampler",
+    data_source: Sequence | None = None,
+    batch_size: int = 64,
+    n_domain: int = 0,
+    n_ins: int = 2,
+    tfm=None,
+    is_train: bool = True,
+    dataset_wrapper=None,
+) -> DataLoader:
+    """`unskew.loaders.build_data_loader`, whose loader draws from PyTorch's global generator."""
+    sampling = (sampler_type, data_source, batch_size, n_domain, n_ins)
+    return loaders.build_data_loader(cfg, *sampling, tfm, is_train, dataset_wrapper, own_generator=False)
+
+
 class DataManager(loaders.DataManager):
-    """The dataset of a config with its loaders and Dassl's transforms.
+    """The dataset of a config with Dassl's loaders and transforms.
 
     Args:
         custom_tfm_train, custom_tfm_test: in place of `build_transform`'s.
@@ -160,6 +178,7 @@ class DataManager(loaders.DataManager):
 
     num_classes, lab2cname = _kept_in("_num_classes"), _kept_in("_lab2cname")
     num_source_domains = _kept_in("_num_source_domains")
+    _build_loader = staticmethod(build_data_loader)
 
     def __init__(self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None) -> None:
         dataset = build_dataset(cfg)

@@ -132,13 +132,6 @@ class SimpleTrainer(TrainerBase, engine.SimpleTrainer):
     show_progress = False  # scripts print their own lines
     _build_data, _build_evaluator = staticmethod(DataManager), staticmethod(build_evaluator)
 
-    def __init__(self, cfg) -> None:
-        super().__init__(cfg)
-        for name in ("train_loader_x", "train_loader_u", "val_loader", "test_loader"):
-            loader = getattr(self, name, None)
-            if getattr(loader, "generator", None) is not None:
-                loader.generator = loader.sampler.generator = None  # the global one
-
     def build_model(self) -> None:
         """A `SimpleNet`, trained as ``cfg.OPTIM`` says."""
         cfg = self.cfg
@@ -177,13 +170,17 @@ class SimpleTrainer(TrainerBase, engine.SimpleTrainer):
         return 1 if self.num_batches < frequency else max(1, frequency)
 
     def _items(self, split: str) -> Sequence:
-        if hasattr(self, "dm"):
-            return super()._items(split)
-        loader = getattr(self, {"train_x": "train_loader_x"}.get(split, f"{split}_loader"))
-        return [] if loader is None else loader.dataset
+        dataset = _dataset_of(self)
+        if dataset is not None:
+            return getattr(dataset, split, None) or []
+        return getattr(getattr(self, _loader_name(split), None), "dataset", None) or []
+
+    def _is_empty(self, split: str) -> bool:
+        # A trainer without the attribute may have the images under another name.
+        return getattr(self, _loader_name(split), ...) is None and not self._items(split)
 
     def _has_test_classes(self) -> bool:
-        return hasattr(self, "dm") and getattr(self.dm.dataset, "test_classes", None) is not None
+        return getattr(_dataset_of(self), "test_classes", None) is not None
 
     def _test_names(self) -> dict[int, str]:
         return super()._test_names() if self._has_test_classes() else self.lab2cname
@@ -199,7 +196,7 @@ class SimpleTrainer(TrainerBase, engine.SimpleTrainer):
             ValueError: the split is unknown or has no images.
         """
         split = split or self.cfg.TEST.SPLIT
-        loader = {"test": self.test_loader, "val": self.val_loader}.get(split)
+        loader = getattr(self, _loader_name(split), None) if split in ("test", "val") else None
         if loader is None or self._has_test_classes() or self.cfg.TEST.CROPS > 1:
             return super().test(split)
         self.set_model_mode("eval")
@@ -212,6 +209,14 @@ class SimpleTrainer(TrainerBase, engine.SimpleTrainer):
         for name, value in self.results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         return next(iter(self.results.values()))
+
+
+def _dataset_of(trainer):
+    return getattr(getattr(trainer, "dm", None), "dataset", None)
+
+
+def _loader_name(split: str) -> str:
+    return {"train_x": "train_loader_x"}.get(split, f"{split}_loader")
 
 
 class TrainerX(SimpleTrainer, engine.TrainerX):
