@@ -1,3 +1,4 @@
+import copy
 import json
 
 import open_clip
@@ -146,6 +147,72 @@ def test_training_after_a_first_call_in_inference_mode():
     assert torch.equal(features, predicted) and gradient.any()
 
 
+def written(tensor):
+    with torch.no_grad():
+        tensor.mul_(1.5)
+
+
+CHANGES = {
+    "norm": lambda backbone, learner: written(backbone.resblocks[0].ln_1.weight),
+    "projection": lambda backbone, learner: written(backbone.resblocks[0].attn.in_proj_weight),
+    "positions": lambda backbone, learner: written(backbone.positional_embedding),
+    "names": lambda backbone, learner: written(learner._rest),
+    "other names": lambda backbone, learner: setattr(learner, "_rest", learner._rest.flip(0)),
+    "other weights": lambda backbone, learner: setattr(
+        backbone.resblocks[0].attn, "in_proj_bias", nn.Parameter(torch.ones(3 * 48), requires_grad=False)
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_fixed_names_are_projected_once_until_something_changes(monkeypatch, change):
+    backbone = copy.deepcopy(load("tiny"))
+    learner, placed = LearnableContext(backbone, NAMES, 4), []
+    monkeypatch.setattr(text, "_placed", lambda *a, place=text._placed: placed.append(a) or place(*a))
+    steps = [outputs_and_gradient(text.encode_prompts, backbone, learner) for _ in range(3)]
+    assert len(placed) == 1 and torch.equal(steps[2][0], steps[0][0]) and torch.equal(steps[2][1], steps[0][1])
+    CHANGES[change](backbone, learner)
+    features, gradient = outputs_and_gradient(text.encode_prompts, backbone, learner)
+    plain = outputs_and_gradient(text.encode_plain, backbone, learner)
+    assert len(placed) == 2 and (features - steps[0][0]).abs().max() > 0.01
+    assert_close(features, plain[0])
+    assert_close(gradient, plain[1])
+
+
+def test_what_is_kept_of_names_goes_by_precision():
+    backbone = load("tiny")
+    learner, fresh = (LearnableContext(backbone, NAMES, 4, generator=torch.Generator().manual_seed(0)) for _ in "ab")
+    exact = text.encode_prompts(backbone, learner())
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed, expected = (text.encode_prompts(backbone, one()) for one in (learner, fresh))
+    assert torch.equal(mixed, expected) and not torch.equal(mixed.float(), exact)
+    assert torch.equal(text.encode_prompts(backbone, learner()), exact)
+
+
+def test_a_tower_in_training_gets_the_gradients_of_fixed_names():
+    backbone = copy.deepcopy(load("tiny"))
+    learner = LearnableContext(backbone, NAMES, 4)
+    text.encode_prompts(backbone, learner())  # frozen still
+    weight = backbone.resblocks[0].attn.in_proj_weight.requires_grad_(True)
+    gradients = []
+    for encode in (text.encode_prompts, text.encode_plain):
+        outputs_and_gradient(encode, backbone, learner)
+        gradients.append(weight.grad.clone())
+        weight.grad = None
+    assert_close(*gradients)
+
+
+def test_a_copy_of_a_learner_has_a_memory_of_its_own():
+    backbone = load("tiny")
+    learner = LearnableContext(backbone, NAMES, 4)
+    expected = text.encode_prompts(backbone, learner())
+    other = copy.deepcopy(learner)
+    other._rest = other._rest.flip(0)
+    assert list(learner.state_dict()) == ["ctx"]
+    assert not torch.equal(text.encode_prompts(backbone, other()), expected)
+    assert torch.equal(text.encode_prompts(backbone, learner()), expected)
+
+
 @pytest.fixture
 def fresh_layouts():
     packing.pack.cache_clear()
@@ -209,7 +276,7 @@ MANY = [f"{number} {name}" for number in range(8) for name in NAMES]
 def bytes_per_block(backbone, learner):
     prompts = learner()
     layout = packing.pack(len(prompts.prefix), prompts.lengths, prompts.histories, prompts.own.device)
-    return text._activation_bytes((prompts.prefix, prompts.own), layout)
+    return text._activation_bytes(torch.cat([prompts.prefix, prompts.own]), layout)
 
 
 @pytest.mark.parametrize(("name", "most"), [("tiny-quick", 1.1), ("tiny", 1.4)])

@@ -21,7 +21,8 @@ class Layout(NamedTuple):
     places: Tensor  # [R], each row's place in its prompt
     tiled: Tensor  # [n * T], the row at each place of the tiles; any row where there is none
     packed: Tensor  # [R], each row's place in the tiles
-    seen: Tensor  # [n, 1, T, P + T], whether a place looks at each row of the prefix and each place of its tile
+    seen: Tensor  # [n, 1, T, P + T], 0 for each row of the prefix and each place of its tile that a place looks at,
+    # minus infinity for the others
     ends: Tensor  # [C], the rows of the end tokens
     end_tiled: Tensor  # [n * E], the class of each end in the tiles; any class where there is none
     end_packed: Tensor  # [C], each end among those of the tiles
@@ -30,8 +31,14 @@ class Layout(NamedTuple):
 
 @functools.lru_cache(maxsize=64)  # the same at each step, and built on the host: no step waits for the device
 @torch.inference_mode(False)  # else a first call for predictions would leave tensors that training cannot use
-def pack(prefix: int, lengths: tuple[int, ...], histories: tuple[int, ...] | None, device: torch.device) -> Layout:
-    """The layout of `Prompts` whose prefix has ``prefix`` rows."""
+def pack(
+    prefix: int,
+    lengths: tuple[int, ...],
+    histories: tuple[int, ...] | None,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> Layout:
+    """The layout of `Prompts` whose prefix has ``prefix`` rows; the masks are in ``dtype``, as attention takes them."""
     size = max(TILE, prefix, *lengths)
     taken, depths, places, ways = _put(prefix, lengths, histories or tuple(range(sum(lengths))), size)
     packed = torch.tensor([*range(prefix), *places])
@@ -46,7 +53,8 @@ def pack(prefix: int, lengths: tuple[int, ...], histories: tuple[int, ...] | Non
     later, earlier = torch.tril_indices(longest, longest)
     own[padded[:, :1] // size, padded[:, later] % size, padded[:, earlier] % size] = True
     shared = torch.zeros(tiles * size, dtype=torch.bool).index_fill(0, packed[prefix:], True).view(tiles, size, 1)
-    seen = torch.cat([shared.expand(-1, -1, prefix), own], -1)
+    looked = torch.cat([shared.expand(-1, -1, prefix), own], -1)
+    seen = torch.zeros(looked.shape, dtype=dtype).masked_fill(~looked, -torch.inf)
 
     # The same once more for the end tokens alone, all that the last block is asked for.
     ends = padded[:, -1]  # [C], places of the tiles

@@ -25,12 +25,14 @@ class Prompts:
         lengths: rows of ``own`` per class, each at least 1.
         histories: for each row of ``own`` the first row that is the same and has the same rows before it, its own index
             where there is none; such rows are encoded once. ``None``: all are their own.
+        memory: of a learner whose ``own`` does not change, where an encoder keeps what follows from it alone.
     """
 
     prefix: Tensor
     own: Tensor
     lengths: tuple[int, ...]
     histories: tuple[int, ...] | None = None
+    memory: dict | None = None
 
 
 def fill(template: str, classnames: Sequence[str]) -> list[str]:
@@ -166,6 +168,7 @@ class LearnableContext(nn.Module):
         self._lengths = tuple(len(ids) + n_ctx - self._shared for ids in rest)
         rows = _reading_order(list(map(len, rest)), name_lengths, n_ctx - self._shared, lead - self._shared)
         self._histories = None if csc else _histories(_words(rows, rest, n_ctx - self._shared))
+        self._memory = {}
         self.register_buffer("_start", _embed(backbone, backbone.start_ids), persistent=False)
         self.register_buffer("_rest", _embed_all(backbone, rest), persistent=False)  # name, suffix and end token
         self.register_buffer("_rows", torch.tensor(rows, device=backbone.device), persistent=False)
@@ -173,7 +176,7 @@ class LearnableContext(nn.Module):
     def forward(self) -> Prompts:
         prefix = torch.cat([self._start, self.ctx[: self._shared]]) if self._shared else self._start
         if self._shared == self.ctx.shape[-2]:
-            return Prompts(prefix, self._rest, self._lengths, self._histories)
+            return Prompts(prefix, self._rest, self._lengths, self._histories, self._memory)
         own = self.ctx[..., self._shared :, :].expand(len(self._lengths), -1, -1).flatten(0, 1)  # [C * context, W]
         own = torch.cat([self._rest, own]).index_select(0, self._rows)
         return Prompts(prefix, own, self._lengths, self._histories)

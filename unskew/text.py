@@ -7,6 +7,7 @@ several classes side by side, each class seeing the prefix and itself. In a tile
 its classes share is encoded once, too.
 """
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -97,53 +98,93 @@ def zeroshot_classifier(backbone, classnames: Sequence[str], templates: Sequence
 
 def _encode_packed(backbone, prompts: Prompts) -> Tensor:
     _check_length(backbone, prompts)
-    layout = pack(len(prompts.prefix), tuple(prompts.lengths), prompts.histories, prompts.own.device)
-    own = prompts.own if layout.taken is None else prompts.own.index_select(0, layout.taken)
-    parts = (prompts.prefix, own)
-    places = backbone.positional_embedding[layout.places].to(backbone.dtype).split([len(part) for part in parts])
-    parts = tuple(part.to(backbone.dtype) + place for part, place in zip(parts, places, strict=True))
+    count = len(prompts.prefix)
+    layout = pack(count, tuple(prompts.lengths), prompts.histories, prompts.own.device, backbone.dtype)
+    prefix = prompts.prefix.to(backbone.dtype) + backbone.positional_embedding[:count].to(backbone.dtype)
+    own, projected = _own(backbone, prompts, layout)
+    x, first = torch.cat([prefix, own]), None if projected is None else (prefix, projected)
     *blocks, last = backbone.resblocks
-    kept = ACTIVATION_BYTES // _activation_bytes(parts, layout)  # so many blocks
+    kept = ACTIVATION_BYTES // _activation_bytes(x, layout)  # so many blocks
     again = len(blocks) + 1 - kept if torch.is_grad_enabled() else 0
     for i, block in enumerate(blocks):
         if i < again:  # nothing in a frozen tower is random, so there is no random state to keep
-            x = checkpoint(_block, block, parts, layout, use_reentrant=False, preserve_rng_state=False)
+            x = checkpoint(_block, block, x, layout, first, use_reentrant=False, preserve_rng_state=False)
         else:
-            x = _block(block, parts, layout)
-        parts = (x,)
-    x = backbone.ln_final(_last_block(last, parts, layout))
+            x = _block(block, x, layout, first)
+        first = None
+    x = backbone.ln_final(_last_block(last, x, layout))
     projection = backbone.text_projection
     if projection is None:
         return x
     return projection(x) if isinstance(projection, nn.Module) else x @ projection  # [C, D]
 
 
-def _activation_bytes(parts: Sequence[Tensor], layout: Layout) -> int:
+def _own(backbone, prompts: Prompts, layout: Layout) -> tuple[Tensor, Tensor | None]:
+    """The rows that are taken from ``own``, and what the first block makes of them before any of them is looked at.
+
+    Neither changes from step to step where the tokens and the tower are fixed; then ``prompts.memory`` keeps both.
+
+    Returns:
+        The rows with their positions, [R - P, W], and their projection at the places of the tiles that follow the
+        prefix's, [n * T - P, 3 W]; ``None`` where it may change.
+    """
+    block, count, device = backbone.resblocks[0], len(prompts.prefix), prompts.own.device.type
+    weights = (block.ln_1.weight, block.ln_1.bias, block.attn.in_proj_weight, block.attn.in_proj_bias)
+    used = (prompts.own, layout.places, backbone.positional_embedding, *weights)
+    # Writes to tensors of the inference mode are not counted.
+    if prompts.memory is None or any(tensor.requires_grad or tensor.is_inference() for tensor in used):
+        return _placed(backbone, prompts.own, layout), None
+    precision = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+    state = (precision, *(tensor._version for tensor in used))
+    found, before, rows = prompts.memory.get("own", ((), None, None))
+    if before != state or not all(map(operator.is_, found, used)):
+        with torch.inference_mode(False), torch.no_grad():  # training cannot use what the inference mode has made
+            own = _placed(backbone, prompts.own, layout)
+            after = (layout.tiled[count:] - count).clamp(min=0)  # any row where there is none
+            rows = own, _projected(block, own).index_select(0, after)
+        prompts.memory["own"] = used, state, rows
+    return rows
+
+
+def _placed(backbone, own: Tensor, layout: Layout) -> Tensor:
+    rows = own if layout.taken is None else own.index_select(0, layout.taken)
+    return rows.to(backbone.dtype) + backbone.positional_embedding[layout.places[-len(rows) :]].to(backbone.dtype)
+
+
+def _activation_bytes(x: Tensor, layout: Layout) -> int:
     """What a frozen block of QuickGELU keeps for the backward pass; one of GELU keeps up to a third less."""
     tiles, _, size, keys = layout.seen.shape
-    rows, width, item = len(layout.places), parts[-1].shape[1], parts[-1].element_size()
     # By row the inputs of both norms and twice the hidden layer; by place queries, keys, values and what was seen,
     # the keys and values once more beside those of the prefix.
-    return (10 * rows + tiles * (4 * size + 2 * keys)) * width * item
+    return (10 * len(x) + tiles * (4 * size + 2 * keys)) * x.shape[1] * x.element_size()
 
 
-def _block(block: nn.Module, parts: Sequence[Tensor], layout: Layout) -> Tensor:
-    """All rows, in one part or several -> [R, W]. A part that is fixed is projected without a gradient."""
+def _projected(block: nn.Module, x: Tensor) -> Tensor:
+    """Queries, keys and values, [r, 3 W]."""
+    return F.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias)
+
+
+def _block(block: nn.Module, x: Tensor, layout: Layout, first: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """All rows -> all rows, [R, W]; ``first`` is the prefix [P, W] where the projection of the others is known."""
     attention = block.attn
-    qkv = [F.linear(block.ln_1(part), attention.in_proj_weight, attention.in_proj_bias) for part in parts]
-    qkv, x = torch.cat(qkv), torch.cat(tuple(parts))  # [R, 3 W], [R, W]
+    if first is None:
+        qkv = _projected(block, x)  # [R, 3 W]
+        tiled = qkv.index_select(0, layout.tiled)
+    else:
+        prefix, rest = first
+        qkv = _projected(block, prefix)  # [P, 3 W]
+        tiled = torch.cat([qkv, rest])  # the prefix has the first places
     tiles, _, size, keys = layout.seen.shape
     shape = (3, attention.num_heads, attention.head_dim)
-    query, *own = qkv.index_select(0, layout.tiled).view(tiles, size, *shape).unbind(2)  # [n, T, H, d] each
+    query, *own = tiled.view(tiles, size, *shape).unbind(2)  # [n, T, H, d] each
     _, *shared = qkv[: keys - size].view(1, -1, *shape).unbind(2)  # [1, P, H, d] each
     seen = _attend(query, shared, own, layout.seen)
     return _feed_forward(block, x, seen.index_select(0, layout.packed))
 
 
-def _last_block(block: nn.Module, parts: Sequence[Tensor], layout: Layout) -> Tensor:
-    """All rows, in one part or several -> those of the end tokens, [C, W]: no others are read after the last block."""
-    attention, x = block.attn, torch.cat(tuple(parts))
-    rows, width = block.ln_1(x), x.shape[1]
+def _last_block(block: nn.Module, x: Tensor, layout: Layout) -> Tensor:
+    """All rows [R, W] -> those of the end tokens, [C, W]: no others are read after the last block."""
+    attention, rows, width = block.attn, block.ln_1(x), x.shape[1]
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
     query = F.linear(rows.index_select(0, layout.ends), weight[:width], bias[:width])  # [C, W]
     kv = F.linear(rows, weight[width:], bias[width:])  # [R, 2 W]
@@ -162,7 +203,7 @@ def _attend(query: Tensor, shared: Sequence[Tensor], own: Sequence[Tensor], mask
     Args:
         query: [n, Q, H, d].
         shared, own: keys and values, [1, P, H, d] each of the prefix and [n, T, H, d] each of the tiles.
-        mask: [n, 1, Q, P + T].
+        mask: [n, 1, Q, P + T], 0 where a place is looked at and minus infinity elsewhere.
 
     Returns:
         [n * Q, H * d], by place.
