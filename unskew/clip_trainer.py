@@ -57,10 +57,11 @@ class FeatureLoader:
         features = self._view()
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
         order = torch.randperm(len(self.paths), generator=generator)[self.rank :: self.world].to(features.device)
-        labels = self.labels.to(features.device)
+        epoch = {"features": features, "label": self.labels.to(features.device)}
+        epoch = {name: values.index_select(0, order) for name, values in epoch.items()} | {"index": order}
         for step in range(len(self)):
-            index = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield {"features": features[index], "label": labels[index], "index": index}
+            batch = slice(step * self.batch_size, (step + 1) * self.batch_size)
+            yield {name: values[batch] for name, values in epoch.items()}
 
 
 def _check_loader(node, trainer: str) -> None:

@@ -31,7 +31,7 @@ class TrainerBase:
         self._optims: OrderedDict[str, torch.optim.Optimizer | None] = OrderedDict()
         self._scheds: OrderedDict[str, object | None] = OrderedDict()
         self._writer = None
-        self._finite: Tensor | None = None
+        self._losses: Tensor | None = None
         self.epoch_callbacks: list[Callable[[TrainerBase], None]] = []
 
     # --- models -------------------------------------------------------------------------------------
@@ -163,9 +163,9 @@ class TrainerBase:
             raise FloatingPointError("Loss is infinite or NaN!")
 
     def _raise_if_anomalous(self) -> None:
-        """`detect_anomaly` for all losses since the last call, of which only a flag was kept on the device."""
-        finite, self._finite = self._finite, None
-        if finite is not None and not finite:
+        """`detect_anomaly` for all losses since the last call, of which only the sum was kept on the device."""
+        total, self._losses = self._losses, None
+        if total is not None and not math.isfinite(total):
             raise FloatingPointError(f"Loss is infinite or NaN! (epoch {self.epoch + 1})")
 
     def model_zero_grad(self, names=None) -> None:
@@ -175,16 +175,13 @@ class TrainerBase:
 
     def watch(self, loss: Tensor) -> None:
         """Remember, without waiting for the device, whether the loss was finite; training stops if it was not."""
-        finite = torch.isfinite(loss.detach()).all()
-        self._finite = finite if self._finite is None else self._finite & finite
+        total = loss.detach().float().sum()  # a sum is finite if all is
+        self._losses = total if self._losses is None else self._losses + total
 
     def model_backward(self, loss: Tensor) -> None:
         """Gradients of the loss, scaled where mixed precision asks for it."""
         self.watch(loss)
-        if self.accelerator is None:
-            loss.backward()
-        else:
-            self.accelerator.backward(loss)
+        self.scale_loss(loss).backward()
 
     def model_update(self, names=None) -> None:
         for name in self.get_model_names(names):
