@@ -113,6 +113,31 @@ def test_a_run_that_fails_does_not_stop_the_others(run, capsys):
     assert "2 of 4 runs failed" in said.err
     assert "GLA, 1 shot, seed 2: TEST.FINAL_MODEL is best_val, but 'digits' has no val split" in said.err
     assert "| ZeroshotCLIP | 69." in said.out
+    # No terminal, so there is a line for each run in place of a bar.
+    assert "run 3 of 4, ZeroshotCLIP, 1 shot, seed 1: accuracy 69." in said.err and "\r" not in said.err
+
+
+def test_an_error_of_any_kind_stops_one_run_and_is_in_its_log(run, capsys, monkeypatch):
+    from unskew.trainers.coop import CoOp
+
+    monkeypatch.setattr(CoOp, "build_model", lambda self: self.cfg["NOTHING"])
+    argv = ["sweep", "-d", "digits", "-t", "CoOp", "ZeroshotCLIP", "--shots", "1", "--seeds", "1", "--root", run.root]
+    assert main([*argv, "--output", run.output]) == 2
+    said = capsys.readouterr()
+    log = Path(run.output) / "digits" / "CoOp" / "micro_1shots" / "seed1" / "log.txt"
+    assert f"CoOp, 1 shot, seed 1: KeyError: 'NOTHING' ({log})" in said.err
+    assert "Traceback" not in said.err and "Traceback" in log.read_text() and "KeyError" in log.read_text()
+    assert "1 of 2 runs failed" in said.err and "| ZeroshotCLIP | 69." in said.out
+    monkeypatch.setenv("UNSKEW_DEBUG", "1")
+    with pytest.raises(KeyError):
+        main([*argv, "--output", run.output])
+
+
+def test_a_run_that_diverges_is_one_line(run, capsys):
+    argv = ["train", "-d", "digits", "-t", "CoOp", "--shots", "1", "--root", run.root, "--output-dir", run.output]
+    assert main([*argv, "OPTIM.LR", "1e38", "OPTIM.MAX_EPOCH", "4"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert error == ["unskew: error: Loss is infinite or NaN! (epoch 3); lower OPTIM.LR"]
 
 
 def test_a_wrong_key_is_said_once(run, capsys):

@@ -35,7 +35,7 @@ def exit_code(command: Callable[[], object], hint: str = "") -> int:
     """
     try:
         command()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:  # the last of a loss that is not finite
         if os.environ.get("UNSKEW_DEBUG"):
             raise
         # From a loader's worker process the message comes behind a traceback and the error's own name.

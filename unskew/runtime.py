@@ -2,11 +2,13 @@
 
 import atexit
 import contextlib
+import functools
 import logging
 import os
 import platform
 import random
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -64,7 +66,7 @@ def setup_logger(output_dir=None, console: bool = True) -> contextlib.ExitStack:
 
     Returns:
         Closing it, or leaving it as a context, removes what was set up, so that each run in a process can
-        have its own file.
+        have its own file. Leaving it by an error writes the traceback into the file.
 
     Raises:
         ValueError: the file cannot be written.
@@ -88,8 +90,16 @@ def setup_logger(output_dir=None, console: bool = True) -> contextlib.ExitStack:
         logger.addHandler(handler)
         stack.callback(handler.close)
         stack.callback(logger.removeHandler, handler)
+    stack.push(functools.partial(_write_down, handlers[1:]))
     logger.setLevel(logging.INFO)
     return stack
+
+
+def _write_down(handlers: Sequence[logging.Handler], kind, error, trace) -> None:
+    if isinstance(error, Exception):
+        record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, "Stopped", (), (kind, error, trace))
+        for handler in handlers:
+            handler.handle(record)
 
 
 _said: set[str] = set()

@@ -149,17 +149,28 @@ def _versions() -> dict:
 
 
 def launch(runs: Sequence[Run], execute: Callable[[Run], dict]) -> Iterator[dict | Exception]:
-    """Run one after another in this process, with a bar; yields each run's metrics.
+    """Run one after another in this process, with a bar or, away from a terminal, a line for each; yields the metrics.
 
-    A run that fails by a mistake in its data or config does not stop the others: its error is said and yielded.
+    A run that fails does not stop the others: its error is said and yielded, its ``log.txt`` has the traceback. With
+    UNSKEW_DEBUG set it raises.
     """
-    with tqdm(total=len(runs), desc="runs", unit="run") as bar:
-        for run in runs:
+    with tqdm(total=len(runs), desc="runs", unit="run", disable=None) as bar:
+        for number, run in enumerate(runs, 1):
             label = f"{run.trainer}, {report.shots_label(run.shots or -1)}, seed {run.seed}"
             bar.set_postfix_str(label)
             try:
-                yield execute(run)
-            except (ValueError, OSError) as error:
-                tqdm.write(f"{label}: {error}", file=sys.stderr)
-                yield error
+                outcome = execute(run)
+            except Exception as error:  # of any kind: a method may be somebody's plugin
+                if os.environ.get("UNSKEW_DEBUG"):
+                    raise
+                outcome, message = error, str(error)
+                if not isinstance(error, (ValueError, OSError, FloatingPointError)):
+                    message = f"{type(error).__name__}: {message} ({run_folder(run.config(), run.output)}/log.txt)"
+                tqdm.write(f"{label}: {message}", file=sys.stderr)
+            else:
+                if bar.disable:
+                    accuracy = f"accuracy {outcome['accuracy']:.1f}, " if "accuracy" in outcome else ""
+                    where = f"run {number} of {len(runs)}, {label}"
+                    print(f"{where}: {accuracy}{outcome['seconds']:.0f} s", file=sys.stderr, flush=True)
             bar.update()
+            yield outcome

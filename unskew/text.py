@@ -129,7 +129,7 @@ def _own(backbone, prompts: Prompts, layout: Layout) -> tuple[Tensor, Tensor | N
         prefix's, [n * T - P, 3 W]; ``None`` where it may change.
     """
     block, count, device = backbone.resblocks[0], len(prompts.prefix), prompts.own.device.type
-    weights = (block.ln_1.weight, block.ln_1.bias, block.attn.in_proj_weight, block.attn.in_proj_bias)
+    weights = (*block.ln_1.parameters(), block.attn.in_proj_weight, block.attn.in_proj_bias)
     used = (prompts.own, layout.places, backbone.positional_embedding, *weights)
     # Writes to tensors of the inference mode are not counted.
     if prompts.memory is None or any(tensor.requires_grad or tensor.is_inference() for tensor in used):
@@ -208,8 +208,8 @@ def _attend(query: Tensor, shared: Sequence[Tensor], own: Sequence[Tensor], mask
     Returns:
         [n * Q, H * d], by place.
     """
-    pairs = zip(shared, own, strict=True)
-    key, value = (torch.cat([first.expand(len(rest), -1, -1, -1), rest], 1).transpose(1, 2) for first, rest in pairs)
+    pairs, tiles = zip(shared, own, strict=True), mask.shape[0]
+    key, value = (torch.cat([first.expand(tiles, -1, -1, -1), rest], 1).transpose(1, 2) for first, rest in pairs)
     seen = F.scaled_dot_product_attention(query.transpose(1, 2), key, value, attn_mask=mask)  # [n, H, Q, d]
     return seen.transpose(1, 2).flatten(2).flatten(0, 1)
 

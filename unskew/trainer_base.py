@@ -166,7 +166,7 @@ class TrainerBase:
         """`detect_anomaly` for all losses since the last call, of which only the sum was kept on the device."""
         total, self._losses = self._losses, None
         if total is not None and not math.isfinite(total):
-            raise FloatingPointError(f"Loss is infinite or NaN! (epoch {self.epoch + 1})")
+            raise FloatingPointError(f"Loss is infinite or NaN! (epoch {self.epoch + 1}); lower OPTIM.LR")
 
     def model_zero_grad(self, names=None) -> None:
         for name in self.get_model_names(names):
