@@ -79,6 +79,7 @@ def compare(trainer: str, arguments) -> dict:
         "seconds": seconds["ours"],
         "reference_seconds": seconds["reference"],
         "ratio": statistics.median(theirs["seconds"] / mine["seconds"] for mine, theirs in pairs),
+        "each": {way: [one["seconds"] for one in found] for way, found in runs.items()},
         "accuracy": accuracies["ours"],
         "reference_accuracy": accuracies["reference"],
     }

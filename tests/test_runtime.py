@@ -1,11 +1,40 @@
-"""Processes that work together end with the code of what happened to them."""
+"""Logs, and that processes that work together end with the code of what happened to them."""
 
+import logging
 import os
 import socket
 import subprocess
 import sys
 
 import pytest
+
+from unskew.runtime import setup_logger
+
+logger = logging.getLogger("unskew")
+
+
+def test_an_error_leaves_its_traceback_in_the_log_alone(tmp_path, capsys):
+    with pytest.raises(KeyError), setup_logger(tmp_path, console=False):
+        logger.info("a line with a lone surrogate: \udc80")
+        {}["nothing"]
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert lines[0] == "a line with a lone surrogate: \\udc80"
+    assert lines[1:3] == ["Stopped", "Traceback (most recent call last):"] and lines[-1] == "KeyError: 'nothing'"
+    said = capsys.readouterr()
+    assert "Traceback" not in said.out + said.err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_disk_hides_no_error(tmp_path, capsys):
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    with pytest.raises(ValueError, match="the error itself"), setup_logger(tmp_path, console=False):
+        for _ in range(3):
+            logger.info("a line")
+        raise ValueError("the error itself")
+    log = tmp_path / "log.txt"
+    assert capsys.readouterr().err == f"the log '{log}' cannot be written (No space left on device)\n"
+    assert not logger.handlers
+
 
 SCRIPT = """
 import atexit, sys

@@ -86,7 +86,7 @@ class Backbone(nn.Module):
     def visual(self) -> nn.Module:
         return self.model.visual
 
-    @functools.cached_property  # a step asks for it six times
+    @property
     def text(self) -> nn.Module:
         """The module that holds the text tower's parts; open_clip's plain CLIP holds them itself."""
         return getattr(self.model, "text", self.model)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from unskew import __version__, cli_data, config, plugins
+from unskew.errors import one_line
 from unskew.registry import unknown_name
 
 ALL_SHOTS = ("1", "2", "4", "8", "16")
@@ -38,13 +39,7 @@ def exit_code(command: Callable[[], object], hint: str = "") -> int:
     except (ValueError, OSError, FloatingPointError) as error:  # the last of a loss that is not finite
         if os.environ.get("UNSKEW_DEBUG"):
             raise
-        # From a loader's worker process the message comes behind a traceback and the error's own name.
-        text = (
-            error.strerror if isinstance(error, OSError) and error.filename is None and error.strerror else str(error)
-        )
-        lines = text.strip().splitlines() or [type(error).__name__]
-        message = lines[-1].removeprefix(f"{type(error).__name__}: ")
-        print(f"unskew: error: {message}{hint}", file=sys.stderr)
+        print(f"unskew: error: {one_line(error)}{hint}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nunskew: interrupted; finished runs are kept, the same command goes on from there", file=sys.stderr)

@@ -54,11 +54,12 @@ class FeatureLoader:
         return self._kept[:, self.epoch % self.views]
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        features = self._view()
+        epoch = {"features": self._view()}
+        device = epoch["features"].device
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
-        order = torch.randperm(len(self.paths), generator=generator)[self.rank :: self.world].to(features.device)
-        epoch = {"features": features, "label": self.labels.to(features.device)}
-        epoch = {name: values.index_select(0, order) for name, values in epoch.items()} | {"index": order}
+        order = torch.randperm(len(self.paths), generator=generator)[self.rank :: self.world].to(device)
+        epoch["label"] = self.labels.to(device)
+        epoch = {name: rows.index_select(0, order) for name, rows in epoch.items()} | {"index": order}
         for step in range(len(self)):
             batch = slice(step * self.batch_size, (step + 1) * self.batch_size)
             yield {name: values[batch] for name, values in epoch.items()}

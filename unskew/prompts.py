@@ -25,7 +25,8 @@ class Prompts:
         lengths: rows of ``own`` per class, each at least 1.
         histories: for each row of ``own`` the first row that is the same and has the same rows before it, its own index
             where there is none; such rows are encoded once. ``None``: all are their own.
-        memory: of a learner whose ``own`` does not change, where an encoder keeps what follows from it alone.
+        memory: of a learner whose ``own`` does not change, where an encoder keeps what follows from it and the tower
+            alone. Writes that PyTorch does not count, such as ``weight.data.mul_()``, call for a ``memory.clear()``.
     """
 
     prefix: Tensor
@@ -172,6 +173,9 @@ class LearnableContext(nn.Module):
         self.register_buffer("_start", _embed(backbone, backbone.start_ids), persistent=False)
         self.register_buffer("_rest", _embed_all(backbone, rest), persistent=False)  # name, suffix and end token
         self.register_buffer("_rows", torch.tensor(rows, device=backbone.device), persistent=False)
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_memory": {}}  # a copy or a file of the learner needs none
 
     def forward(self) -> Prompts:
         prefix = torch.cat([self._start, self.ctx[: self._shared]]) if self._shared else self._start

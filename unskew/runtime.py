@@ -8,6 +8,7 @@ import os
 import platform
 import random
 import sys
+import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -57,6 +58,21 @@ class LinesOnStream(logging.Handler):
         stream.flush()
 
 
+class _LogFile(logging.FileHandler):
+    """A log file that a run does without where it cannot be written: what the run is for will say so if it matters."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        warn_once(f"the log '{self.baseFilename}' cannot be written ({error.strerror})")
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # said above
+            super().close()
+
+
 def setup_logger(output_dir=None, console: bool = True) -> contextlib.ExitStack:
     """Write the project's log lines to ``output_dir/log.txt`` (appending) and to standard output.
 
@@ -78,7 +94,7 @@ def setup_logger(output_dir=None, console: bool = True) -> contextlib.ExitStack:
         path = path if path.suffix in (".txt", ".log") else path / "log.txt"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handlers.append(logging.FileHandler(path, encoding="utf-8"))
+            handlers.append(_LogFile(path, encoding="utf-8", errors="backslashreplace"))
         except OSError as error:
             raise ValueError(f"the log '{path}' cannot be written ({error.strerror}); choose another folder") from error
     stack = contextlib.ExitStack()
@@ -141,14 +157,14 @@ def build_accelerator(precision: str = "fp32", use_cuda: bool = True):
     # On a machine without a GPU accelerate forms a group of processes only if it is told that the CPU is meant.
     accelerator = Accelerator(mixed_precision=mixed, cpu=not use_cuda or (several and not torch.cuda.is_available()))
     if several and not in_group:
-        atexit.register(_leave_group)
+        atexit.register(_let_go)
     if not accelerator.is_main_process:
         logger.setLevel(logging.WARNING)
     return accelerator
 
 
-def _leave_group() -> None:
-    # Gloo's threads may hold a tensor of the last exchange; freed after the interpreter is gone, it aborts the process.
-    # NCCL needs no such thing, and after a failure would wait for the other processes.
+def _let_go() -> None:
+    # Gloo's threads need Python's lock to free the tensors of the last exchange. Past the interpreter's end they would
+    # abort the process, and to destroy the group would be to wait for them while holding that lock.
     if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
-        torch.distributed.destroy_process_group()
+        time.sleep(0.5)

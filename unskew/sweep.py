@@ -3,6 +3,7 @@
 Runs of one call share the process, and with it the loaded backbone and the image features.
 """
 
+import contextlib
 import logging
 import os
 import sys
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from unskew import config, folders, identity, plugins, report
+from unskew.errors import one_line
 from unskew.files import write_atomically
 
 logger = logging.getLogger("unskew")
@@ -116,18 +118,18 @@ def execute(run: Run, console: bool = True) -> dict:
             raise ValueError(f"{run.trainer} refuses the config: {str(error) or 'an assertion failed'}") from error
         trainer.train()
         seconds = round(time.perf_counter() - started, 2)
-    results = {name: float(value) for name, value in trainer.results.items()}  # a plugin's may be tensors
-    metrics = {**_describe(cfg), **results, "seconds": seconds, **_versions()}
-    predictions = getattr(trainer.evaluator, "predictions", dict)() if results else {}
-    if predictions:
-        metrics["per_class_accuracy"] = trainer.evaluator.per_class_accuracy()
-    if main:
+        results = {name: float(value) for name, value in trainer.results.items()}  # a plugin's may be tensors
+        metrics = {**_describe(cfg), **results, "seconds": seconds, **_versions()}
+        predictions = getattr(trainer.evaluator, "predictions", dict)() if results else {}
         if predictions:
-            # A copy of each: scores may share their memory, which the format refuses.
-            predictions = {name: tensor.clone() for name, tensor in predictions.items()}
-            write_atomically(folder / "predictions.safetensors", save(predictions))
-        report.write_metrics(folder / "metrics.json", metrics)
-        folders.finish(cfg)
+            metrics["per_class_accuracy"] = trainer.evaluator.per_class_accuracy()
+        if main:
+            if predictions:
+                # A copy of each: scores may share their memory, which the format refuses.
+                predictions = {name: tensor.clone() for name, tensor in predictions.items()}
+                write_atomically(folder / "predictions.safetensors", save(predictions))
+            report.write_metrics(folder / "metrics.json", metrics)
+            folders.finish(cfg)
     return metrics
 
 
@@ -151,26 +153,42 @@ def _versions() -> dict:
 def launch(runs: Sequence[Run], execute: Callable[[Run], dict]) -> Iterator[dict | Exception]:
     """Run one after another in this process, with a bar or, away from a terminal, a line for each; yields the metrics.
 
-    A run that fails does not stop the others: its error is said and yielded, its ``log.txt`` has the traceback. With
-    UNSKEW_DEBUG set it raises.
+    A run that fails does not stop the others: its error is said and yielded, its ``log.txt`` has the traceback. It is
+    raised with UNSKEW_DEBUG set, and where several processes work together, unless it is a mistake in data or config,
+    which they all make: one that goes on alone would wait for the others for ever.
     """
-    with tqdm(total=len(runs), desc="runs", unit="run", disable=None) as bar:
+    several, main = int(os.environ.get("WORLD_SIZE", 1)) > 1, int(os.environ.get("RANK", 0)) == 0
+    with tqdm(total=len(runs), desc="runs", unit="run", disable=None if main else True) as bar:
         for number, run in enumerate(runs, 1):
             label = f"{run.trainer}, {report.shots_label(run.shots or -1)}, seed {run.seed}"
             bar.set_postfix_str(label)
             try:
                 outcome = execute(run)
             except Exception as error:  # of any kind: a method may be somebody's plugin
-                if os.environ.get("UNSKEW_DEBUG"):
+                if os.environ.get("UNSKEW_DEBUG") or (several and not isinstance(error, (ValueError, OSError))):
                     raise
-                outcome, message = error, str(error)
-                if not isinstance(error, (ValueError, OSError, FloatingPointError)):
-                    message = f"{type(error).__name__}: {message} ({run_folder(run.config(), run.output)}/log.txt)"
-                tqdm.write(f"{label}: {message}", file=sys.stderr)
+                outcome, said = error, f"{label}: {_failure(run, error)}"
+                # The frames of a traceback hold the trainer, and with it the device's memory.
+                outcome.__traceback__ = outcome.__cause__ = outcome.__context__ = None
+                if main:
+                    tqdm.write(said, file=sys.stderr)
             else:
-                if bar.disable:
-                    accuracy = f"accuracy {outcome['accuracy']:.1f}, " if "accuracy" in outcome else ""
-                    where = f"run {number} of {len(runs)}, {label}"
-                    print(f"{where}: {accuracy}{outcome['seconds']:.0f} s", file=sys.stderr, flush=True)
+                if main and bar.disable:
+                    print(f"run {number} of {len(runs)}, {label}{_numbers(outcome)}", file=sys.stderr, flush=True)
             bar.update()
             yield outcome
+
+
+def _failure(run: Run, error: Exception) -> str:
+    """One line; of what is not a mistake in data or config also the kind of error, and the log with the traceback."""
+    if isinstance(error, (ValueError, OSError, FloatingPointError)):
+        return one_line(error)
+    with contextlib.suppress(ValueError, OSError):  # it may be the config that cannot be read
+        log = Path(run.config().OUTPUT_DIR) / "log.txt"
+        return f"{type(error).__name__}: {one_line(error)} ({log})"
+    return f"{type(error).__name__}: {one_line(error)}"
+
+
+def _numbers(metrics: dict) -> str:
+    shown = {name: metrics.get(name) for name in ("accuracy", "seconds")}
+    return "".join(f", {name} {value:.1f}" for name, value in shown.items() if isinstance(value, int | float))

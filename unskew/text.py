@@ -7,7 +7,6 @@ several classes side by side, each class seeing the prefix and itself. In a tile
 its classes share is encoded once, too.
 """
 
-import operator
 from collections.abc import Sequence
 
 import torch
@@ -129,21 +128,31 @@ def _own(backbone, prompts: Prompts, layout: Layout) -> tuple[Tensor, Tensor | N
         prefix's, [n * T - P, 3 W]; ``None`` where it may change.
     """
     block, count, device = backbone.resblocks[0], len(prompts.prefix), prompts.own.device.type
-    weights = (*block.ln_1.parameters(), block.attn.in_proj_weight, block.attn.in_proj_bias)
+    norm, attention, memory = block.ln_1, block.attn, prompts.memory
+    weights = (*norm.parameters(), attention.in_proj_weight, attention.in_proj_bias)
     used = (prompts.own, layout.places, backbone.positional_embedding, *weights)
-    # Writes to tensors of the inference mode are not counted.
-    if prompts.memory is None or any(tensor.requires_grad or tensor.is_inference() for tensor in used):
+    if memory is None or _may_change(norm, used):
+        if memory:
+            memory.clear()  # what a fused optimiser writes is not counted
         return _placed(backbone, prompts.own, layout), None
     precision = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
     state = (precision, *(tensor._version for tensor in used))
-    found, before, rows = prompts.memory.get("own", ((), None, None))
-    if before != state or not all(map(operator.is_, found, used)):
-        with torch.inference_mode(False), torch.no_grad():  # training cannot use what the inference mode has made
+    before, aliases, rows = memory.get("own", (None, (), None))
+    # An alias stays where it was when a tensor is given other memory: `weight.data = ..`, `half()`.
+    pairs = zip(used, aliases, strict=False)
+    if before != state or not all(tensor is old and alias.is_set_to(old) for tensor, (old, alias) in pairs):
+        with torch.no_grad():
             own = _placed(backbone, prompts.own, layout)
             after = (layout.tiled[count:] - count).clamp(min=0)  # any row where there is none
             rows = own, _projected(block, own).index_select(0, after)
-        prompts.memory["own"] = used, state, rows
+            memory["own"] = state, [(tensor, tensor.detach()) for tensor in used], rows
     return rows
+
+
+def _may_change(norm: nn.Module, used: Sequence[Tensor]) -> bool:
+    """Whether it is trained, or nothing would say that it has changed: writes in the inference mode are not counted."""
+    hooked = norm._forward_hooks or norm._forward_pre_hooks
+    return bool(hooked) or any(tensor.requires_grad or tensor.is_inference() for tensor in used)
 
 
 def _placed(backbone, own: Tensor, layout: Layout) -> Tensor:

@@ -31,7 +31,7 @@ class TrainerBase:
         self._optims: OrderedDict[str, torch.optim.Optimizer | None] = OrderedDict()
         self._scheds: OrderedDict[str, object | None] = OrderedDict()
         self._writer = None
-        self._losses: Tensor | None = None
+        self._finite: Tensor | None = None
         self.epoch_callbacks: list[Callable[[TrainerBase], None]] = []
 
     # --- models -------------------------------------------------------------------------------------
@@ -163,9 +163,9 @@ class TrainerBase:
             raise FloatingPointError("Loss is infinite or NaN!")
 
     def _raise_if_anomalous(self) -> None:
-        """`detect_anomaly` for all losses since the last call, of which only the sum was kept on the device."""
-        total, self._losses = self._losses, None
-        if total is not None and not math.isfinite(total):
+        """`detect_anomaly` for all losses since the last call, of which only this was kept on the device."""
+        zero, self._finite = self._finite, None
+        if zero is not None and not math.isfinite(zero):
             raise FloatingPointError(f"Loss is infinite or NaN! (epoch {self.epoch + 1}); lower OPTIM.LR")
 
     def model_zero_grad(self, names=None) -> None:
@@ -175,8 +175,8 @@ class TrainerBase:
 
     def watch(self, loss: Tensor) -> None:
         """Remember, without waiting for the device, whether the loss was finite; training stops if it was not."""
-        total = loss.detach().float().sum()  # a sum is finite if all is
-        self._losses = total if self._losses is None else self._losses + total
+        zero = (loss.detach() * 0).sum()  # NaN where it was not
+        self._finite = zero if self._finite is None else self._finite + zero
 
     def model_backward(self, loss: Tensor) -> None:
         """Gradients of the loss, scaled where mixed precision asks for it."""
