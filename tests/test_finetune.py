@@ -256,9 +256,7 @@ def test_accumulation_is_refused_where_it_cannot_work(data_root, tmp_path):
 
 
 SCRIPT = """
-import atexit, os, sys, torch
-# Registered first, so called last: whether the group of processes was left before the interpreter ends.
-atexit.register(lambda: open({output!r} + os.environ["RANK"], "w").write(str(torch.distributed.is_initialized())))
+import sys, torch
 sys.path.insert(0, {folder!r})
 from test_finetune import finetune, losses_and_weights
 for backbone in ("micro", "micro-vit"):
@@ -280,7 +278,6 @@ def test_two_processes_train_like_one_with_the_same_global_batch(data_root, tmp_
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert [(tmp_path / f"two-{rank}").read_text() for rank in (0, 1)] == ["False", "False"]
     for backbone in ("micro", "micro-vit"):
         two = torch.load(tmp_path / f"two-{backbone}.pt", weights_only=True)
         opts = (*common, "DATALOADER.TRAIN_X.BATCH_SIZE", 10)
