@@ -1,5 +1,6 @@
 import gc
 import json
+import os
 import re
 import weakref
 from dataclasses import replace
@@ -128,7 +129,7 @@ def test_an_error_of_any_kind_stops_one_run_and_is_in_its_log(run, capsys, monke
     assert main([*argv, "--output", run.output]) == 2
     said = capsys.readouterr()
     log = Path(run.output) / "digits" / "CoOp" / "micro_1shots" / "seed1" / "log.txt"
-    assert f"CoOp, 1 shot, seed 1: KeyError: 'NOTHING' ({log})" in said.err
+    assert f"run 1 of 2, CoOp, 1 shot, seed 1: KeyError: 'NOTHING' ({log})" in said.err
     assert "Traceback" not in said.err and "Traceback" in log.read_text() and "KeyError" in log.read_text()
     assert "1 of 2 runs failed" in said.err and "| ZeroshotCLIP | 69." in said.out
     monkeypatch.setenv("UNSKEW_DEBUG", "1")
@@ -177,10 +178,45 @@ def test_lines_of_runs_need_no_numbers(run, metrics, capsys):
     assert capsys.readouterr().err == f"run 1 of 1, CoOp, 2 shots, seed None{shown}\n"
 
 
-def test_an_error_of_a_config_that_cannot_be_read(run, capsys):
-    runs = [replace(run, opts=("NO.SUCH", 1))]
-    assert len(list(launch(runs, failing(RuntimeError("first\nlast"), [])))) == 1
-    assert capsys.readouterr().err == "CoOp, 2 shots, seed None: RuntimeError: last\n"
+def test_a_config_that_cannot_be_read_is_that_runs_error(run, capsys):
+    runs = [replace(run, opts=("NO.SUCH", 1)), run]
+    assert [type(outcome) for outcome in launch(runs, lambda one: {})] == [ValueError, dict]
+    assert (
+        "run 1 of 2, CoOp, 2 shots, seed None: the command line: unknown config key 'NO.SUCH'"
+        in capsys.readouterr().err
+    )
+
+
+def test_finished_runs_are_said_to_be_and_so_is_a_method_that_was_changed_since(run, capsys, caplog, tmp_path):
+    argv = ["-d", "digits", "--shots", "1", "--root", run.root]
+    sweep_argv = ["sweep", *argv, "-t", *["ZeroshotCLIP"] * 2, "--seeds", "1", "1", "--output", str(tmp_path)]
+    assert main(sweep_argv) == 0
+    assert "run 1 of 1, ZeroshotCLIP, 1 shot, seed 1, accuracy" in (said := capsys.readouterr().err)
+    assert "earlier" not in said
+    assert main(sweep_argv) == 0
+    assert ", finished earlier\n" in capsys.readouterr().err and not caplog.text
+    done = tmp_path / "digits" / "ZeroshotCLIP" / "micro_1shots" / "seed1" / "done"
+    os.utime(done, (0, 0))
+    assert main(sweep_argv) == 0
+    assert f"zeroshotclip.py' was changed after '{done.parent}' was finished" in caplog.text
+    capsys.readouterr()
+    assert main(["train", *argv, "-t", "ZeroshotCLIP", "--seed", "1", "--output-dir", str(done.parent)]) == 0
+    assert "%, finished earlier, in" in capsys.readouterr().out
+
+
+def test_a_long_tailed_set_is_swept_with_all_its_images_and_a_wrong_column_is_said(run, capsys):
+    argv = ["sweep", "-d", "digits_lt", "-t", "ZeroshotCLIP", "--seeds", "1", "--root", run.root]
+    assert main([*argv, "--output", run.output, "--columns", "accuracy", "d_few", "acuracy"]) == 2
+    assert "no run has the metric 'acuracy'; there are accuracy" in capsys.readouterr().err
+    assert (Path(run.output) / "digits_lt" / "ZeroshotCLIP" / "micro_lt" / "seed1" / "done").is_file()
+
+
+def test_weights_of_another_backbone_are_not_evaluated(run, capsys):
+    folder = execute(run, console=False) and run.config().OUTPUT_DIR
+    argv = ["train", "-d", "digits", "--shots", "2", "--root", run.root, "--eval-only", "--model-dir", folder]
+    assert main([*argv, "-t", "CoOp", "-b", "micro-b"]) == 2
+    assert "has MODEL.BACKBONE.NAME micro, this one micro-b" in capsys.readouterr().err
+    assert main([*argv, "-t", "CoOp"]) == 0
 
 
 def test_a_run_that_diverges_is_one_line(run, capsys):

@@ -68,7 +68,7 @@ def _add_train(commands) -> None:
     p.add_argument("-d", "--dataset", default="", help="a name from configs/datasets, or a plugin's")
     p.add_argument("-b", "--backbone", default="", help="micro, RN50, ViT-B/16, ARCH@TAG ...; default: the dataset's")
     p.add_argument("-t", "--trainer", default="", help="a name from configs/trainers, or a plugin's")
-    p.add_argument("--shots", type=int, help="training images per class; -1 for all")
+    p.add_argument("--shots", type=int, help="training images per class; default: all")
     p.add_argument("--seed", type=int, help="0 is a seed too; negative: unseeded")
     p.add_argument("--root", default="", help="folder of the datasets (default: data)")
     _add_plugin(p)
@@ -101,9 +101,10 @@ def _train(arguments: argparse.Namespace) -> None:
     if arguments.eval_only or arguments.no_train:
         _evaluate(run, arguments)
     else:
+        earlier = ", finished earlier" if sweep.is_finished(run) else ""
         metrics = sweep.execute(run)
         accuracy = f"accuracy {metrics['accuracy']:.1f}%" if "accuracy" in metrics else "not tested"
-        print(f"{accuracy}, in {run.config().OUTPUT_DIR}")
+        print(f"{accuracy}{earlier}, in {run.config().OUTPUT_DIR}")
 
 
 def _run(dataset: str, trainer: str, arguments: argparse.Namespace):
@@ -123,6 +124,8 @@ def _run(dataset: str, trainer: str, arguments: argparse.Namespace):
         if shots is not None:
             check_shots(shots)
     if arguments.resume:
+        if not os.path.isdir(arguments.resume):
+            raise ValueError(f"--resume '{arguments.resume}' is not a folder; give that of an interrupted run")
         opts += ["RESUME", arguments.resume]
     return Run(
         dataset=dataset,
@@ -159,8 +162,20 @@ def _evaluate(run, arguments: argparse.Namespace) -> None:
         if arguments.eval_only:
             if trainer.get_model_names() and not arguments.model_dir:
                 raise ValueError(f"--eval-only needs --model-dir, the folder of a finished {run.trainer} run")
+            _check_weights(cfg, arguments.model_dir)
             trainer.load_model(arguments.model_dir, epoch=arguments.load_epoch)
             trainer.test()
+
+
+def _check_weights(cfg, folder: str) -> None:
+    """Weights that were learned with one backbone mean nothing to another, also where they fit."""
+    file = os.path.join(folder, "config.yaml")
+    if not folder or not os.path.isfile(file):  # CoOp's runs have none
+        return
+    saved = dict(config.flatten(config.read_yaml(file)))
+    for key, own in (("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME), ("TRAINER.NAME", cfg.TRAINER.NAME)):
+        if saved.get(key, own) != own:
+            raise ValueError(f"the run in '{folder}' has {key} {saved[key]}, this one {own}: evaluate it with its own")
 
 
 # --- sweep ------------------------------------------------------------------------------------------
@@ -170,7 +185,8 @@ def _add_sweep(commands) -> None:
     p = commands.add_parser("sweep", help="trainers x shots x seeds in one process, then one table")
     p.add_argument("-d", "--dataset", required=True)
     p.add_argument("-t", "--trainers", nargs="+", required=True, metavar="TRAINER")
-    p.add_argument("--shots", nargs="+", default=["16"], help="numbers, or 'all' (1 2 4 8 16)")
+    many = "numbers, or 'all' (1 2 4 8 16), or -1: all images; default: 16, of a long-tailed dataset all images"
+    p.add_argument("--shots", nargs="+", default=[], help=many)
     p.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     p.add_argument("-b", "--backbone", nargs="+", default=[""], help="several give one table; 'members': Backdoor's")
     p.add_argument("--columns", nargs="+", default=[], metavar="METRIC", help="of the table, in place of the shots")
@@ -203,7 +219,8 @@ def _sweep(arguments: argparse.Namespace) -> None:
         backbones = list(dict.fromkeys(member.partition("#")[0] for member in members))
     for backbone in filter(None, backbones):
         config.check_backbone(backbone)
-    words = " ".join(arguments.shots).replace(",", " ").split()
+    longtail = dict(config.flatten(config.dataset_layer(arguments.dataset)[1])).get("DATASET.LONGTAIL", False)
+    words = " ".join(arguments.shots or ["-1" if longtail else "16"]).replace(",", " ").split()
     shots = [check_shots(word) for word in (ALL_SHOTS if words == ["all"] else words)]
     _check_writable(arguments.output)
     runs = [
@@ -223,12 +240,15 @@ def _sweep(arguments: argparse.Namespace) -> None:
         for k in shots
         for seed in arguments.seeds
     ]
+    runs = list(dict.fromkeys(runs))
     for run in runs:
         run.config()  # a mistake in a key is in every run: it is said once, before the first
     outcomes = list(sweep.launch(runs, lambda run: sweep.execute(run, console=False)))
     rows = [outcome for outcome in outcomes if isinstance(outcome, dict)]
     if rows:
-        columns = [name for name in arguments.columns if any(name in row for row in rows)]  # no groups, no columns
+        # A dataset without groups of classes has no columns for them.
+        groups, known = ("d_", "p_"), set().union(*rows)
+        columns = [name for name in arguments.columns if name in known or not name.startswith(groups)]
         print(f"\n{report.table(rows, columns=columns, together=len(backbones) > 1)}")
     if len(rows) < len(runs):
         failed = len(runs) - len(rows)

@@ -20,6 +20,8 @@ from unskew import plugins
 from unskew.defaults import COMMON, get_cfg_default
 from unskew.registry import discover, unknown_name
 
+FINAL_MODELS = ("last_step", "best_val")
+
 
 def _folder(axis: str) -> Path:
     """`configs/<axis>`, in a source checkout or inside the installed package."""
@@ -196,6 +198,10 @@ def load(dataset: str, backbone: str = "", trainer: str = "", opts: Sequence = (
     cfg.DATASET.NAME, cfg.TRAINER.NAME, cfg.MODEL.BACKBONE.NAME = dataset, trainer, backbone
     if cfg.SEED >= 2**63:
         raise ValueError(f"SEED must be below 2**63, got {cfg.SEED}")
+    if cfg.OPTIM.MAX_EPOCH < 0:
+        raise ValueError(f"OPTIM.MAX_EPOCH must be 0 or more, got {cfg.OPTIM.MAX_EPOCH}")
+    if cfg.TEST.FINAL_MODEL not in FINAL_MODELS:
+        raise ValueError(unknown_name("TEST.FINAL_MODEL", cfg.TEST.FINAL_MODEL, FINAL_MODELS))
     cfg.freeze()
     return cfg
 
@@ -245,6 +251,8 @@ def derive(cfg: CfgNode, values: dict[str, object]) -> CfgNode:
 
 def _merge_schedules(cfg: CfgNode, rows: Sequence[dict], shots: int, dataset: str, source: str) -> None:
     for row in rows:
+        for key in row.keys() - {"shots", "datasets", "set"}:
+            raise ValueError(f"{source}: {unknown_name('key of SCHEDULES', key, ('shots', 'datasets', 'set'))}")
         if shots in row.get("shots", [shots]) and dataset in row.get("datasets", [dataset]):
             _merge(cfg, row["set"], f"{source}, SCHEDULES")
 

@@ -34,9 +34,12 @@ def collect(folder: str | Path) -> list[dict]:
 def read_metrics(path: Path) -> dict:
     """One run's ``metrics.json``."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        metrics = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"'{path}' is not valid JSON ({error}); delete its folder and run again") from error
+    if not isinstance(metrics, dict):
+        raise ValueError(f"'{path}' holds no metrics by name; delete its folder and run again")
+    return metrics
 
 
 def write_metrics(path: Path, metrics: Mapping[str, object]) -> None:

@@ -3,7 +3,6 @@
 Runs of one call share the process, and with it the loaded backbone and the image features.
 """
 
-import contextlib
 import logging
 import os
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 from yacs.config import CfgNode
 
+import unskew
 from unskew import config, folders, identity, plugins, report
 from unskew.errors import one_line
 from unskew.files import write_atomically
@@ -98,6 +98,7 @@ def execute(run: Run, console: bool = True) -> dict:
     folder = Path(cfg.OUTPUT_DIR)
     if (folder / "done").is_file():
         folders.check_same(cfg)
+        _say_if_older(cfg, folder / "done")
         return report.read_metrics(folder / "metrics.json")
     main = int(os.environ.get("RANK", 0)) == 0  # of several processes one writes
     if main:
@@ -133,6 +134,25 @@ def execute(run: Run, console: bool = True) -> dict:
     return metrics
 
 
+def is_finished(run: Run) -> bool:
+    """Whether `execute` will find the run done, and only read its metrics."""
+    return (Path(run.config().OUTPUT_DIR) / "done").is_file()
+
+
+_said: set[Path] = set()
+
+
+def _say_if_older(cfg: CfgNode, done: Path) -> None:
+    """A method's code is no part of a run's identity: who changed it is told, once, that the old run counts."""
+    name = f"{(cfg.TRAINER.CLASS or cfg.TRAINER.NAME).lower()}.py"
+    for source in (Path(place) / "trainers" / name for place in unskew.__path__):
+        if source.is_file() and source.stat().st_mtime > done.stat().st_mtime and source not in _said:
+            _said.add(source)
+            logger.warning(
+                f"'{source}' was changed after '{done.parent}' was finished; delete that folder to run it again"
+            )
+
+
 def _describe(cfg: CfgNode) -> dict:
     return {
         "dataset": identity.dataset_label(cfg),
@@ -160,9 +180,12 @@ def launch(runs: Sequence[Run], execute: Callable[[Run], dict]) -> Iterator[dict
     several, main = int(os.environ.get("WORLD_SIZE", 1)) > 1, int(os.environ.get("RANK", 0)) == 0
     with tqdm(total=len(runs), desc="runs", unit="run", disable=None if main else True) as bar:
         for number, run in enumerate(runs, 1):
-            label = f"{run.trainer}, {report.shots_label(run.shots or -1)}, seed {run.seed}"
+            backbone = f"{run.backbone}, " if run.backbone else ""
+            label = f"{run.trainer}, {backbone}{report.shots_label(run.shots or -1)}, seed {run.seed}"
             bar.set_postfix_str(label)
+            label = f"run {number} of {len(runs)}, {label}"
             try:
+                earlier = ", finished earlier" if is_finished(run) else ""
                 outcome = execute(run)
             except Exception as error:  # of any kind: a method may be somebody's plugin
                 if os.environ.get("UNSKEW_DEBUG") or (several and not isinstance(error, (ValueError, OSError))):
@@ -174,7 +197,7 @@ def launch(runs: Sequence[Run], execute: Callable[[Run], dict]) -> Iterator[dict
                     tqdm.write(said, file=sys.stderr)
             else:
                 if main and bar.disable:
-                    print(f"run {number} of {len(runs)}, {label}{_numbers(outcome)}", file=sys.stderr, flush=True)
+                    print(f"{label}{_numbers(outcome)}{earlier}", file=sys.stderr, flush=True)
             bar.update()
             yield outcome
 
@@ -183,10 +206,7 @@ def _failure(run: Run, error: Exception) -> str:
     """One line; of what is not a mistake in data or config also the kind of error, and the log with the traceback."""
     if isinstance(error, (ValueError, OSError, FloatingPointError)):
         return one_line(error)
-    with contextlib.suppress(ValueError, OSError):  # it may be the config that cannot be read
-        log = Path(run.config().OUTPUT_DIR) / "log.txt"
-        return f"{type(error).__name__}: {one_line(error)} ({log})"
-    return f"{type(error).__name__}: {one_line(error)}"
+    return f"{type(error).__name__}: {one_line(error)} ({Path(run.config().OUTPUT_DIR) / 'log.txt'})"
 
 
 def _numbers(metrics: dict) -> str:

@@ -1,0 +1,8 @@
+"""`python -m unskew` is the command `unskew`."""
+
+import sys
+
+from unskew.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
