@@ -1,6 +1,7 @@
 import pytest
 import yaml
 
+import unskew
 from unskew import config, identity
 
 
@@ -130,3 +131,22 @@ def test_trainers_that_name_their_backbones_themselves():
 
 def test_seed_zero_is_a_seed():
     assert load("SEED", 0).SEED == 0
+
+
+def test_a_method_without_its_yaml_is_told_so(tmp_path, monkeypatch):
+    for file in ("configs/trainers/CoOp.yaml", "trainers/coop.py", "trainers/mymethod.py"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    monkeypatch.setattr(unskew, "__path__", [str(tmp_path)])
+    with pytest.raises(ValueError, match=r"mymethod.py' needs a config: configs/trainers/MyMethod.yaml"):
+        config.check_name("trainers", "MyMethod")
+    with pytest.raises(ValueError, match="did you mean CoOp"):
+        config.check_name("trainers", "coop")
+    config.check_name("trainers", "CoOp")
+
+
+@pytest.mark.parametrize("rows", ["{shot: [1], set: {}}", "{sets: {}, set: {}}"])
+def test_a_typo_in_schedules_is_an_error(tmp_path, rows):
+    (tmp_path / "mine.yaml").write_text(f"SCHEDULES: [{rows}]")
+    with pytest.raises(ValueError, match="key of SCHEDULES"):
+        config.load("digits", trainer="CoOp", config_file=str(tmp_path / "mine.yaml"))

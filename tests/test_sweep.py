@@ -216,6 +216,8 @@ def test_weights_of_another_backbone_are_not_evaluated(run, capsys):
     argv = ["train", "-d", "digits", "--shots", "2", "--root", run.root, "--eval-only", "--model-dir", folder]
     assert main([*argv, "-t", "CoOp", "-b", "micro-b"]) == 2
     assert "has MODEL.BACKBONE.NAME micro, this one micro-b" in capsys.readouterr().err
+    assert main([*argv, "-t", "ProGrad"]) == 2
+    assert "has TRAINER.NAME CoOp, this one ProGrad" in capsys.readouterr().err
     assert main([*argv, "-t", "CoOp"]) == 0
 
 

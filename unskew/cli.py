@@ -154,6 +154,8 @@ def check_shots(text: str | int) -> int:
 
 def _evaluate(run, arguments: argparse.Namespace) -> None:
     cfg = run.config()
+    if arguments.eval_only and arguments.model_dir:
+        _check_weights(cfg, arguments.model_dir)
     from unskew.engine import build_trainer, set_random_seed, setup_logger
 
     with setup_logger(arguments.output_dir or None, console=True):
@@ -162,15 +164,14 @@ def _evaluate(run, arguments: argparse.Namespace) -> None:
         if arguments.eval_only:
             if trainer.get_model_names() and not arguments.model_dir:
                 raise ValueError(f"--eval-only needs --model-dir, the folder of a finished {run.trainer} run")
-            _check_weights(cfg, arguments.model_dir)
             trainer.load_model(arguments.model_dir, epoch=arguments.load_epoch)
             trainer.test()
 
 
 def _check_weights(cfg, folder: str) -> None:
-    """Weights that were learned with one backbone mean nothing to another, also where they fit."""
+    """Weights that were learned with one backbone or method mean nothing to another, also where they fit."""
     file = os.path.join(folder, "config.yaml")
-    if not folder or not os.path.isfile(file):  # CoOp's runs have none
+    if not os.path.isfile(file):  # CoOp's runs have none
         return
     saved = dict(config.flatten(config.read_yaml(file)))
     for key, own in (("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME), ("TRAINER.NAME", cfg.TRAINER.NAME)):

@@ -41,6 +41,9 @@ def check_name(axis: str, name: str) -> str:
     """``name`` if it is a stem of that axis or a plugin's; else a ``ValueError`` that lists the near ones."""
     known = [*names(axis), *plugins.names(axis)]
     if name not in known:
+        module = _folder(axis).parents[1] / axis / f"{name.lower()}.py"
+        if module.is_file() and name.lower() not in map(str.lower, known):
+            raise ValueError(f"'{module}' needs a config: configs/{axis}/{name}.yaml, which may be empty")
         raise ValueError(unknown_name(axis.removesuffix("s"), name, known))
     return name
 
