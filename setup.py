@@ -28,6 +28,7 @@ setup(
         "accelerate>=1.0",
         "filelock",
         "gdown>=6.3",
+        "lazy_loader",
         "matplotlib",
         "numpy",
         "open_clip_torch>=3.0",
@@ -46,5 +47,5 @@ setup(
         "yacs",
     ],
     extras_require={"test": ["pytest", "pytest-xdist", "ruff", "setuptools>=70.1"]},
-    entry_points={"console_scripts": ["unskew = unskew.cli:main"]},
+    entry_points={"console_scripts": ["unskew = unskew.cli.main:main"]},
 )

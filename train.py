@@ -2,6 +2,6 @@
 
 import sys
 
-from unskew.cli import main
+from unskew.cli.main import main
 
 sys.exit(main(["train", *sys.argv[1:]]))

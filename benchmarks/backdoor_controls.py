@@ -19,16 +19,18 @@ from tabulate import tabulate
 from torch import Tensor
 from tqdm import tqdm
 
-from unskew import backbones, config
-from unskew.calibration import fit_temperature
-from unskew.combination import SUM, combine, fit_combination
-from unskew.engine import build_trainer, set_random_seed
-from unskew.evaluator import classification_metrics, group_accuracies, labels_of
-from unskew.files import write_atomically
-from unskew.mixture import COMBINE, fit_member_weights
-from unskew.prior import estimate_log_prior
-from unskew.report import mean_and_deviation
+from unskew import config
+from unskew.clip import backbones
+from unskew.debias.gla import SUM, combine, fit_combination
+from unskew.debias.metrics import classification_metrics, group_accuracies
+from unskew.debias.mixture import COMBINE, fit_member_weights
+from unskew.debias.prior import estimate_log_prior
+from unskew.debias.temperature import fit_temperature
+from unskew.engine.evaluator import labels_of
+from unskew.engine.trainer import build_trainer, set_random_seed
+from unskew.runs.report import mean_and_deviation
 from unskew.trainers.backdoor import member_config, parse_member
+from unskew.utils.files import write_atomically
 
 GROUPS = ("d_many", "d_medium", "d_few", "p_many", "p_medium", "p_few")
 SPLITS = ("val", "test")

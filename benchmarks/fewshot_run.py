@@ -18,10 +18,11 @@ import torch
 from measure import machine, write
 from tabulate import tabulate
 
-from unskew import config, features
-from unskew.engine import TRAINER_REGISTRY, build_trainer, set_random_seed
-from unskew.report import mean_and_deviation as spread
-from unskew.text import encode_plain
+from unskew import config
+from unskew.clip import features
+from unskew.clip.text import encode_plain
+from unskew.engine.trainer import TRAINER_REGISTRY, build_trainer, set_random_seed
+from unskew.runs.report import mean_and_deviation as spread
 from unskew.trainers import coop, prograd, residualprompt
 
 

@@ -20,10 +20,10 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from unskew import config
-from unskew.data import Datum, build_dataset
-from unskew.files import write_atomically
-from unskew.listing import list_images
-from unskew.published import openai_templates
+from unskew.data.dataset import Datum, build_dataset
+from unskew.data.image_folders import list_images
+from unskew.data.published import openai_templates
+from unskew.utils.files import write_atomically
 
 REPEATS = 3
 SHOTS = 16

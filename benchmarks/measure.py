@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from tabulate import tabulate
 
-from unskew.files import write_atomically
+from unskew.utils.files import write_atomically
 
 
 def machine() -> str:

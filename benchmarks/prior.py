@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unskew import calibration, combination, exponentials, prior
+from unskew.debias import _softmax, gla, prior, temperature
 
 logging.getLogger("unskew").setLevel(logging.ERROR)
 
@@ -140,9 +140,9 @@ def calls(samples: int, classes: int, imbalance: float) -> dict[str, tuple[Calla
     def estimate(labels=labels, **options) -> Tensor:
         return prior.estimate_log_prior(zs, labels, **options).log_q
 
-    def temperature(method: str) -> tuple[Callable, Callable]:
+    def temperatures(method: str) -> tuple[Callable, Callable]:
         at = 2 * val[0], val[2]
-        return lambda: calibration.fit_temperature(*at, method=method), lambda: plain_temperature(*at, method)
+        return lambda: temperature.fit_temperature(*at, method=method), lambda: plain_temperature(*at, method)
 
     balanced = len(torch.bincount(labels, minlength=classes).unique()) == 1
     exact = lambda: plain_prior(zs, labels, 1.0)  # noqa: E731, the same function three times is called once
@@ -153,9 +153,9 @@ def calls(samples: int, classes: int, imbalance: float) -> dict[str, tuple[Calla
         "em, no labels": (lambda: estimate(None, method="em"), exact if balanced else None),
         "em": (lambda: estimate(method="em"), exact),
         "eigen": (lambda: estimate(method="eigen"), lambda: plain_eigen(zs, labels, 1.0)),
-        "temperature, confidence": temperature("confidence"),
-        "temperature, nll": temperature("nll"),
-        "combination": (lambda: combination.fit_combination(*val), lambda: plain_combination(*val)),
+        "temperature, confidence": temperatures("confidence"),
+        "temperature, nll": temperatures("nll"),
+        "combination": (lambda: gla.fit_combination(*val), lambda: plain_combination(*val)),
     }
     if bool((torch.bincount(labels, minlength=classes) == 0).any()):
         del found["convex, strength 0"]
@@ -168,14 +168,14 @@ def one_call(name: str, *size) -> Callable[[], object]:
 
 @contextmanager
 def counted_passes(samples: int):
-    """The library walks over logits by `exponentials.blocks` alone."""
-    counted, blocks = [], exponentials.blocks
+    """The library walks over logits by `_softmax.blocks` alone."""
+    counted, blocks = [], _softmax.blocks
 
     def counting(tensor: Tensor):
         counted.append(len(tensor) / samples)
         return blocks(tensor)
 
-    modules = [exponentials, prior, calibration, combination]
+    modules = [_softmax, prior, temperature, gla]
     for module in modules:
         module.blocks = counting
     try:

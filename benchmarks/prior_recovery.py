@@ -21,13 +21,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unskew import config
-from unskew.calibration import fit_temperature
-from unskew.combination import SUM, Combination, combine, fit_weights, remaining_bias
-from unskew.engine import build_trainer, set_random_seed
-from unskew.evaluator import labels_of, selection_score
-from unskew.files import write_atomically
+from unskew.debias.gla import SUM, Combination, combine, fit_weights, remaining_bias
+from unskew.debias.metrics import selection_score
+from unskew.debias.prior import estimate_log_prior
+from unskew.debias.temperature import fit_temperature
+from unskew.engine.evaluator import labels_of
+from unskew.engine.trainer import build_trainer, set_random_seed
 from unskew.micro import true_log_prior
-from unskew.prior import estimate_log_prior
+from unskew.utils.files import write_atomically
 
 # name -> arguments of estimate_log_prior; without "labels" the estimator is given none.
 ESTIMATORS = {

@@ -18,8 +18,8 @@ from measure import machine, seconds, table, write
 from text_step import prepare_ours
 
 from unskew import config
-from unskew.engine import build_trainer
-from unskew.features import extract
+from unskew.clip.features import extract
+from unskew.engine.trainer import build_trainer
 
 LARGEST = 1.05  # linear but for the noise of timing, some hundredths
 COLUMNS = {"name": "what grows", "size": "size", "seconds": "seconds", "each": "seconds each", "exponent": "exponent"}

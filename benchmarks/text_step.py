@@ -21,9 +21,9 @@ from measure import copy_speed, machine, matmul_speed, median_seconds, mib, peak
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from unskew import backbones
-from unskew.prompts import LearnableContext
-from unskew.text import cosine_logits, encode_prompts
+from unskew.clip import backbones
+from unskew.clip.prompts import LearnableContext
+from unskew.clip.text import cosine_logits, encode_prompts
 
 BATCH, CONTEXT = 32, 16
 COLUMNS = {

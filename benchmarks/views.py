@@ -17,9 +17,10 @@ import torch
 from measure import machine, write
 from tabulate import tabulate
 
-from unskew import config, features
-from unskew.engine import build_trainer, set_random_seed
-from unskew.report import mean_and_deviation as spread
+from unskew import config
+from unskew.clip import features
+from unskew.engine.trainer import build_trainer, set_random_seed
+from unskew.runs.report import mean_and_deviation as spread
 
 
 def run(dataset: str, trainer: str, views: int, seed: int, root: str, opts: list[str]) -> dict:

@@ -1,8 +1,8 @@
 """Caltech101: objects, 100 classes (Fei-Fei et al. 2004)."""
 
-from unskew.data import DATASET_REGISTRY
-from unskew.published import PublishedDataset, split_folders, split_source
-from unskew.sources import Card, Source
+from unskew.data.dataset import DATASET_REGISTRY
+from unskew.data.published import PublishedDataset, split_folders, split_source
+from unskew.download.sources import DatasetInfo, Source
 
 IGNORED = ("BACKGROUND_Google", "Faces_easy")
 CLASSNAMES = {"airplanes": "airplane", "Faces": "face", "Leopards": "leopard", "Motorbikes": "motorbike"}
@@ -14,7 +14,7 @@ class Caltech101(PublishedDataset):
     image_dir = "101_ObjectCategories"
     split_file = "split_zhou_Caltech101.json"
     imagenet_templates = True
-    card = Card(100, 4128, 1649, 2465, "0.1 GB", "CC BY 4.0", "https://data.caltech.edu/records/20086")
+    card = DatasetInfo(100, 4128, 1649, 2465, "0.1 GB", "CC BY 4.0", "https://data.caltech.edu/records/20086")
     sources = (
         Source(
             "101_ObjectCategories.tar.gz",

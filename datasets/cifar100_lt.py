@@ -8,13 +8,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from unskew.data import DATASET_REGISTRY, Datum
-from unskew.files import cache_folder, make_folder
-from unskew.pickles import read_arrays
-from unskew.published import PublishedDataset
-from unskew.sampling import group, longtail_counts
-from unskew.sources import Card, Source
-from unskew.splits import PREPARE_AGAIN, read_lines
+from unskew.data.dataset import DATASET_REGISTRY, Datum
+from unskew.data.published import PublishedDataset
+from unskew.data.sampling import group, longtail_counts
+from unskew.data.splits import PREPARE_AGAIN, read_lines
+from unskew.download.sources import DatasetInfo, Source
+from unskew.utils.files import cache_folder, make_folder
+from unskew.utils.safe_pickle import read_arrays
 
 _PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 IMBALANCES = (10, 50, 100)
@@ -25,7 +25,7 @@ class CIFAR100LT(PublishedDataset):
     """Read from CIFAR-100's "python" or "binary" edition, and written once as image files."""
 
     dataset_dir = "cifar100"
-    card = Card(100, 10847, 0, 10000, "0.2 GB", "none stated", _PAGE, {"test": 100})
+    card = DatasetInfo(100, 10847, 0, 10000, "0.2 GB", "none stated", _PAGE, {"test": 100})
     sources = (
         Source(
             "cifar-100-python.tar.gz",

@@ -5,12 +5,12 @@ import os
 import random
 from pathlib import Path
 
-from unskew.data import DATASET_REGISTRY, DatasetBase, Datum
-from unskew.files import expand
-from unskew.own import read_names, selected, split_name
-from unskew.published import SPLITS
-from unskew.sampling import split_in_three
-from unskew.splits import check_distinct
+from unskew.data.custom import read_names, selected, split_name
+from unskew.data.dataset import DATASET_REGISTRY, DatasetBase, Datum
+from unskew.data.published import SPLITS
+from unskew.data.sampling import split_in_three
+from unskew.data.splits import check_distinct
+from unskew.utils.files import expand
 
 COLUMNS = ("path", "label", "classname", "split")
 

@@ -1,12 +1,12 @@
 """The embedded world's ``digits``: scikit-learn's real handwritten digits, the half that no pre-training saw."""
 
-from unskew.data import DATASET_REGISTRY
+from unskew.data.dataset import DATASET_REGISTRY
+from unskew.download.sources import DatasetInfo
 from unskew.micro.dataset import EmbeddedDataset
-from unskew.sources import Card
 
 
 @DATASET_REGISTRY.register("digits")
 class Digits(EmbeddedDataset):
     dataset_dir = "digits"
-    card = Card(10, 200, 160, 536, "none", "BSD 3-Clause", "docs/MICRO.md", {"train": 20, "val": 16})
+    card = DatasetInfo(10, 200, 160, 536, "none", "BSD 3-Clause", "docs/MICRO.md", {"train": 20, "val": 16})
     template = "a photo of the digit {}."

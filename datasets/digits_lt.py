@@ -1,12 +1,12 @@
 """The embedded world's ``digits_lt``: real handwritten digits, 10 classes, long-tailed 50 : 1 in train."""
 
-from unskew.data import DATASET_REGISTRY
+from unskew.data.dataset import DATASET_REGISTRY
+from unskew.download.sources import DatasetInfo
 from unskew.micro.dataset import EmbeddedDataset
-from unskew.sources import Card
 
 
 @DATASET_REGISTRY.register("digits_lt")
 class DigitsLT(EmbeddedDataset):
     dataset_dir = "digits_lt"
-    card = Card(10, 135, 100, 250, "none", "BSD 3-Clause", "docs/MICRO.md", {"val": 10, "test": 25})
+    card = DatasetInfo(10, 135, 100, 250, "none", "BSD 3-Clause", "docs/MICRO.md", {"val": 10, "test": 25})
     template = "a photo of the digit {}."

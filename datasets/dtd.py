@@ -1,8 +1,8 @@
 """Describable Textures: 47 of them (Cimpoi et al. 2014), divided 50 : 20 : 30 as CoOp does."""
 
-from unskew.data import DATASET_REGISTRY
-from unskew.published import PublishedDataset, split_folders, split_source
-from unskew.sources import Card, Source
+from unskew.data.dataset import DATASET_REGISTRY
+from unskew.data.published import PublishedDataset, split_folders, split_source
+from unskew.download.sources import DatasetInfo, Source
 
 _HOME = "https://www.robots.ox.ac.uk/~vgg/data/dtd"
 
@@ -14,7 +14,7 @@ class DescribableTextures(PublishedDataset):
     split_file = "split_zhou_DescribableTextures.json"
     template = "{} texture."
     context_init = "a texture of {}."
-    card = Card(47, 2820, 1128, 1692, "0.6 GB", "research", f"{_HOME}/", {"train": 60, "val": 24, "test": 36})
+    card = DatasetInfo(47, 2820, 1128, 1692, "0.6 GB", "research", f"{_HOME}/", {"train": 60, "val": 24, "test": 36})
     sources = (
         Source(
             "dtd-r1.0.1.tar.gz",

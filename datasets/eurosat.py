@@ -1,8 +1,8 @@
 """EuroSAT: land use from Sentinel-2, 10 classes (Helber et al. 2019)."""
 
-from unskew.data import DATASET_REGISTRY
-from unskew.published import PublishedDataset, split_folders, split_source
-from unskew.sources import Card, Source
+from unskew.data.dataset import DATASET_REGISTRY
+from unskew.data.published import PublishedDataset, split_folders, split_source
+from unskew.download.sources import DatasetInfo, Source
 
 CLASSNAMES = {
     "AnnualCrop": "Annual Crop Land",
@@ -23,7 +23,7 @@ class EuroSAT(PublishedDataset):
     image_dir = "2750"
     split_file = "split_zhou_EuroSAT.json"
     template = "a centered satellite photo of {}."
-    card = Card(10, 13500, 5400, 8100, "0.1 GB", "MIT", "https://github.com/phelber/EuroSAT")
+    card = DatasetInfo(10, 13500, 5400, 8100, "0.1 GB", "MIT", "https://github.com/phelber/EuroSAT")
     sources = (
         Source(
             "EuroSAT.zip",

@@ -1,9 +1,9 @@
 """FGVC-Aircraft: 100 variants, with the splits that its authors made (Maji et al. 2013)."""
 
-from unskew.data import DATASET_REGISTRY, Datum
-from unskew.published import SPLITS, PublishedDataset
-from unskew.sources import Card, Source
-from unskew.splits import PREPARE_AGAIN, read_lines
+from unskew.data.dataset import DATASET_REGISTRY, Datum
+from unskew.data.published import SPLITS, PublishedDataset
+from unskew.data.splits import PREPARE_AGAIN, read_lines
+from unskew.download.sources import DatasetInfo, Source
 
 _HOME = "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft"
 _LISTS = ("variants.txt", *(f"images_variant_{split}.txt" for split in SPLITS))
@@ -14,7 +14,7 @@ class FGVCAircraft(PublishedDataset):
     dataset_dir = "fgvc_aircraft"
     template = "a photo of a {}, a type of aircraft."
     context_init = "a type of aircraft, a photo of a {}."
-    card = Card(100, 3334, 3333, 3333, "2.6 GB", "non-commercial research", f"{_HOME}/")
+    card = DatasetInfo(100, 3334, 3333, 3333, "2.6 GB", "non-commercial research", f"{_HOME}/")
     sources = (
         Source(
             "fgvc-aircraft-2013b.tar.gz",

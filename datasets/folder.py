@@ -4,12 +4,12 @@ import logging
 import random
 from pathlib import Path
 
-from unskew.data import DATASET_REGISTRY, DatasetBase, Datum
-from unskew.files import expand, user_cache
-from unskew.listing import class_folders, list_images
-from unskew.own import read_names, selected, split_name
-from unskew.published import SPLITS, folder_items
-from unskew.sampling import split_in_three
+from unskew.data.custom import read_names, selected, split_name
+from unskew.data.dataset import DATASET_REGISTRY, DatasetBase, Datum
+from unskew.data.image_folders import class_folders, list_images
+from unskew.data.published import SPLITS, folder_items
+from unskew.data.sampling import split_in_three
+from unskew.utils.files import expand, user_cache
 
 logger = logging.getLogger("unskew")
 

@@ -1,8 +1,8 @@
 """Food-101: dishes (Bossard et al. 2014)."""
 
-from unskew.data import DATASET_REGISTRY
-from unskew.published import PublishedDataset, split_folders, split_source
-from unskew.sources import Card, Source
+from unskew.data.dataset import DATASET_REGISTRY
+from unskew.data.published import PublishedDataset, split_folders, split_source
+from unskew.download.sources import DatasetInfo, Source
 
 
 @DATASET_REGISTRY.register("food101")
@@ -12,7 +12,7 @@ class Food101(PublishedDataset):
     split_file = "split_zhou_Food101.json"
     template = "a photo of {}, a type of food."
     context_init = "a type of food, a photo of {}."
-    card = Card(
+    card = DatasetInfo(
         101,
         50500,
         20200,

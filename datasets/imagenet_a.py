@@ -1,15 +1,15 @@
 """ImageNet-A (Hendrycks et al. 2021): natural images of 200 classes that ResNets get wrong."""
 
-from unskew.data import DATASET_REGISTRY
-from unskew.datasets.imagenet import NAMES, ImageNetVariant
-from unskew.sources import Card, Source
+from unskew.data.dataset import DATASET_REGISTRY
+from unskew.data.imagenet import NAMES, ImageNetVariant
+from unskew.download.sources import DatasetInfo, Source
 
 
 @DATASET_REGISTRY.register("imagenet_a")
 class ImageNetA(ImageNetVariant):
     dataset_dir = "imagenet-adversarial"
     image_dir = "imagenet-a"
-    card = Card(200, 0, 0, 7500, "0.7 GB", "MIT", "https://github.com/hendrycks/natural-adv-examples")
+    card = DatasetInfo(200, 0, 0, 7500, "0.7 GB", "MIT", "https://github.com/hendrycks/natural-adv-examples")
     sources = (
         Source(
             "imagenet-a.tar",

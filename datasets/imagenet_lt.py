@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from unskew.data import DATASET_REGISTRY
-from unskew.datasets.imagenet import NAMES, VAL_LIST, ImageNet, image_folder, imagenet_names, lift_source
-from unskew.published import SPLITS, PublishedDataset
-from unskew.sources import Card, Source
-from unskew.splits import read_list
+from unskew.data.dataset import DATASET_REGISTRY
+from unskew.data.imagenet import NAMES, VAL_LIST, image_folder, imagenet_names, lift_source
+from unskew.data.published import SPLITS, PublishedDataset
+from unskew.data.splits import read_list
+from unskew.datasets.imagenet import ImageNet
+from unskew.download.sources import DatasetInfo, Source
 
 
 def _images(root: Path) -> Path:
@@ -19,7 +20,7 @@ def _images(root: Path) -> Path:
 class ImageNetLT(PublishedDataset):
     dataset_dir = "imagenet_lt"
     imagenet_templates = True
-    card = Card(
+    card = DatasetInfo(
         1000,
         115846,
         20000,

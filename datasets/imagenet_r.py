@@ -1,15 +1,15 @@
 """ImageNet-R (Hendrycks et al. 2021): renditions, from paintings to toys, of 200 classes of ImageNet."""
 
-from unskew.data import DATASET_REGISTRY
-from unskew.datasets.imagenet import NAMES, ImageNetVariant
-from unskew.sources import Card, Source
+from unskew.data.dataset import DATASET_REGISTRY
+from unskew.data.imagenet import NAMES, ImageNetVariant
+from unskew.download.sources import DatasetInfo, Source
 
 
 @DATASET_REGISTRY.register("imagenet_r")
 class ImageNetR(ImageNetVariant):
     dataset_dir = "imagenet-rendition"
     image_dir = "imagenet-r"
-    card = Card(200, 0, 0, 30000, "2.2 GB", "MIT", "https://github.com/hendrycks/imagenet-r")
+    card = DatasetInfo(200, 0, 0, 30000, "2.2 GB", "MIT", "https://github.com/hendrycks/imagenet-r")
     sources = (
         Source(
             "imagenet-r.tar",

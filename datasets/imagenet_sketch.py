@@ -1,8 +1,8 @@
 """ImageNet-Sketch (Wang et al. 2019): drawings of each class of ImageNet."""
 
-from unskew.data import DATASET_REGISTRY
-from unskew.datasets.imagenet import NAMES, ImageNetVariant
-from unskew.sources import Card, Source
+from unskew.data.dataset import DATASET_REGISTRY
+from unskew.data.imagenet import NAMES, ImageNetVariant
+from unskew.download.sources import DatasetInfo, Source
 
 _PAGE = "https://github.com/HaohanWang/ImageNet-Sketch"
 
@@ -11,7 +11,7 @@ _PAGE = "https://github.com/HaohanWang/ImageNet-Sketch"
 class ImageNetSketch(ImageNetVariant):
     dataset_dir = "imagenet-sketch"
     image_dir = "images"
-    card = Card(1000, 0, 0, 50889, "7.8 GB", "MIT", _PAGE)
+    card = DatasetInfo(1000, 0, 0, 50889, "7.8 GB", "MIT", _PAGE)
     sources = (
         Source(
             "ImageNet-Sketch.zip", ("drive:1Mj0i5HBthqH1p_yeXzsg22gZduvgoNeA",), makes={"sketch": "images"}, page=_PAGE

@@ -1,9 +1,9 @@
 """ImageNetV2, matched frequency (Recht et al. 2019): ten new images of each class of ImageNet."""
 
-from unskew.data import DATASET_REGISTRY
-from unskew.datasets.imagenet import NAMES, ImageNetVariant, imagenet_names
-from unskew.published import folder_items
-from unskew.sources import Card, Source
+from unskew.data.dataset import DATASET_REGISTRY
+from unskew.data.imagenet import NAMES, ImageNetVariant, imagenet_names
+from unskew.data.published import folder_items
+from unskew.download.sources import DatasetInfo, Source
 
 _FILE = "imagenetv2-matched-frequency.tar.gz"
 
@@ -12,7 +12,7 @@ _FILE = "imagenetv2-matched-frequency.tar.gz"
 class ImageNetV2(ImageNetVariant):
     dataset_dir = "imagenetv2"
     image_dir = "imagenetv2-matched-frequency-format-val"
-    card = Card(1000, 0, 0, 10000, "1.3 GB", "MIT", "https://github.com/modestyachts/ImageNetV2", {"test": 10})
+    card = DatasetInfo(1000, 0, 0, 10000, "1.3 GB", "MIT", "https://github.com/modestyachts/ImageNetV2", {"test": 10})
     sources = (
         Source(
             _FILE,

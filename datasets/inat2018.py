@@ -1,11 +1,11 @@
 """iNaturalist 2018 (Van Horn et al. 2018): 8,142 species as people photograph them; tested on its val."""
 
-from unskew.data import DATASET_REGISTRY
-from unskew.datasets.imagenet import lift_source
-from unskew.files import read_json
-from unskew.published import PublishedDataset
-from unskew.sources import Card, Source
-from unskew.splits import PREPARE_AGAIN, read_list
+from unskew.data.dataset import DATASET_REGISTRY
+from unskew.data.imagenet import lift_source
+from unskew.data.published import PublishedDataset
+from unskew.data.splits import PREPARE_AGAIN, read_list
+from unskew.download.sources import DatasetInfo, Source
+from unskew.utils.files import read_json
 
 _PAGE = "https://github.com/visipedia/inat_comp/tree/master/2018"
 
@@ -13,7 +13,7 @@ _PAGE = "https://github.com/visipedia/inat_comp/tree/master/2018"
 @DATASET_REGISTRY.register("inat2018")
 class INaturalist2018(PublishedDataset):
     dataset_dir = "inat2018"
-    card = Card(8142, 437513, 0, 24426, "120 GB", "non-commercial research and education", _PAGE)
+    card = DatasetInfo(8142, 437513, 0, 24426, "120 GB", "non-commercial research and education", _PAGE)
     sources = (
         lift_source("iNaturalist18/iNaturalist18_train.txt"),
         lift_source(

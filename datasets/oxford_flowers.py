@@ -2,12 +2,12 @@
 
 import random
 
-from unskew.data import DATASET_REGISTRY, Datum
-from unskew.files import read_json
-from unskew.published import PublishedDataset, split_source
-from unskew.sampling import split_in_three
-from unskew.sources import Card, Source
-from unskew.splits import PREPARE_AGAIN, read_mat
+from unskew.data.dataset import DATASET_REGISTRY, Datum
+from unskew.data.published import PublishedDataset, split_source
+from unskew.data.sampling import split_in_three
+from unskew.data.splits import PREPARE_AGAIN, read_mat
+from unskew.download.sources import DatasetInfo, Source
+from unskew.utils.files import read_json
 
 _HOME = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102"
 
@@ -19,7 +19,7 @@ class OxfordFlowers(PublishedDataset):
     split_file = "split_zhou_OxfordFlowers.json"
     template = "a photo of a {}, a type of flower."
     context_init = "a type of flower, a photo of a {}."
-    card = Card(102, 4093, 1633, 2463, "0.3 GB", "research; none stated", f"{_HOME}/")
+    card = DatasetInfo(102, 4093, 1633, 2463, "0.3 GB", "research; none stated", f"{_HOME}/")
     sources = (
         Source(
             "102flowers.tgz",

@@ -1,9 +1,9 @@
 """Oxford-IIIT Pets: 37 breeds (Parkhi et al. 2012)."""
 
-from unskew.data import DATASET_REGISTRY, Datum
-from unskew.published import PublishedDataset, split_source, split_trainval
-from unskew.sources import Card, Source
-from unskew.splits import PREPARE_AGAIN, read_table
+from unskew.data.dataset import DATASET_REGISTRY, Datum
+from unskew.data.published import PublishedDataset, split_source, split_trainval
+from unskew.data.splits import PREPARE_AGAIN, read_table
+from unskew.download.sources import DatasetInfo, Source
 
 _HOME = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"
 
@@ -15,7 +15,7 @@ class OxfordPets(PublishedDataset):
     split_file = "split_zhou_OxfordPets.json"
     template = "a photo of a {}, a type of pet."
     context_init = "a type of pet, a photo of a {}."
-    card = Card(37, 2944, 736, 3669, "0.8 GB", "CC BY-SA 4.0", "https://www.robots.ox.ac.uk/~vgg/data/pets/")
+    card = DatasetInfo(37, 2944, 736, 3669, "0.8 GB", "CC BY-SA 4.0", "https://www.robots.ox.ac.uk/~vgg/data/pets/")
     sources = (
         Source(
             "images.tar.gz",

@@ -1,11 +1,11 @@
 """The embedded world's ``patterns``: shape x pattern, 72 classes."""
 
-from unskew.data import DATASET_REGISTRY
+from unskew.data.dataset import DATASET_REGISTRY
+from unskew.download.sources import DatasetInfo
 from unskew.micro.dataset import EmbeddedDataset
-from unskew.sources import Card
 
 
 @DATASET_REGISTRY.register("patterns")
 class Patterns(EmbeddedDataset):
     dataset_dir = "patterns"
-    card = Card(72, 1440, 1152, 1800, "none", "MIT", "docs/MICRO.md", {"train": 20, "val": 16, "test": 25})
+    card = DatasetInfo(72, 1440, 1152, 1800, "none", "MIT", "docs/MICRO.md", {"train": 20, "val": 16, "test": 25})

@@ -1,10 +1,10 @@
 """Places-LT (Liu et al. 2019): images of Places365 by lists, long-tailed in train, balanced in val and test."""
 
-from unskew.data import DATASET_REGISTRY
-from unskew.datasets.imagenet import lift_source
-from unskew.published import SPLITS, PublishedDataset
-from unskew.sources import Card, Source
-from unskew.splits import read_list, read_pairs
+from unskew.data.dataset import DATASET_REGISTRY
+from unskew.data.imagenet import lift_source
+from unskew.data.published import SPLITS, PublishedDataset
+from unskew.data.splits import read_list, read_pairs
+from unskew.download.sources import DatasetInfo, Source
 
 _PAGE = "http://places2.csail.mit.edu/download.html"
 
@@ -12,7 +12,7 @@ _PAGE = "http://places2.csail.mit.edu/download.html"
 @DATASET_REGISTRY.register("places_lt")
 class PlacesLT(PublishedDataset):
     dataset_dir = "places_lt"
-    card = Card(365, 62500, 7300, 36500, "21 GB", "research and education", _PAGE, {"val": 20, "test": 100})
+    card = DatasetInfo(365, 62500, 7300, 36500, "21 GB", "research and education", _PAGE, {"val": 20, "test": 100})
     sources = (
         lift_source(
             "Places_LT/Places_LT_train.txt", "726c4871dcbf07ce2f857703bfe32e9a83ffbf52d704239f6d95c4f4f4c247f7"

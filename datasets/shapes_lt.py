@@ -1,11 +1,11 @@
 """The embedded world's ``shapes_lt``: shape x colour x pattern, 64 classes, long-tailed 100 : 1 in train."""
 
-from unskew.data import DATASET_REGISTRY
+from unskew.data.dataset import DATASET_REGISTRY
+from unskew.download.sources import DatasetInfo
 from unskew.micro.dataset import EmbeddedDataset
-from unskew.sources import Card
 
 
 @DATASET_REGISTRY.register("shapes_lt")
 class ShapesLT(EmbeddedDataset):
     dataset_dir = "shapes_lt"
-    card = Card(64, 2778, 640, 1600, "none", "MIT", "docs/MICRO.md", {"val": 10, "test": 25})
+    card = DatasetInfo(64, 2778, 640, 1600, "none", "MIT", "docs/MICRO.md", {"val": 10, "test": 25})

@@ -1,9 +1,9 @@
 """Stanford Cars: 196 models with their year (Krause et al. 2013)."""
 
-from unskew.data import DATASET_REGISTRY, Datum
-from unskew.published import PublishedDataset, split_source, split_trainval
-from unskew.sources import Card, Source
-from unskew.splits import PREPARE_AGAIN, read_mat
+from unskew.data.dataset import DATASET_REGISTRY, Datum
+from unskew.data.published import PublishedDataset, split_source, split_trainval
+from unskew.data.splits import PREPARE_AGAIN, read_mat
+from unskew.download.sources import DatasetInfo, Source
 
 _HOME = "http://ai.stanford.edu/~jkrause"
 _PAGE = "https://github.com/pytorch/vision/issues/7545 (the university's links are dead)"
@@ -13,7 +13,7 @@ _PAGE = "https://github.com/pytorch/vision/issues/7545 (the university's links a
 class StanfordCars(PublishedDataset):
     dataset_dir = "stanford_cars"
     split_file = "split_zhou_StanfordCars.json"
-    card = Card(196, 6509, 1635, 8041, "1.9 GB", "non-commercial research", _PAGE)
+    card = DatasetInfo(196, 6509, 1635, 8041, "1.9 GB", "non-commercial research", _PAGE)
     sources = (
         Source(
             "cars_train.tgz",

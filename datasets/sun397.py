@@ -1,9 +1,9 @@
 """SUN397: scenes (Xiao et al. 2010), the first of its ten partitions."""
 
-from unskew.data import DATASET_REGISTRY, Datum
-from unskew.published import PublishedDataset, split_source, split_trainval
-from unskew.sources import Card, Source
-from unskew.splits import PREPARE_AGAIN, read_lines
+from unskew.data.dataset import DATASET_REGISTRY, Datum
+from unskew.data.published import PublishedDataset, split_source, split_trainval
+from unskew.data.splits import PREPARE_AGAIN, read_lines
+from unskew.download.sources import DatasetInfo, Source
 
 _PAGE = "https://vision.princeton.edu/projects/2010/SUN/"
 
@@ -14,7 +14,7 @@ class SUN397(PublishedDataset):
     image_dir = "SUN397"
     split_file = "split_zhou_SUN397.json"
     imagenet_templates = True
-    card = Card(397, 15880, 3970, 19850, "39 GB", "research; the images are their owners'", _PAGE)
+    card = DatasetInfo(397, 15880, 3970, 19850, "39 GB", "research; the images are their owners'", _PAGE)
     sources = (
         Source(
             "SUN397.tar.gz",

@@ -2,10 +2,10 @@
 
 import re
 
-from unskew.data import DATASET_REGISTRY, Datum
-from unskew.published import PublishedDataset, split_source, split_trainval
-from unskew.sources import Card, Source
-from unskew.splits import PREPARE_AGAIN, read_table
+from unskew.data.dataset import DATASET_REGISTRY, Datum
+from unskew.data.published import PublishedDataset, split_source, split_trainval
+from unskew.data.splits import PREPARE_AGAIN, read_table
+from unskew.download.sources import DatasetInfo, Source
 
 
 @DATASET_REGISTRY.register("ucf101")
@@ -14,7 +14,7 @@ class UCF101(PublishedDataset):
     image_dir = "UCF-101-midframes"
     split_file = "split_zhou_UCF101.json"
     template = "a photo of a person doing {}."
-    card = Card(101, 7639, 1898, 3783, "not stated", "none stated", "https://www.crcv.ucf.edu/data/UCF101.php")
+    card = DatasetInfo(101, 7639, 1898, 3783, "not stated", "none stated", "https://www.crcv.ucf.edu/data/UCF101.php")
     sources = (
         Source(
             "UCF-101-midframes.zip",

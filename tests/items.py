@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from unittest.mock import patch
 
-from unskew.data import Datum
+from unskew.data.dataset import Datum
 
 DASSL = "dassl.data.datasets.base_dataset"
 

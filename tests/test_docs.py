@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unskew import cli, config
-from unskew.catalogue import dataset_class
+from unskew import config
+from unskew.cli import main
+from unskew.data.catalogue import dataset_class
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -24,10 +25,10 @@ def commands(start: str) -> list[str]:
 def test_a_command_of_the_docs_parses(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     program, *words = shlex.split(command, comments=True)
-    arguments = cli.build_parser().parse_args(words if program == "unskew" else ["train", *words[1:]])
-    if arguments.command is cli._train and not arguments.plugin:
+    arguments = main.build_parser().parse_args(words if program == "unskew" else ["train", *words[1:]])
+    if arguments.command is main._train and not arguments.plugin:
         dataset = arguments.dataset_config_file or arguments.dataset
-        assert cli._run(dataset, arguments.trainer, arguments).config().TRAINER.NAME == arguments.trainer
+        assert main._run(dataset, arguments.trainer, arguments).config().TRAINER.NAME == arguments.trainer
 
 
 @pytest.mark.parametrize("command", commands("bash scripts/run_fewshot.sh "))
@@ -35,7 +36,7 @@ def test_a_script_call_of_the_docs_names_what_exists(command):
     _, _, dataset, shots, *trainers = shlex.split(command, comments=True)
     if dataset != "DATASET":
         config.check_name("datasets", dataset)
-        assert shots == "all" or all(cli.check_shots(k) for k in shots.split())
+        assert shots == "all" or all(main.check_shots(k) for k in shots.split())
         assert all(config.check_name("trainers", trainer) for trainer in trainers)
 
 
@@ -59,7 +60,7 @@ def test_the_three_lines_for_ones_own_images_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("UNSKEW_CACHE", str(tmp_path / "cache"))
     for line, short in zip(lines[1:], ("", " --opts OPTIM.MAX_EPOCH 2 INPUT.VIEWS 1", ""), strict=True):
-        assert cli.main(shlex.split(line.replace("ViT-B/16", "micro").removeprefix("unskew ") + short)) == 0
+        assert main.main(shlex.split(line.replace("ViT-B/16", "micro").removeprefix("unskew ") + short)) == 0
     table = capsys.readouterr().out
     assert all(name in table.splitlines()[-1 - row] for row, name in enumerate(("ZeroshotCLIP", "GLA", "CoOp")))
     assert "folder-birds" in table and "macro f1" in table

@@ -5,8 +5,8 @@ import json
 import open_clip
 import torch
 
-from unskew import backbones
-from unskew.prompts import POSITIONS, LearnableContext, ResidualContext, fill
+from unskew.clip import backbones
+from unskew.clip.prompts import POSITIONS, LearnableContext, ResidualContext, fill
 
 NAMES = ["tench", "great_white_shark", "kite (bird of prey)", "a", "desert grassland whiptail lizard of the far south"]
 TEXT = {"context_length": 40, "vocab_size": 49408, "width": 48, "heads": 4, "layers": 3}

@@ -18,8 +18,8 @@ from PIL import Image
 from scipy.io import savemat
 
 from unskew import config
-from unskew.data import DATASET_REGISTRY, build_dataset
-from unskew.registry import discover
+from unskew.data.dataset import DATASET_REGISTRY, build_dataset
+from unskew.utils.registry import discover
 
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 

@@ -9,15 +9,18 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
-from unskew import backbones, config, folders
-from unskew.calibration import fit_temperature
-from unskew.engine import TRAINER_REGISTRY, SimpleTrainer, build_trainer, set_random_seed
-from unskew.evaluator import labels_of
-from unskew.groups import crossed_groups, dataset_groups
-from unskew.loaders import derive_seed
-from unskew.mixture import COMBINE, fit_member_weights
+from unskew import config
+from unskew.clip import backbones
+from unskew.debias.metrics import crossed_groups
+from unskew.debias.mixture import COMBINE, fit_member_weights
+from unskew.debias.temperature import fit_temperature
+from unskew.engine import run_dir
+from unskew.engine.dataset_groups import dataset_groups
+from unskew.engine.debiasing import FittedTerms
+from unskew.engine.evaluator import labels_of
+from unskew.engine.trainer import TRAINER_REGISTRY, SimpleTrainer, build_trainer, set_random_seed
 from unskew.trainers import debiasedzeroshot
-from unskew.trainers.debiasedzeroshot import Terms
+from unskew.utils.seeds import derive_seed
 
 logger = logging.getLogger("unskew")
 
@@ -152,7 +155,7 @@ class Backdoor(SimpleTrainer):
         count = len(self.members)
         # What weights and temperatures are of: loaded for anything else they would be wrong without a word.
         made_of = [*self.classnames, *self.node.MEMBERS, *(f"{k} {self.node[k]}" for k in (*_CHOICES, "DEBIAS"))]
-        terms = Terms(made_of, weights=torch.full((count,), 1 / count), temperatures=torch.ones(count))
+        terms = FittedTerms(made_of, weights=torch.full((count,), 1 / count), temperatures=torch.ones(count))
         self.terms = terms.to(self.device)
         self.register_model("backdoor", self.terms)
 
@@ -163,26 +166,26 @@ class Backdoor(SimpleTrainer):
     # --- members ------------------------------------------------------------------------------------
 
     def _config(self, member: Member) -> CfgNode:
-        return member_config(self.cfg, member, Path(self.directory) / "members" / folders.name_of(member.name))
+        return member_config(self.cfg, member, Path(self.directory) / "members" / run_dir.path_safe(member.name))
 
     def train_member(self, member: Member) -> None:
         """Train it, unless its folder, or one below ``MEMBERS_DIR``, holds the finished run."""
         cfg, main = self._config(member), self.accelerator.is_main_process
-        if main and not folders.is_done(cfg):
+        if main and not run_dir.is_done(cfg):
             self._prepare(cfg)
         self.accelerator.wait_for_everyone()
-        if folders.is_done(cfg):
+        if run_dir.is_done(cfg):
             logger.info("It is trained already")
         else:
             set_random_seed(cfg.SEED)
             build_trainer(cfg).fit()
             if main:
-                folders.finish(cfg)
+                run_dir.finish(cfg)
         self.accelerator.wait_for_everyone()
         if self.node.DEBIAS:
             cfg = debiased_config(cfg, self.node)
             if main:
-                folders.prepare(cfg)  # an older run's prior must not be resumed
+                run_dir.prepare(cfg)  # an older run's prior must not be resumed
             self.accelerator.wait_for_everyone()
             build_trainer(cfg).fit()
         backbones.release()
@@ -191,14 +194,14 @@ class Backdoor(SimpleTrainer):
         folder = Path(cfg.OUTPUT_DIR)
         stale = (folder / "done").is_file()  # of another config, or of files that have changed since
         (folder / "done").unlink(missing_ok=True)
-        folders.prepare(cfg)
+        run_dir.prepare(cfg)
         if stale:
-            folders.drop_checkpoints(folder)
-        source = folders.find(self.node.MEMBERS_DIR, cfg) if self.node.MEMBERS_DIR else None
+            run_dir.drop_checkpoints(folder)
+        source = run_dir.find(self.node.MEMBERS_DIR, cfg) if self.node.MEMBERS_DIR else None
         if source:
             logger.info(f"Copy it from {source}")
-            folders.copy_checkpoints(source, folder)
-            folders.finish(cfg)
+            run_dir.copy_checkpoints(source, folder)
+            run_dir.finish(cfg)
 
     def member_logits(self, member: Member, paths: Sequence[str]) -> Tensor:
         """Its score [N, C], not divided by its temperature.
@@ -253,7 +256,7 @@ class Backdoor(SimpleTrainer):
         """Logits [N, C] of each member, calibrated, by name, and last their combination."""
         logits = torch.stack([self.member_logits(member, paths) for member in self.members])  # [M, N, C]
         logits = logits / self.terms.temperatures[:, None, None]
-        parts = {folders.name_of(m.name): part for m, part in zip(self.members, logits, strict=True)}
+        parts = {run_dir.path_safe(m.name): part for m, part in zip(self.members, logits, strict=True)}
         return {**parts, "backdoor": COMBINE[self.node.COMBINE](logits, self.terms.weights)}
 
     def predict(self, paths: Sequence[str]) -> Tensor:
@@ -267,7 +270,7 @@ class Backdoor(SimpleTrainer):
         """Take the members in ``directory``; ``epoch`` is theirs."""
         if directory:
             self.directory, self.members_epoch = directory, epoch
-        same = self.terms.are_of(Path(directory) / "backdoor")
+        same = self.terms.matches_classes(Path(directory) / "backdoor")
         if same:
             super().load_model(directory)
         if epoch is not None or not same:  # what was saved belongs to the epoch that was kept, and to that config

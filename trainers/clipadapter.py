@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from unskew.clip_trainer import CLIPTrainer
-from unskew.engine import TRAINER_REGISTRY
+from unskew.engine.clip_trainer import CLIPTrainer
+from unskew.engine.trainer import TRAINER_REGISTRY
 
 
 def defaults() -> CfgNode:

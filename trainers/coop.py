@@ -3,10 +3,10 @@
 from torch import Tensor
 from yacs.config import CfgNode
 
-from unskew.clip_trainer import CLIPTrainer
-from unskew.engine import TRAINER_REGISTRY
-from unskew.prompts import LearnableContext
-from unskew.text import encode_prompts
+from unskew.clip.prompts import LearnableContext
+from unskew.clip.text import encode_prompts
+from unskew.engine.clip_trainer import CLIPTrainer
+from unskew.engine.trainer import TRAINER_REGISTRY
 
 
 def defaults() -> CfgNode:

@@ -4,7 +4,6 @@ The zero-shot half of GLA alone (Zhu et al., NeurIPS 2023, arXiv 2310.08106).
 """
 
 import logging
-import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,20 +11,11 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
-from unskew import checkpoint
-from unskew.calibration import fit_temperature
-from unskew.class_bound import digest
-from unskew.clip_trainer import CLIPTrainer
-from unskew.engine import TRAINER_REGISTRY
-from unskew.prior import METHODS, estimate_log_prior, read_prior
-from unskew.sampling import sample_up_to
+from unskew.engine.clip_trainer import CLIPTrainer
+from unskew.engine.debiasing import FittedTerms, check_prior, pretraining_prior
+from unskew.engine.trainer import TRAINER_REGISTRY
 
 logger = logging.getLogger("unskew")
-
-# With this many val images per class the training images need not be encoded for the prior as well.
-ENOUGH_VAL = 20
-# Images times classes: a gigabyte of logits.
-MOST_LOGITS = 2**28
 
 
 def defaults() -> CfgNode:
@@ -36,89 +26,6 @@ def defaults() -> CfgNode:
             "TEMPERATURE": "confidence",  # how logits are calibrated: confidence or nll
         }
     )
-
-
-class Terms(torch.nn.Module):
-    """Fitted numbers, as buffers that a checkpoint holds, and a hash of the classes that they are of."""
-
-    def __init__(self, classnames: Sequence[str], **values: Tensor | float) -> None:
-        super().__init__()
-        self.register_buffer("classes", digest(classnames))
-        for name, value in values.items():
-            self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32))
-
-    @torch.no_grad()
-    def fill(self, **values: Tensor | float) -> None:
-        for name, value in values.items():
-            getattr(self, name).copy_(torch.as_tensor(value))
-
-    def are_of(self, folder: Path) -> bool:
-        """Whether the last checkpoint in a folder is of these classes; a log prior of others must not be used."""
-        path = checkpoint.last_checkpoint(folder)
-        return path is None or torch.equal(
-            checkpoint.load_checkpoint(path)["state_dict"]["classes"], self.classes.cpu()
-        )
-
-
-def fitting_items(trainer: CLIPTrainer) -> list:
-    """Images for what is fitted on the untouched model: val if it is large, else train and val; it saw neither.
-
-    Of very many, as iNaturalist's, as many of each class as `MOST_LOGITS` leaves room for.
-    """
-    train, val, classes = trainer.dataset.train_x, trainer.dataset.val or [], trainer.num_classes
-    items = val if len(val) >= ENOUGH_VAL * classes else [*train, *val]
-    if len(items) * classes <= MOST_LOGITS:
-        return items
-    return sample_up_to(items, max(1, MOST_LOGITS // classes**2), random.Random(0))
-
-
-def pretraining_prior(trainer: CLIPTrainer) -> tuple[Tensor, float]:
-    """log q [C] of the untouched model's pre-training and its temperature, as the trainer's own node says."""
-    node = trainer.cfg.TRAINER[type(trainer).__name__.upper()]
-    paths, labels = trainer.labelled(fitting_items(trainer))
-    zeroshot = trainer.zeroshot_logits(paths)
-    temperature = fit_temperature(zeroshot, labels, method=node.TEMPERATURE)
-    if node.PRIOR in METHODS:
-        strength = node.STRENGTH if node.STRENGTH == "cv" else float(node.STRENGTH)
-        estimate = estimate_log_prior(zeroshot / temperature, labels, method=node.PRIOR, strength=strength)
-        if not estimate.converged:
-            logger.warning(f"the prior by '{node.PRIOR}' has not converged to its optimum")
-        log_q, source = estimate.log_q.float(), f"{node.PRIOR} on {len(labels):,} images"
-    else:
-        log_q, source = read_prior(node.PRIOR, trainer.classnames), f"'{node.PRIOR}'"
-    order = [trainer.classnames[label] for label in log_q.argsort(descending=True).tolist()]
-    logger.info(
-        f"pre-training prior ({source}): max/min {float((log_q.max() - log_q.min()).exp()):.1f}, "
-        f"most frequent {', '.join(order[:3])}, least {', '.join(order[:-4:-1])}"
-    )
-    return log_q, temperature
-
-
-# --- the keys of the config -------------------------------------------------------------------------
-
-
-def check_choice(cfg: CfgNode, key: str, words: Sequence[str], file: bool = False) -> None:
-    """``ValueError`` unless the key (``"GLA.PRIOR"``) is one of the words or, with ``file``, a file that exists."""
-    trainer, _, name = key.partition(".")
-    value = cfg.TRAINER[trainer][name]
-    if value in words or (file and Path(value).is_file()):
-        return
-    choices = f"{', '.join(words)}{' or a file' if file else ''}"
-    missing = f"; there is no file '{value}'" if file and Path(value).suffix else ""
-    raise ValueError(f"TRAINER.{key} must be {choices}, got '{value}'{missing}")
-
-
-def check_prior(cfg: CfgNode, trainer: str) -> None:
-    """``ValueError`` unless `defaults`' keys make sense in the trainer's node."""
-    check_choice(cfg, f"{trainer}.TEMPERATURE", ("confidence", "nll"))
-    check_choice(cfg, f"{trainer}.PRIOR", tuple(METHODS), file=True)
-    strength = cfg.TRAINER[trainer].STRENGTH
-    try:
-        good = strength == "cv" or 0 <= float(strength) < float("inf")
-    except ValueError:
-        good = False
-    if not good:
-        raise ValueError(f"TRAINER.{trainer}.STRENGTH must be a number of 0 or more, or cv; got '{strength}'")
 
 
 @TRAINER_REGISTRY.register()
@@ -132,7 +39,7 @@ class DebiasedZeroshot(CLIPTrainer):
         check_prior(cfg, "DEBIASEDZEROSHOT")
 
     def build_model(self) -> None:
-        self.terms = Terms(self.classnames, log_q=torch.zeros(self.num_classes), temperature=1.0).to(self.device)
+        self.terms = FittedTerms(self.classnames, log_q=torch.zeros(self.num_classes), temperature=1.0).to(self.device)
         self.register_model("prior", self.terms)
 
     def fit_terms(self) -> None:
@@ -146,7 +53,7 @@ class DebiasedZeroshot(CLIPTrainer):
         self.after_train()
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
-        if self.terms.are_of(Path(directory) / "prior"):
+        if self.terms.matches_classes(Path(directory) / "prior"):
             super().load_model(directory, epoch)
         else:
             logger.warning(f"'{directory}' is of other classes: the prior is fitted again, for these")

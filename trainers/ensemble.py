@@ -11,12 +11,13 @@ from pathlib import Path
 from torch import Tensor
 from yacs.config import CfgNode
 
-from unskew import config, identity
-from unskew.calibration import fit_temperature
-from unskew.clip_trainer import CLIPTrainer
-from unskew.engine import TRAINER_REGISTRY
-from unskew.evaluator import selection_score
-from unskew.trainers.debiasedzeroshot import Terms, check_choice, fitting_items
+from unskew import config
+from unskew.debias.metrics import selection_score
+from unskew.debias.temperature import fit_temperature
+from unskew.engine import fingerprint
+from unskew.engine.clip_trainer import CLIPTrainer
+from unskew.engine.debiasing import FittedTerms, check_choice, fitting_items
+from unskew.engine.trainer import TRAINER_REGISTRY
 
 logger = logging.getLogger("unskew")
 
@@ -59,8 +60,8 @@ class Ensemble(CLIPTrainer):
         self.terms = self.build_terms().to(self.device)
         self.register_model(type(self).__name__.lower(), self.terms)
 
-    def build_terms(self) -> Terms:
-        return Terms(self.classnames, zeroshot_temperature=1.0, finetuned_temperature=1.0)
+    def build_terms(self) -> FittedTerms:
+        return FittedTerms(self.classnames, zeroshot_temperature=1.0, finetuned_temperature=1.0)
 
     def fit_terms(self) -> None:
         """Fit what does not depend on the base."""
@@ -127,7 +128,7 @@ class Ensemble(CLIPTrainer):
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         self.base.load_model(self.node.BASE_DIR or directory, epoch)
-        if self.terms.are_of(Path(directory) / type(self).__name__.lower()):
+        if self.terms.matches_classes(Path(directory) / type(self).__name__.lower()):
             super().load_model(directory)
         else:
             logger.warning(f"'{directory}' is of other classes: what was fitted there is fitted again, for these")
@@ -169,14 +170,14 @@ def base_config(cfg: CfgNode, node: CfgNode) -> CfgNode:
             f"BASE_DIR '{folder}' holds a run of {theirs.get('TRAINER.NAME')}, but BASE is {node.BASE}; "
             "make them the same"
         )
-    counting = identity.identity(cfg), identity.identity(CfgNode(saved))
+    counting = fingerprint.identity(cfg), fingerprint.identity(CfgNode(saved))
     different = [key for key in _SAME if counting[0].get(key) != counting[1].get(key)]
     if different:
         raise ValueError(
             f"BASE_DIR '{folder}' was trained on other images: its {different[0]} is {theirs.get(different[0])}, "
             f"here it is {ours[different[0]]}; the base must not have seen what it is calibrated on"
         )
-    here = [pair for key in identity.NOT_IDENTITY for pair in (key, ours[key])]
+    here = [pair for key in fingerprint.NOT_IDENTITY for pair in (key, ours[key])]
     return config.load(
         theirs["DATASET.NAME"], theirs["MODEL.BACKBONE.NAME"], node.BASE, here, str(folder / "config.yaml")
     )

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from unskew import adapters, features, heads
-from unskew.class_bound import bind
-from unskew.clip_trainer import CLIPTrainer
-from unskew.engine import TRAINER_REGISTRY
-from unskew.losses import LOGIT_ADJUSTED, build_loss
-from unskew.registry import unknown_name
+from unskew.clip import adapters, features, heads
+from unskew.debias.losses import LOGIT_ADJUSTED, build_loss
+from unskew.engine.checkpoint import bind
+from unskew.engine.clip_trainer import CLIPTrainer
+from unskew.engine.trainer import TRAINER_REGISTRY
 from unskew.trainers import debiasedzeroshot
+from unskew.utils.registry import unknown_name
 
 
 def defaults() -> CfgNode:

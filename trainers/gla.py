@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
-from unskew.combination import SUM, Combination, combine, fit_combination
-from unskew.engine import TRAINER_REGISTRY
-from unskew.prior import read_prior
+from unskew.debias.gla import SUM, Combination, combine, fit_combination
+from unskew.debias.io import read_prior
+from unskew.engine.debiasing import FittedTerms, check_choice, check_prior, pretraining_prior
+from unskew.engine.trainer import TRAINER_REGISTRY
 from unskew.trainers import debiasedzeroshot, ensemble
-from unskew.trainers.debiasedzeroshot import Terms, check_choice, check_prior, pretraining_prior
 
 
 def defaults() -> CfgNode:
@@ -26,7 +26,7 @@ def defaults() -> CfgNode:
 class GLA(ensemble.Ensemble):
     """Logits = a (ft/T_ft - log p - rho log q) + b (zs/T_zs - log q) + log target.
 
-    With rho 0 and a = b = 1 it is the paper's f_gla, both halves calibrated; `unskew.combination` says what rho, a and
+    With rho 0 and a = b = 1 it is the paper's f_gla, both halves calibrated; `unskew.debias.gla` says what rho, a and
     b are for.
     """
 
@@ -38,8 +38,8 @@ class GLA(ensemble.Ensemble):
         check_choice(cfg, "GLA.COMBINE", ("fitted", "sum"))
         check_choice(cfg, "GLA.TARGET", ("uniform", "train"), file=True)
 
-    def build_terms(self) -> Terms:
-        return Terms(
+    def build_terms(self) -> FittedTerms:
+        return FittedTerms(
             self.classnames,
             zeroshot_temperature=1.0,
             finetuned_temperature=1.0,

@@ -8,9 +8,9 @@ from torch import Tensor
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-from unskew.class_bound import bind
-from unskew.clip_trainer import CLIPTrainer
-from unskew.engine import TRAINER_REGISTRY
+from unskew.engine.checkpoint import bind
+from unskew.engine.clip_trainer import CLIPTrainer
+from unskew.engine.trainer import TRAINER_REGISTRY
 
 
 def defaults() -> CfgNode:

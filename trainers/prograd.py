@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
-from unskew import losses
-from unskew.clip_trainer import CLIPTrainer
-from unskew.engine import TRAINER_REGISTRY
-from unskew.evaluator import compute_accuracy
-from unskew.prompts import LearnableContext
-from unskew.text import encode_prompts
+from unskew.clip.prompts import LearnableContext
+from unskew.clip.text import encode_prompts
+from unskew.debias import losses
+from unskew.debias.metrics import compute_accuracy
+from unskew.engine.clip_trainer import CLIPTrainer
+from unskew.engine.trainer import TRAINER_REGISTRY
 
 
 def defaults() -> CfgNode:

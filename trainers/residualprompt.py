@@ -5,10 +5,10 @@ The class-specific prompt of Zhu et al. 2023 (arXiv 2310.08106, few-shot experim
 
 from torch import Tensor
 
-from unskew.clip_trainer import CLIPTrainer
-from unskew.engine import TRAINER_REGISTRY
-from unskew.prompts import ResidualContext, fill
-from unskew.text import encode_prompts
+from unskew.clip.prompts import ResidualContext, fill
+from unskew.clip.text import encode_prompts
+from unskew.engine.clip_trainer import CLIPTrainer
+from unskew.engine.trainer import TRAINER_REGISTRY
 
 
 @TRAINER_REGISTRY.register()

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from unskew.clip_trainer import CLIPTrainer
-from unskew.engine import TRAINER_REGISTRY
-from unskew.prompts import fill
-from unskew.text import encode_prompts
+from unskew.clip.prompts import fill
+from unskew.clip.text import encode_prompts
+from unskew.engine.clip_trainer import CLIPTrainer
+from unskew.engine.trainer import TRAINER_REGISTRY
 
 
 def defaults() -> CfgNode:

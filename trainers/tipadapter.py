@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from unskew.class_bound import bind
-from unskew.clip_trainer import CLIPTrainer
-from unskew.engine import TRAINER_REGISTRY
-from unskew.losses import cross_entropy
+from unskew.debias.losses import cross_entropy
+from unskew.engine.checkpoint import bind
+from unskew.engine.clip_trainer import CLIPTrainer
+from unskew.engine.trainer import TRAINER_REGISTRY
 
 logger = logging.getLogger("unskew")
 

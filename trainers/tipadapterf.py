@@ -4,10 +4,10 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
-from unskew import checkpoint
-from unskew.clip_trainer import CLIPTrainer
-from unskew.engine import TRAINER_REGISTRY
-from unskew.optim import build_lr_scheduler, build_optimizer
+from unskew.engine import checkpoint
+from unskew.engine.clip_trainer import CLIPTrainer
+from unskew.engine.optim import build_lr_scheduler, build_optimizer
+from unskew.engine.trainer import TRAINER_REGISTRY
 from unskew.trainers import tipadapter
 
 

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from unskew.clip_trainer import CLIPTrainer
-from unskew.engine import TRAINER_REGISTRY
+from unskew.engine.clip_trainer import CLIPTrainer
+from unskew.engine.trainer import TRAINER_REGISTRY
 
 
 @TRAINER_REGISTRY.register()

@@ -2,7 +2,7 @@
 
 import sys
 
-from unskew.cli import main
+from unskew.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

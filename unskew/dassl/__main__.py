@@ -8,8 +8,8 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from unskew.cli import exit_code
 from unskew.dassl import finder
+from unskew.utils.errors import exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:

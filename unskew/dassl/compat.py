@@ -12,8 +12,9 @@ from types import ModuleType
 
 import torch
 
-from unskew import checkpoint, pickles
 from unskew.dassl.data import Datum
+from unskew.engine import checkpoint
+from unskew.utils import safe_pickle
 
 
 def apply() -> None:
@@ -47,7 +48,7 @@ def _restricted_for_samples(load):
         name = getattr(file, "name", None)  # a number for a pipe
         path = Path(os.fsdecode(name)) if isinstance(name, str | bytes | os.PathLike) else Path()
         if path.suffix.lower() == ".pkl" or "split_fewshot" in path.absolute().parts[:-1]:
-            return pickles.read_plain(file, Datum, **options)
+            return safe_pickle.read_plain(file, Datum, **options)
         return load(file, **options)
 
     return wrapped
@@ -61,12 +62,12 @@ def _reading_old_checkpoints(load):
         if "weights_only" in kwargs:  # a script's own choice; our reader, too, asks for it
             return load(f, *args, **kwargs)
         try:
-            with torch.serialization.safe_globals(pickles.array_stand_ins()):
+            with torch.serialization.safe_globals(safe_pickle.array_stand_ins()):
                 content = load(f, *args, **kwargs)
         except pickle.UnpicklingError:
             if not isinstance(f, str | os.PathLike):
                 raise
             return checkpoint.load_checkpoint(f)
-        return pickles.with_arrays(content, getattr(f, "name", f))
+        return safe_pickle.with_arrays(content, getattr(f, "name", f))
 
     return wrapped

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from torch.utils.data import DataLoader
 
-from unskew import data, loaders
-from unskew.archives import extract
 from unskew.dassl.transforms import INTERPOLATION_MODES, build_transform
-from unskew.data import DATASET_REGISTRY
-from unskew.download import fetch
-from unskew.loaders import DatasetWrapper
-from unskew.samplers import build_sampler
-from unskew.sources import Source
+from unskew.data import dataset, loaders
+from unskew.data.dataset import DATASET_REGISTRY
+from unskew.data.loaders import DatasetWrapper
+from unskew.data.samplers import build_sampler
+from unskew.download.archives import extract
+from unskew.download.fetch import fetch
+from unskew.download.sources import Source
 
 __all__ = [
     "DATASET_REGISTRY",
@@ -40,7 +40,7 @@ def _kept_in(name: str) -> property:
     return property(lambda self: getattr(self, name), lambda self, value: setattr(self, name, value))
 
 
-class Datum(data.Datum):
+class Datum(dataset.Datum):
     """`unskew.data.Datum` with Dassl's pickles; it may be relabelled, and the label -1 says that there is none."""
 
     lowest = -1
@@ -61,7 +61,7 @@ class Datum(data.Datum):
 Datum.__module__ = "dassl.data.datasets.base_dataset"
 
 
-class DatasetBase(data.DatasetBase):
+class DatasetBase(dataset.DatasetBase):
     """A dataset whose classes are those of its training images, as in Dassl: val and test may number theirs anew.
 
     Attributes:
@@ -149,7 +149,7 @@ def build_dataset(cfg):
     """The dataset registered as ``cfg.DATASET.NAME``."""
     if cfg.VERBOSE:
         logger.info(f"Loading dataset: {cfg.DATASET.NAME}")
-    return data.build_dataset(cfg)
+    return dataset.build_dataset(cfg)
 
 
 def build_data_loader(
@@ -163,7 +163,7 @@ def build_data_loader(
     is_train: bool = True,
     dataset_wrapper=None,
 ) -> DataLoader:
-    """`unskew.loaders.build_data_loader`, whose loader draws from PyTorch's global generator."""
+    """`unskew.data.loaders.build_data_loader`, whose loader draws from PyTorch's global generator."""
     sampling = (sampler_type, data_source, batch_size, n_domain, n_ins)
     return loaders.build_data_loader(cfg, *sampling, tfm, is_train, dataset_wrapper, own_generator=False)
 

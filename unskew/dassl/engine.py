@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from unskew import engine, trainer_base
 from unskew.dassl.data import DataManager
 from unskew.dassl.evaluation import build_evaluator
 from unskew.dassl.modeling import build_backbone, build_head
 from unskew.dassl.optim import build_lr_scheduler, build_optimizer
 from unskew.dassl.utils import count_num_param, load_pretrained_weights
-from unskew.engine import TRAINER_REGISTRY
+from unskew.engine import loop
+from unskew.engine.trainer import TRAINER_REGISTRY, SimpleTrainer, TrainerX, TrainerXU
 
 __all__ = [
     "TRAINER_REGISTRY",
@@ -85,7 +85,7 @@ class SimpleNet(nn.Module):
         return (logits, features) if return_feature else logits
 
 
-class TrainerBase(trainer_base.TrainerBase):
+class TrainerBase(loop.TrainerBase):
     """The loop over epochs and the models that it trains, for a trainer that brings its own data."""
 
     def init_writer(self, log_dir) -> None:
@@ -121,7 +121,7 @@ class TrainerBase(trainer_base.TrainerBase):
         self.model_update(names)
 
 
-class SimpleTrainer(TrainerBase, engine.SimpleTrainer):
+class SimpleTrainer(TrainerBase, SimpleTrainer):
     """A trainer built from a config: ``build_model`` and ``forward_backward`` are the method's.
 
     A method that builds its own loaders may do without ``dm``, but for `predict`.
@@ -219,9 +219,9 @@ def _loader_name(split: str) -> str:
     return {"train_x": "train_loader_x"}.get(split, f"{split}_loader")
 
 
-class TrainerX(SimpleTrainer, engine.TrainerX):
+class TrainerX(SimpleTrainer, TrainerX):
     """Training on labelled images only."""
 
 
-class TrainerXU(SimpleTrainer, engine.TrainerXU):
+class TrainerXU(SimpleTrainer, TrainerXU):
     """Training on labelled and unlabelled images; ``forward_backward(batch_x, batch_u)``."""

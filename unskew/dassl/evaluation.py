@@ -5,8 +5,8 @@ from collections import OrderedDict, defaultdict
 
 from torch import Tensor
 
-from unskew import evaluator
-from unskew.evaluator import EVALUATOR_REGISTRY, EvaluatorBase
+from unskew.engine import evaluator
+from unskew.engine.evaluator import EVALUATOR_REGISTRY, EvaluatorBase
 
 __all__ = ["EVALUATOR_REGISTRY", "Classification", "EvaluatorBase", "build_evaluator"]
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from unskew.evaluator import compute_accuracy
-from unskew.registry import unknown_name
+from unskew.debias.metrics import compute_accuracy
+from unskew.utils.registry import unknown_name
 
 __all__ = ["compute_accuracy", "compute_distance_matrix", "cosine_distance", "euclidean_squared_distance"]
 

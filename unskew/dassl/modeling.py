@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torchvision.models import get_model
 
-from unskew.registry import Registry, unknown_name
+from unskew.utils.registry import Registry, unknown_name
 
 __all__ = [
     "BACKBONE_REGISTRY",

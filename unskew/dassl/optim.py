@@ -2,7 +2,7 @@
 
 from torch.optim.lr_scheduler import LRScheduler
 
-from unskew.optim import AVAI_OPTIMS, AVAI_SCHEDS, build_lr_scheduler, build_optimizer
+from unskew.engine.optim import AVAI_OPTIMS, AVAI_SCHEDS, build_lr_scheduler, build_optimizer
 
 __all__ = [
     "AVAI_OPTIMS",

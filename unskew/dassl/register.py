@@ -23,10 +23,12 @@ except ModuleNotFoundError as error:
         "says, or run the script with python -m unskew.dassl, which needs none"
     ) from error
 
-from unskew import config, engine, plugins
+from unskew import config
 from unskew.dassl.utils import show_log_lines
-from unskew.data import DATASET_REGISTRY, DatasetBase, Datum
-from unskew.published import openai_templates
+from unskew.data.dataset import DATASET_REGISTRY, DatasetBase, Datum
+from unskew.data.published import openai_templates
+from unskew.engine.trainer import TRAINER_REGISTRY, SimpleTrainer, build_trainer
+from unskew.runs import plugins
 
 logger = logging.getLogger("unskew")
 
@@ -46,7 +48,7 @@ def extend_cfg(cfg: CfgNode) -> None:
     Args:
         cfg: Dassl's default tree, before files and flags are merged.
     """
-    if TRAINER_REGISTRY is engine.TRAINER_REGISTRY:
+    if TRAINER_REGISTRY is TRAINER_REGISTRY:
         print("unskew: no trainer of ours is added, as dassl is this package's own here; unskew train has them")
         return
     _register_trainers()
@@ -75,10 +77,10 @@ def _add_missing(cfg: CfgNode, ours: CfgNode) -> None:
             _add_missing(cfg[key], value)
 
 
-def _factory(name: str) -> Callable[[CfgNode], engine.SimpleTrainer]:
+def _factory(name: str) -> Callable[[CfgNode], SimpleTrainer]:
     """What Dassl calls with its frozen config. It gives our trainer, which has Dassl's methods."""
 
-    def build(cfg: CfgNode) -> engine.SimpleTrainer:
+    def build(cfg: CfgNode) -> SimpleTrainer:
         logging.disable(logging.NOTSET)  # importing Dassl has silenced every logger of the process
         show_log_lines()  # on standard output as it is at each of them, so in the script's own log
         # Before anything else is drawn, so that its images are those of the script's own trainers; and once for all
@@ -86,7 +88,7 @@ def _factory(name: str) -> Callable[[CfgNode], engine.SimpleTrainer]:
         dataset, stem = build_dataset(cfg), _stem(cfg.DATASET.NAME)
         borrowed = BorrowedDataset(dataset, DATASET_REGISTRY.get(stem) if stem else None)
         DATASET_REGISTRY.register(cfg.DATASET.NAME, lambda _: borrowed, force=True)
-        return engine.build_trainer(trainer_config(name, cfg))
+        return build_trainer(trainer_config(name, cfg))
 
     build.__name__ = name
     return build
@@ -105,7 +107,7 @@ def trainer_config(name: str, cfg: CfgNode) -> CfgNode:
         ValueError: a value's type does not fit, or neither the user nor the dataset's layer names a backbone.
     """
     given = _set_by_user(cfg, dict(config.flatten(config.all_defaults())))
-    plugins.lend("datasets", cfg.DATASET.NAME)
+    plugins.declare("datasets", cfg.DATASET.NAME)
     opts = [part for pair in given.items() for part in pair]
     ours = config.load(
         _stem(cfg.DATASET.NAME) or cfg.DATASET.NAME, trainer=name, opts=(*opts, "OUTPUT_DIR", cfg.OUTPUT_DIR)

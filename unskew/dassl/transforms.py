@@ -3,8 +3,8 @@
 import logging
 from collections.abc import Callable, Sequence
 
-from unskew import transforms
-from unskew.transforms import INTERPOLATION_MODES
+from unskew.data import transforms
+from unskew.data.transforms import INTERPOLATION_MODES
 
 __all__ = ["INTERPOLATION_MODES", "build_transform"]
 

@@ -11,13 +11,19 @@ from pathlib import Path
 from typing import IO
 
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
-from unskew import checkpoint, files, loaders
-from unskew.checkpoint import load_pretrained_weights, resume_from_checkpoint, save_checkpoint
-from unskew.meters import AverageMeter, MetricMeter
-from unskew.registry import Registry
-from unskew.runtime import LinesOnStream, collect_env_info, set_random_seed
+from unskew.data import images
+from unskew.engine import checkpoint
+from unskew.engine.accelerator import collect_env_info
+from unskew.engine.checkpoint import save_checkpoint
+from unskew.engine.meters import AverageMeter, MetricMeter
+from unskew.utils import files
+from unskew.utils.logging import LinesOnStream
+from unskew.utils.registry import Registry
+from unskew.utils.seeds import set_random_seed
+
+logger = logging.getLogger("unskew")
 
 __all__ = [
     "AverageMeter",
@@ -71,7 +77,7 @@ def listdir_nohidden(path, sort: bool = False) -> list[str]:
 
 
 def read_json(fpath):
-    """See `unskew.files.read_json`."""
+    """See `unskew.utils.files.read_json`."""
     return files.read_json(fpath)
 
 
@@ -82,8 +88,8 @@ def write_json(obj, fpath) -> None:
 
 
 def read_image(path) -> Image.Image:
-    """See `unskew.loaders.read_image`."""
-    return loaders.read_image(path)
+    """See `unskew.data.images.read_image`."""
+    return images.read_image(path)
 
 
 def download_url(url: str, dst) -> None:
@@ -92,14 +98,14 @@ def download_url(url: str, dst) -> None:
     Raises:
         ConnectionError: it could not be downloaded; says why.
     """
-    from unskew.download import fetch
-    from unskew.sources import Source
+    from unskew.download.fetch import fetch
+    from unskew.download.sources import Source
 
     fetch(Source(name=os.path.basename(dst), urls=(url,)), dst)
 
 
 def load_checkpoint(fpath) -> dict:
-    """See `unskew.checkpoint.load_checkpoint`: onto the CPU, and nothing in the file is run."""
+    """See `unskew.engine.checkpoint.load_checkpoint`: onto the CPU, and nothing in the file is run."""
     return checkpoint.load_checkpoint(fpath)
 
 
@@ -271,3 +277,37 @@ def init_network_weights(model: nn.Module, init_type: str = "normal", gain: floa
             continue
         if bias is not None:
             nn.init.zeros_(bias)
+
+
+def resume_from_checkpoint(fdir, model: nn.Module, optimizer=None, scheduler=None) -> int:
+    """Load the last checkpoint of a folder into a model and, where given, its optimiser and scheduler.
+
+    Returns:
+        The epoch to go on from.
+
+    Raises:
+        FileNotFoundError: the folder has no checkpoint.
+        ValueError: the checkpoint is broken or does not fit.
+    """
+    path = checkpoint.last_checkpoint(fdir)
+    if path is None:
+        raise FileNotFoundError(f"'{fdir}' has no checkpoint to resume from")
+    epoch = checkpoint.restore(checkpoint.load_checkpoint(path), model, optimizer, scheduler, source=path)
+    logger.info(f"Loaded checkpoint {path} (previous epoch: {epoch})")
+    return epoch
+
+
+def load_pretrained_weights(model: nn.Module, weight_path) -> None:
+    """Load what fits a model by name and shape; says what was left out."""
+    content = checkpoint.load_checkpoint(weight_path)
+    weights = content.get("state_dict", content)
+    weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    own = model.state_dict()
+    fitting = {k: v for k, v in weights.items() if isinstance(v, Tensor) and k in own and own[k].shape == v.shape}
+    if not fitting:
+        raise ValueError(f"nothing in '{weight_path}' fits the model by name and shape")
+    model.load_state_dict({**own, **fitting})
+    logger.info(f"Loaded pretrained weights from {weight_path}")
+    discarded = sorted(weights.keys() - fitting.keys())
+    if discarded:
+        logger.warning(f"'{weight_path}': left out, as their name or shape differs: {discarded}")

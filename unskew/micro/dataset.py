@@ -1,9 +1,9 @@
 """What the embedded world's datasets share: their images are rendered where they are first asked for."""
 
-from unskew.data import DatasetBase
-from unskew.fewshot import select
-from unskew.files import expand
+from unskew.data.dataset import DatasetBase
+from unskew.data.fewshot import select
 from unskew.micro import downstream
+from unskew.utils.files import expand
 
 
 class EmbeddedDataset(DatasetBase):

@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from unskew.data import Datum
-from unskew.files import cache_folder, make_folder
+from unskew.data.dataset import Datum
+from unskew.data.sampling import longtail_counts
+from unskew.data.splits import read_split, save_split
 from unskew.micro import world
-from unskew.sampling import longtail_counts
-from unskew.splits import read_split, save_split
+from unskew.utils.files import cache_folder, make_folder
 
 # The factors that the classes of a dataset name. The classes are all their combinations, row by row.
 DATASETS = {

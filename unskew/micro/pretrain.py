@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from unskew.files import write_atomically
 from unskew.micro import downstream, weights, world
+from unskew.utils.files import write_atomically
 
 MAX_SCALE = 50.0  # of the logits, as a factor
 

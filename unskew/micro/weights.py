@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from unskew.micro import downstream, world
-from unskew.registry import unknown_name
+from unskew.utils.registry import unknown_name
 
 MODELS = Path(__file__).resolve().parent / "models"
 VOCABULARY = MODELS / "vocabulary.txt.gz"

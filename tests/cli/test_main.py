@@ -1,0 +1,114 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from unskew.cli.main import check_shots, main
+
+
+def answer(capsys, *argv):
+    """(exit code, what is on stderr) of a command that a user got wrong."""
+    try:
+        code = main(argv)
+    except SystemExit as error:
+        code = error.code
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["train", "-d", "digit", "-t", "GLA"], "did you mean digits"),
+        (["train", "-d", "digits", "-t", "GLAA"], "did you mean GLA"),
+        (["train", "-d", "digits", "-t", "GLA", "-b", "micr"], "did you mean micro"),
+        (["train", "-d", "digits", "-t", "GLA", "OPTIM.LRR", "1"], "did you mean OPTIM.LR"),
+        (["train", "-d", "digits", "-t", "GLA", "--shots", "0"], "shots must be 1 or more"),
+        (["train", "-d", "digits", "-t", "GLA", "--resume", "nowhere"], "--resume 'nowhere' is not a folder"),
+        (["train", "-d", "digits", "-t", "GLA", "OPTIM.MAX_EPOCH", "-3"], "OPTIM.MAX_EPOCH must be 0 or more, got -3"),
+        (["train", "-d", "digits", "-t", "GLA", "TEST.FINAL_MODEL", "best"], "did you mean best_val"),
+        (["train", "-d", "digits"], "--trainer"),
+        (["sweep", "-d", "digits", "-t", "GLA", "--shots", "-3"], "shots must be 1 or more"),
+        (["sweep", "-d", "digits", "-t", "GLA", "Coop"], "did you mean CoOp"),
+        (["sweep", "-d", "digits", "-t", "GLA", "--shots", "many"], "shots must be a number"),
+        (["train", "-d", "digits", "-t", "GLA", "--shots", "16", "OPTIM.MAX_EPOCH"], "'OPTIM.MAX_EPOCH' has no value"),
+        (["sweep", "-d", "digits", "-t", "GLA", "--output", "/dev/null/x"], "'/dev/null/x' cannot be made"),
+        (["table", "nowhere"], "nowhere"),
+        (["micro", "pretrain", "macro"], "micro"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_two(argv, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, said = answer(capsys, *argv)
+    assert code == 2
+    assert words in said
+    assert len(said.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []  # nothing was started
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["train", "--wrong"],
+        ["train", "-d", "digits", "-t", "GLAA"],
+        ["train", "-d", "digitz", "-t", "GLA"],
+        ["train", "-d", "digits", "-t", "GLA", "-b", "micr"],
+    ],
+)
+def test_a_quick_answer_needs_no_torch(argv):
+    code = (
+        "import sys\nfrom unskew.cli.main import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, timeout=60).returncode == 0
+
+
+def test_an_output_folder_that_cannot_be_written_is_said_before_training(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    where = str(tmp_path / "file" / "run")
+    code, said = answer(capsys, "train", "-d", "digits", "-t", "ZeroshotCLIP", "--output-dir", where)
+    assert code == 2
+    assert where in said
+    assert "cannot be written" in said
+
+
+def test_eval_only_needs_a_model_unless_there_is_nothing_to_load(data_root, capsys, tmp_path):
+    common = ["-d", "digits", "--root", data_root, "--shots", "2", "--eval-only"]
+    code, said = answer(capsys, "train", "-t", "CoOp", *common)
+    assert code == 2
+    assert "--model-dir" in said
+    assert main(["train", "-t", "ZeroshotCLIP", *common]) == 0
+
+
+def test_a_config_file_counts_as_flags_do(data_root, tmp_path, monkeypatch):
+    from unskew.runs.run import Run
+
+    extra = tmp_path / "x.yaml"
+    extra.write_text(
+        "SEED: 5\nDATASET: {NUM_SHOTS: 16}\nTRAINER: {GLA: {BASE: CoOp}}\nMODEL: {BACKBONE: {NAME: RN50}}\n"
+    )
+    cfg = Run("digits", "GLA", config_file=str(extra)).config()
+    assert (cfg.SEED, cfg.DATASET.NUM_SHOTS, cfg.MODEL.BACKBONE.NAME) == (5, 16, "RN50")
+    assert cfg.OPTIM == Run("digits", "CoOp", shots=16).config().OPTIM
+    assert cfg.OUTPUT_DIR == "output/digits/GLA-CoOp/RN50_16shots/seed5"
+    assert Run("digits", "GLA", seed=0, shots=1, config_file=str(extra)).config().SEED == 0
+    run = Run("digits", "CoOp", shots=4, config_file="configs/trainers/CoOp.yaml")
+    monkeypatch.chdir(Path(__file__).resolve().parents[2])
+    assert run.config().OPTIM.MAX_EPOCH == 100  # its SCHEDULES count too
+
+
+def test_both_spellings_of_a_backbone_are_one_run():
+    from unskew.engine import fingerprint
+    from unskew.runs.run import Run
+
+    hashes = {
+        fingerprint.config_hash(Run("digits", "CoOp", backbone=name).config()) for name in ("ViT-B/16", "ViT-B-16")
+    }
+    assert len(hashes) == 1
+
+
+def test_check_shots():
+    assert [check_shots(x) for x in ("16", 1, -1)] == [16, 1, -1]

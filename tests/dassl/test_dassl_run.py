@@ -1,0 +1,243 @@
+"""A script written for Dassl (tests/dassl_style), run unmodified by `python -m unskew.dassl`."""
+
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from items import dump_fewshot
+from PIL import Image
+
+from unskew.utils.safe_pickle import read_fewshot
+
+HERE = Path(__file__).parent / "dassl_style"
+CLASSES = ("bark", "felt", "sand")
+DEPLOYED = "Deploy the model with the best val performance"
+EPOCHS, BATCHES = 25, 2  # 3 images of each class to train on, in batches of 4; the incomplete one is dropped
+
+
+def start(*arguments, cwd=HERE, path=(), **extra):
+    """A process whose output is one string; ``path``: more folders that Python imports from."""
+    folders = os.pathsep.join([str(Path(__file__).parents[2]), *map(str, path)])
+    environment = {**os.environ, "PYTHONPATH": folders, "OMP_NUM_THREADS": "1", **extra}
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    command = [sys.executable, "-m", "unskew.dassl", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=cwd, env=environment, **pipe)
+
+
+def finish(process):
+    """Its output, once it has ended without an error."""
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output
+    return output
+
+
+def write_images(folder):
+    """12 images of 32 x 32 a class: 4 to train on, 2 for val, 6 to test."""
+    draws = np.random.default_rng(0)
+    for label, name in enumerate(CLASSES):
+        (folder / name).mkdir(parents=True)
+        for number in range(12):
+            pixels = draws.integers(0, 120, (32, 32, 3), dtype=np.uint8)
+            pixels[..., label] += 100
+            Image.fromarray(pixels).save(folder / name / f"{number:02d}.png")
+
+
+def write_real_dassl(folder):
+    """What stands for an installed Dassl."""
+    (folder / "dassl").mkdir(parents=True)
+    (folder / "dassl" / "__init__.py").write_text("__version__ = 'real'\n")
+    return folder
+
+
+def write_weights(folder):
+    """The script's CLIP with random weights, as a file of weights alone."""
+    sys.path.insert(0, str(HERE))
+    try:
+        from tinyclip import CLIP
+    finally:
+        sys.path.remove(str(HERE))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.save(CLIP().state_dict(), folder / "tiny.pt")
+
+
+def accuracy_of(log):
+    """CoOp's parse_test_res: the last accuracy behind the line that training has ended."""
+    ended, found = False, None
+    for line in log.splitlines():
+        ended = ended or line.strip() == "Finish training"
+        match = re.search(r"\* accuracy: ([\.\deE+-]+)%", line.strip())
+        found = float(match[1]) if match and ended else found
+    return found
+
+
+def batches_of(log):
+    """``{(epoch, batch): the line's loss, accuracy and learning rate}``."""
+    pattern = r"^epoch \[(\d+)/\d+\] batch \[(\d+)/\d+\] time .* (loss .* acc .* lr \S+) eta \d+:\d\d:\d\d$"
+    return {(int(epoch), int(batch)): rest for epoch, batch, rest in re.findall(pattern, log, re.MULTILINE)}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run in one go, whose best epoch is tested again; and the same run, killed and resumed."""
+    folder = tmp_path_factory.mktemp("dassl")
+    images = folder / "data" / "tiny_textures" / "images"
+    write_images(images)
+    write_weights(folder)
+    # An old few-shot file of CoOp: of each class images 1 to 3.
+    old = [(str(images / name / f"{n:02d}.png"), label, name) for label, name in enumerate(CLASSES) for n in (1, 2, 3)]
+    dump_fewshot(images.parent / "split_fewshot" / "shot_3-seed_1.pkl", train=old, val=old[:6])
+
+    def run(name, *flags, seed=1, precision="fp32", before=(), path=()):
+        files = ("--dataset-config-file", "configs/dataset.yaml", "--config-file", "configs/trainer.yaml")
+        own = ("--root", folder / "data", "--output-dir", folder / name, "--trainer", "CoOp", "--seed", seed)
+        pairs = ("DATASET.NUM_SHOTS", 3, "USE_CUDA", False, "TRAINER.COOP.PREC", precision)
+        return start(*before, "train.py", *own, *files, *flags, *pairs, path=path, TINYCLIP=str(folder))
+
+    # Without a GPU PyTorch's own mixed precision computes in full precision, so that both are the same run.
+    whole, killed = run("whole"), run("resumed", precision="amp")
+    note = folder / "resumed" / "prompt_learner" / "checkpoint"
+    until = time.monotonic() + 60
+    while not note.is_file() and killed.poll() is None and time.monotonic() < until:
+        time.sleep(0.002)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    before = (folder / "resumed" / "log.txt").read_text()
+    epoch = torch.load(note.with_name(note.read_text().strip()), weights_only=True)["epoch"]
+    resumed, outputs = run("resumed", precision="amp"), {"whole": finish(whole)}
+    tested = ("--eval-only", "--model-dir", folder / "whole")
+    tested = run("tested", *tested, seed=7, before=["--force"], path=[write_real_dassl(folder / "real")])
+    outputs |= {"resumed": finish(resumed), "tested": finish(tested)}
+    logs = {name: (folder / name / "log.txt").read_text() for name in outputs}
+    facts = {"killed": killed.returncode, "epoch": epoch, "before": before}
+    return SimpleNamespace(folder=folder, outputs=outputs, logs=logs, **facts)
+
+
+def test_all_that_is_printed_is_in_the_log_once(runs):
+    log, output = runs.logs["whole"], runs.outputs["whole"]
+    for line in ("Loading trainer: CoOp", "Loading CLIP (backbone: Tiny)", "Finish training", DEPLOYED):
+        assert log.splitlines().count(line) == 1
+        assert output.splitlines().count(line) == 1
+    assert "No checkpoint found, train from scratch" in log
+    assert "Setting fixed seed: 1" not in log  # printed before setup_logger
+
+
+def test_log_lines_are_dassls(runs):
+    batches = batches_of(runs.logs["whole"])
+    # Fewer batches than PRINT_FREQ: each has its line.
+    assert list(batches) == [(epoch, batch) for epoch in range(1, EPOCHS + 1) for batch in range(1, BATCHES + 1)]
+    assert "deprecated" not in runs.outputs["resumed"]
+
+
+def test_the_schedule_is_stepped_after_an_epochs_last_batch(runs):
+    batches = batches_of(runs.logs["whole"])
+    for epoch in range(1, EPOCHS):  # the schedule counts from 0; its first epoch is the warm-up
+        rate = 1e-5 if epoch == 1 else 0.1 * (1 + math.cos(math.pi * (epoch - 2) / EPOCHS)) / 2
+        then = 0.1 * (1 + math.cos(math.pi * (epoch - 1) / EPOCHS)) / 2
+        assert batches[epoch, 1].endswith(f" lr {rate:.4e}")
+        assert batches[epoch, BATCHES].endswith(f" lr {then:.4e}")
+
+
+def test_killed_and_resumed_equals_one_go(runs):
+    assert runs.killed == -signal.SIGKILL
+    assert 1 <= runs.epoch < EPOCHS
+    log = runs.logs["resumed"]
+    assert log.startswith(runs.before)  # appended to
+    assert "will resume training" in log[len(runs.before) :]
+    again = batches_of(log[len(runs.before) :])
+    assert next(iter(again)) == (runs.epoch + 1, 1)
+    whole = batches_of(runs.logs["whole"])
+    assert again == {place: line for place, line in whole.items() if place[0] > runs.epoch}
+    assert batches_of(log) == whole
+    states = [
+        torch.load(runs.folder / name / "prompt_learner" / f"model.pth.tar-{EPOCHS}", weights_only=True)
+        for name in ("resumed", "whole")
+    ]
+    assert torch.equal(states[0]["state_dict"]["ctx"], states[1]["state_dict"]["ctx"])
+    assert states[0]["epoch"] == EPOCHS
+
+
+def test_results_are_where_scripts_parse_them(runs):
+    accuracy = accuracy_of(runs.logs["whole"])
+    assert accuracy > 100 / len(CLASSES) + 1
+    assert accuracy_of(runs.logs["resumed"]) == accuracy
+
+
+def test_the_best_epoch_is_deployed_and_tested_again(runs):
+    log, again = runs.logs["whole"], runs.logs["tested"]
+    assert DEPLOYED in log
+    epochs = re.findall(r"Loading weights to prompt_learner from .*model-best.pth.tar. \(epoch = (\d+)\)", log)
+    assert len(epochs) == 1
+    assert f"(epoch = {epochs[0]})" in again
+    assert "Finish training" not in again
+    assert f"* accuracy: {accuracy_of(log):.1f}%" in again
+
+
+def test_fewshot_files_go_both_ways(runs):
+    folder = runs.folder / "data" / "tiny_textures" / "split_fewshot"
+    assert f"Loading preprocessed few-shot data from {folder / 'shot_3-seed_1.pkl'}" in runs.logs["whole"]
+    assert re.search(r"# train_x +9\n# val +6\n# test +18\n", runs.logs["whole"])
+    assert f"Saving preprocessed few-shot data to {folder / 'shot_3-seed_7.pkl'}" in runs.logs["tested"]
+    written = read_fewshot(folder / "shot_3-seed_7.pkl")
+    assert {split: len(items) for split, items in written.items()} == {"train": 9, "val": 6}
+
+
+# --- the command itself ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def script(tmp_path):
+    """A function that runs a script where a Dassl is installed, so that torch is not loaded."""
+    write_real_dassl(tmp_path)
+
+    def run(text, *arguments, **extra):
+        (tmp_path / "script.py").write_text(text)
+        process = start("script.py", *arguments, cwd=tmp_path, **extra)
+        return process.communicate(timeout=60)[0], process.returncode
+
+    return run
+
+
+def test_a_script_sees_itself_as_the_program(script, tmp_path):
+    text = "import sys; print(sys.argv, sys.path[0], __name__); sys.exit(7)"
+    output, code = script(text, "--force", "-h", "3")
+    assert f"['script.py', '--force', '-h', '3'] {tmp_path.resolve()} __main__" in output
+    assert code == 7
+
+
+def test_a_real_dassl_is_left_alone_unless_forced(script, runs):
+    output, code = script("import dassl, sys; print(dassl.__version__, 'torch' in sys.modules)")
+    assert (output.splitlines()[-1], code) == ("real False", 0)
+    assert re.match(r"unskew: the Dassl in \S+__init__.py is used as it is; --force", output)
+    assert "=> result" in runs.outputs["tested"]  # forced, where there is one
+
+
+def test_a_mistake_that_the_engine_finds_is_one_line_and_the_scripts_own_says_where(script):
+    said = "unskew: error: unknown animal 'cat'; choose one of (known: ) (UNSKEW_DEBUG=1 shows where)\n"
+    text = "from unskew.utils.registry import Registry; Registry('animal').get('cat')"
+    output, code = script(text)
+    assert (output.splitlines(keepends=True)[1:], code) == ([said], 2)
+    output, code = script("a, b = [1]")
+    assert 'File "script.py", line 1' in output
+    assert code == 1
+    output, code = script(text, UNSKEW_DEBUG="1")
+    assert "Traceback" in output
+    assert code == 1
+
+
+def test_without_a_script(tmp_path):
+    process = start(cwd=tmp_path)
+    assert process.communicate(timeout=60)[0].startswith("usage: python -m unskew.dassl [--force] script.py ARGS...\n")
+    assert process.returncode == 2
+    process = start("no.py", cwd=tmp_path)
+    assert process.communicate(timeout=60)[0] == "unskew: error: there is no script 'no.py'\n"
+    assert process.returncode == 2

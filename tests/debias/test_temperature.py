@@ -1,0 +1,98 @@
+"""Temperatures: against the definition, a plain grid, SciPy's minimiser and data of known temperature."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
+
+from unskew.debias.temperature import fit_temperature
+
+
+def case(samples=500, classes=7, scale=4.0, signal=1.0, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(classes, size=samples)
+    logits = rng.normal(size=(samples, classes)) * scale
+    logits[np.arange(samples), labels] += signal * scale
+    return torch.from_numpy(logits), torch.from_numpy(labels)
+
+
+@pytest.fixture
+def warned(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("unskew"), "propagate", True)
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize("scale", [0.5, 4.0, 50.0])
+def test_confidence_is_the_accuracy(scale, warned):
+    logits, labels = case(scale=scale)
+    temperature = fit_temperature(logits, labels)
+    accuracy = float((logits.argmax(1) == labels).double().mean())
+    assert abs(softmax(logits.numpy() / temperature, 1).max(1).mean() - accuracy) < 1e-9
+    assert not warned()
+
+
+@pytest.mark.parametrize("scale", [0.5, 4.0, 50.0])
+def test_nll_is_least(scale, warned):
+    logits, labels = case(scale=scale, signal=2.0)
+
+    def nll(log_t):
+        return -log_softmax(logits.numpy() / np.exp(log_t), 1)[np.arange(len(labels)), labels.numpy()].mean()
+
+    found = minimize_scalar(nll, bounds=np.log([0.01, 100]), method="bounded", options={"xatol": 1e-9})
+    assert abs(np.log(fit_temperature(logits, labels, method="nll")) - found.x) < 1e-6
+    assert not warned()
+
+
+@pytest.mark.parametrize("method", ["confidence", "nll"])
+def test_a_known_temperature_is_found_and_scales(method):
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(20000, 5)) * 2
+    labels = torch.from_numpy((softmax(logits, 1).cumsum(1) < rng.random((20000, 1))).sum(1).clip(max=4))
+    logits = torch.from_numpy(logits)
+    temperature = fit_temperature(logits, labels, method=method)
+    assert abs(temperature - 1) < 0.05  # sampling error: about 0.015
+    assert fit_temperature(3 * logits + 7, labels, method=method) == pytest.approx(3 * temperature, rel=1e-6)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_clipped_accuracy(right):
+    """Ten samples, all right or all wrong: the confidence is 1 - 1/20, or 1/4 + 1/20."""
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(rng.normal(size=(10, 4)))
+    labels = logits.argmax(1) if right else logits.argmin(1)
+    temperature = fit_temperature(logits, labels)
+    confidence = softmax(logits.numpy() / temperature, 1).max(1).mean()
+    assert abs(confidence - (0.95 if right else 0.30)) < 1e-9
+
+
+def test_no_root_is_the_nearer_end_and_one_warning(warned):
+    logits, labels = case(scale=1.0)
+    assert fit_temperature(logits * 1e6, labels) == 100.0  # too confident at every T
+    assert fit_temperature(logits * 1e-6, labels) == 0.01
+    assert fit_temperature(logits, logits.argmax(1), method="nll") == 0.01  # nothing is ever wrong
+    assert fit_temperature(logits, logits.argmin(1), method="nll") == 100.0
+    assert len(warned()) == 4 and all("no temperature" in message for message in warned())
+
+
+def test_half_precision_is_fitted_in_float64():
+    logits, labels = case()
+    half = logits.half()
+    assert fit_temperature(half, labels) == fit_temperature(half.double(), labels)
+
+
+def test_one_class():
+    assert fit_temperature(torch.zeros(4, 1), torch.zeros(4, dtype=torch.long)) == 1.0
+
+
+def test_refusals():
+    logits, labels = case(20)
+    with pytest.raises(ValueError, match=r"'brier'.*confidence or nll"):
+        fit_temperature(logits, labels, method="brier")
+    with pytest.raises(ValueError, match="must be 20 integers"):
+        fit_temperature(logits, labels[:5])
+    logits[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="NaN"):
+        fit_temperature(logits, labels)

@@ -1,0 +1,129 @@
+import json
+import statistics
+
+import pytest
+
+from unskew.cli.main import main
+from unskew.runs import report
+
+
+def row(trainer, shots, seed, accuracy, **more):
+    return {
+        "dataset": "d",
+        "backbone": "b",
+        "trainer": trainer,
+        "shots": shots,
+        "seed": seed,
+        "accuracy": accuracy,
+    } | more
+
+
+ROWS = [row("Z", 1, s, 50.0) for s in (1, 2)] + [row("G", k, s, 60.0 + k + s) for k in (1, 16) for s in (1, 2)]
+
+
+def test_table_has_trainers_by_shots_with_mean_and_deviation():
+    lines = report.table(ROWS).splitlines()
+    assert lines[0] == "accuracy (%) on d, b, seeds 1 2"
+    head, _, *body = cells(lines[2:])
+    assert head == ["", "1 shot", "16 shots"]
+    assert body == [["Z", "50.0 ± 0.0", ""], ["G", f"62.5 ± {statistics.stdev([62, 63]):.1f}", "77.5 ± 0.7"]]
+
+
+def test_one_table_for_each_dataset():
+    assert report.table([*ROWS, {**ROWS[0], "dataset": "other"}]).count("accuracy (%) on") == 2
+
+
+def cells(lines):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_columns_are_metrics_with_a_table_for_each_number_of_shots():
+    rows = [row(name, k, s, 50.0 + s, p_few=40.0 + k, per_class_accuracy=[1.0, None]) for name, k, s in
+            (("Z", -1, 1), ("Z", 1, 1), ("Z", 1, 2))]  # fmt: skip
+    rows.append(row("G", 1, 1, 70.0, zs_accuracy=60.0))
+    one, whole = report.table(rows, columns=["accuracy", "p_few", "zs_accuracy"]).split("\n\nd, b")
+    lines = one.splitlines()
+    assert lines[0] == "d, b, 1 shot, seeds 1 2 (%)"
+    assert cells(lines[2:]) == [
+        ["", "accuracy", "p few", "zs"],
+        cells(lines[3:4])[0],
+        ["Z", "51.5 ± 0.7", "41.0 ± 0.0", ""],
+        ["G", "70.0", "", "60.0"],
+    ]
+    lines = whole.splitlines()
+    assert lines[0] == ", all images, seed 1 (%)"
+    assert cells(lines[4:]) == [["Z", "51.0", "39.0", ""]]  # no line for G, which has no such run
+
+
+def test_all_images_of_a_long_tailed_set_are_called_so():
+    rows = [row("Z", k, 1, 50.0, longtail=True, d_few=40.0) for k in (-1, 16)]
+    assert cells(report.table(rows).splitlines()[2:3]) == [["", "16 shots", "long-tailed"]]
+    assert "d, b, long-tailed, seed 1 (%)" in report.table(rows, columns=["accuracy", "d_few"])
+    with pytest.raises(ValueError, match=r"there are accuracy, d_few$"):
+        report.table(rows, "longtail")
+
+
+def test_together_the_backbones_share_a_table():
+    rows = [row("Z", 1, s, 50.0 + s, backbone=b) for b in ("b", "c") for s in (1, 2)]
+    lines = report.table(rows, columns=["accuracy"], together=True).splitlines()
+    assert lines[0] == "d, 1 shot, seeds 1 2 (%)"
+    assert cells(lines[2:])[0] == ["", "backbone", "accuracy"]
+    assert cells(lines[4:]) == [["Z", "b", "51.5 ± 0.7"], ["Z", "c", "51.5 ± 0.7"]]
+
+
+def test_the_time_is_no_percentage():
+    rows = [row("Z", 1, 1, 50.0, seconds=2.0)]
+    assert report.table(rows, "seconds").startswith("seconds on d, b")
+    assert "%" not in report.table(rows, columns=["seconds"])
+
+
+@pytest.mark.parametrize("unknown", ["p_feww", "per_class_accuracy", "trainer", "shots"])
+def test_unknown_column_lists_the_numbers(unknown):
+    rows = [row("Z", 1, 1, 50.0, p_few=40.0, per_class_accuracy=[1.0])]
+    with pytest.raises(ValueError, match=f"no run has the metric '{unknown}'; there are accuracy, p_few$"):
+        report.table(rows, columns=["accuracy", unknown])
+
+
+def test_the_table_command_shows_columns(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    report.write_metrics(tmp_path / "run" / "metrics.json", row("Z", 16, 1, 50.0, macro_f1=48.0))
+    (tmp_path / "run" / "done").write_text("x")
+    assert main(["table", str(tmp_path), "--columns", "accuracy", "macro_f1"]) == 0
+    assert cells(capsys.readouterr().out.splitlines()[-1:]) == [["Z", "50.0", "48.0"]]
+    assert main(["table", str(tmp_path), "--columns", "accuracy", "p_few"]) == 2
+    assert "p_few" in capsys.readouterr().err
+
+
+def test_metrics_are_written_a_line_for_each_key(tmp_path):
+    metrics = row("Z", 1, 1, 1 / 3, per_class_accuracy=[100 / 3, None], name='a "b"')
+    report.write_metrics(tmp_path / "metrics.json", metrics)
+    assert report.read_metrics(tmp_path / "metrics.json") == metrics
+    assert len((tmp_path / "metrics.json").read_text().splitlines()) == len(metrics) + 2
+
+
+def test_unknown_metric_lists_what_there_is():
+    with pytest.raises(ValueError, match="accuracy"):
+        report.table(ROWS, "accurracy")
+
+
+def test_collect_takes_finished_runs_only(tmp_path):
+    for name, finished in (("a", True), ("b", False)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text(json.dumps(ROWS[0]))
+        if finished:
+            (tmp_path / name / "done").write_text("x")
+    assert report.collect(tmp_path) == [{**ROWS[0], "folder": str(tmp_path / "a")}]
+    (tmp_path / "a" / "metrics.json").write_text("{")
+    with pytest.raises(ValueError, match=r"metrics\.json"):
+        report.collect(tmp_path)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        report.collect(tmp_path / "nowhere")
+    assert report.table([]) == "no finished runs"
+
+
+def test_runs_that_no_row_tells_apart_are_said(caplog):
+    report.table([*ROWS, {**ROWS[0], "accuracy": 10.0, "folder": "elsewhere"}])
+    assert "'elsewhere' are both Z, 1 shot, seed 1: the table averages them" in caplog.text
+    caplog.clear()
+    report.table(ROWS)
+    assert not caplog.text

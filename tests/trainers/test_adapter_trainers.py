@@ -1,0 +1,286 @@
+"""Tip-Adapter, Tip-Adapter-F, CLIP-Adapter and TaskRes: each against its formula, and what they may look at."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from unskew import config
+from unskew.clip.prompts import fill
+from unskew.clip.text import encode_prompts
+from unskew.data.dataset import Datum
+from unskew.debias import losses
+from unskew.engine import checkpoint
+from unskew.engine.trainer import build_trainer, set_random_seed
+
+SHORT = ("OPTIM.MAX_EPOCH", 3, "INPUT.VIEWS", 2, "DATALOADER.TRAIN_X.BATCH_SIZE", 16, "DATALOADER.NUM_WORKERS", 0)
+TIP_GRID = (0.1, 1.825, 3.55, 5.275), (0.1, 1.55)  # betas and alphas of SEARCH_SCALE [7, 3] and SEARCH_STEP [4, 2]
+METHODS = ("TipAdapter", "TipAdapterF", "CLIPAdapter", "TaskRes")
+
+
+def build(name, data_root, output, *opts, seed=1, shots=4):
+    flags = ("DATASET.ROOT", data_root, "OUTPUT_DIR", str(output), "DATASET.NUM_SHOTS", shots, "SEED", seed)
+    cfg = config.load("digits", "", name, (*SHORT, *flags, *opts))
+    set_random_seed(cfg.SEED)
+    return build_trainer(cfg)
+
+
+def test_images(trainer, n=30):
+    return [item.impath for item in trainer.dataset.test[:n]]
+
+
+test_images.__test__ = False
+
+
+def small_grid(name):
+    return f"TRAINER.{name.upper()}.SEARCH_STEP", [4, 2]
+
+
+def slow_tip_logits(trainer, paths, alpha, beta):
+    """The paper's formula, image by image and key by key, in float64."""
+    keys, values = trainer.cache.keys.detach().double(), trainer.cache.values
+    scale = math.exp(trainer.backbone.logit_scale.item())
+    rows = []
+    for feature in trainer.encode(paths).double():
+        feature = feature / feature.norm()
+        row = [scale * (feature @ weight).item() for weight in trainer.zeroshot_weights.double()]
+        for key, value in zip(keys, values, strict=True):
+            row[value.argmax()] += alpha * math.exp(-beta * (1 - (feature @ key).item()))
+        rows.append(row)
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+# --- Tip-Adapter ------------------------------------------------------------------------------------
+
+
+def test_tip_adapter_is_its_formula(data_root, tmp_path):
+    trainer = build("TipAdapter", data_root, tmp_path, *small_grid("TipAdapter"))
+    trainer.train()
+    items = trainer.dataset.train_x
+    views = trainer._encode_views([item.impath for item in items], range(2)).double()
+    mean = (views[:, 0] + views[:, 1]) / 2
+    keys = torch.stack([row / row.norm() for row in mean])
+    torch.testing.assert_close(trainer.cache.keys.double(), keys, rtol=1e-5, atol=1e-6)
+    assert trainer.cache.values.argmax(1).tolist() == [item.label for item in items]
+    paths = test_images(trainer)
+    expected = slow_tip_logits(trainer, paths, trainer.cache.alpha.item(), trainer.cache.beta.item())
+    torch.testing.assert_close(trainer.predict(paths).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_tip_adapter_without_views_remembers_the_images_as_they_are(data_root, tmp_path):
+    trainer = build("TipAdapter", data_root, tmp_path, "INPUT.VIEWS", 0, *small_grid("TipAdapter"))
+    trainer.train()
+    plain = trainer.encode([item.impath for item in trainer.dataset.train_x])
+    torch.testing.assert_close(trainer.cache.keys.data, F.normalize(plain, dim=-1))
+
+
+@pytest.mark.parametrize("name", ["TipAdapter", "TipAdapterF"])
+def test_the_search_takes_the_best_on_val_of_the_grid(name, data_root, tmp_path):
+    trainer = build(name, data_root, tmp_path, *small_grid(name), seed=2)
+    trainer.train()
+    paths, labels = trainer.labelled(trainer.dataset.val)
+    scores = {}
+    for beta in TIP_GRID[0]:
+        for alpha in TIP_GRID[1]:
+            logits = slow_tip_logits(trainer, paths, alpha, beta)
+            loss = F.cross_entropy(logits, labels).item()
+            scores[alpha, beta] = ((logits.argmax(1) == labels).sum().item(), -loss)
+    assert len(set(scores.values())) > 4
+    expected = max(scores, key=scores.get)
+    assert (trainer.cache.alpha.item(), trainer.cache.beta.item()) == pytest.approx(expected)
+
+
+def test_search_scales_prefers_accuracy_then_the_lower_loss():
+    from unskew.trainers.tipadapter import search_scales
+
+    # One image of class 0 with one key of its class at cosine 1: the cache adds alpha to the true class.
+    cosines, values, labels = torch.ones(1, 1), torch.tensor([[1.0, 0.0]]), torch.tensor([0])
+    needs_two = torch.tensor([[0.0, 1.5]])
+    assert search_scales(needs_two, cosines, values, labels, [1.0, 2.0], [1.0]) == (2.0, 1.0)
+    assert search_scales(-needs_two, cosines, values, labels, [1.0, 3.0, 2.0], [1.0]) == (3.0, 1.0)
+    wrong_key = torch.tensor([[0.0, 1.0]])  # here the cache does harm, and the least of it is best
+    assert search_scales(-needs_two, cosines, wrong_key, labels, [1.0, 0.5, 2.0], [1.0, 2.0]) == (0.5, 1.0)
+    assert search_scales(-needs_two, cosines - 1, wrong_key, labels, [1.0], [1.0, 2.0]) == (1.0, 2.0)
+
+
+@pytest.mark.parametrize("name", ["TipAdapter", "TipAdapterF"])
+def test_the_search_never_opens_the_test_split(name, data_root, tmp_path):
+    opts = (*small_grid(name), "TEST.NO_TEST", True)
+    honest, blind = (build(name, data_root, tmp_path / part, *opts) for part in "ab")
+    blind.dataset.test[:] = [Datum("/missing.png", 0, 0, item.classname) for item in blind.dataset.test]
+    honest.train()
+    blind.train()
+    assert torch.equal(honest.predict(test_images(honest)), blind.predict(test_images(honest)))
+
+
+def test_without_val_alpha_and_beta_stay_as_configured(data_root, tmp_path):
+    trainer = build("TipAdapter", data_root, tmp_path, "TRAINER.TIPADAPTER.ALPHA", 2.5)
+    trainer.dataset.val[:] = []
+    trainer.train()
+    assert (trainer.cache.alpha.item(), trainer.cache.beta.item()) == (2.5, 5.5)
+
+
+def test_a_search_that_cannot_be_is_an_error(data_root, tmp_path):
+    with pytest.raises(ValueError, match="SEARCH_STEP"):
+        build("TipAdapterF", data_root, tmp_path, "TRAINER.TIPADAPTERF.SEARCH_STEP", [0, 20])
+    with pytest.raises(ValueError, match="SEARCH_SCALE"):
+        build("TipAdapter", data_root, tmp_path, "TRAINER.TIPADAPTER.SEARCH_SCALE", [7.0])
+
+
+# --- Tip-Adapter-F ----------------------------------------------------------------------------------
+
+
+def test_tip_adapter_f_starts_from_tip_adapter(data_root, tmp_path):
+    plain = build("TipAdapter", data_root, tmp_path / "a", *small_grid("TipAdapter"))
+    start = build("TipAdapterF", data_root, tmp_path / "b", *small_grid("TipAdapterF"), "OPTIM.MAX_EPOCH", 0)
+    trained = build("TipAdapterF", data_root, tmp_path / "c", *small_grid("TipAdapterF"))
+    for trainer in (plain, start, trained):
+        trainer.train()
+    assert torch.equal(plain.cache.keys, start.cache.keys)
+    assert torch.equal(plain.predict(test_images(plain)), start.predict(test_images(plain)))
+    assert not torch.equal(plain.cache.keys, trained.cache.keys)
+    assert [name for name, parameter in trained.cache.named_parameters() if parameter.requires_grad] == ["keys"]
+
+
+def test_tip_adapter_f_keeps_the_best_epoch_with_what_was_searched_for_it(data_root, tmp_path):
+    trainer = build("TipAdapterF", data_root, tmp_path, *small_grid("TipAdapterF"), "OPTIM.LR", 0.01)
+    results, keys = [], []
+    trainer.validate = lambda: results.append([50.0, 70.0, 60.0][trainer.epoch]) or results[-1]
+    trainer.epoch_callbacks.append(lambda trainer: keys.append(trainer.cache.keys.detach().clone()))
+    trainer.train()
+    assert torch.equal(trainer.cache.keys, keys[1])
+    saved = checkpoint.load_checkpoint(tmp_path / "cache" / checkpoint.BEST)
+    assert (saved["epoch"], saved["val_result"]) == (2, 70.0)
+    assert saved["state_dict"]["alpha"] == trainer.cache.alpha != torch.tensor(1.17)
+    assert torch.equal(saved["state_dict"]["keys"], keys[1])
+
+
+def test_tip_adapter_f_trains_with_the_published_optimiser(data_root, tmp_path):
+    trainer = build("TipAdapterF", data_root, tmp_path)
+    optimizer = trainer._optims["cache"]
+    assert type(optimizer).__name__ == "AdamW"
+    assert {(g["lr"], g["eps"], g["weight_decay"]) for g in optimizer.param_groups} == {(0.001, 1e-4, 0.01)}
+
+
+# --- CLIP-Adapter -----------------------------------------------------------------------------------
+
+
+def test_clip_adapter_blends_a_bottleneck(data_root, tmp_path):
+    trainer = build("CLIPAdapter", data_root, tmp_path, "TRAINER.CLIPADAPTER.RATIO", 0.3)
+    down, up = (trainer.adapter[i].weight.detach().double() for i in (0, 2))
+    assert (down.shape, up.shape) == ((16, 64), (64, 16))
+    features = trainer.encode(test_images(trainer)).double()
+    adapted = ((features @ down.T).clamp(min=0) @ up.T).clamp(min=0)
+    blended = 0.3 * adapted + 0.7 * features
+    blended = blended / blended.norm(dim=1, keepdim=True)
+    expected = math.exp(trainer.backbone.logit_scale.item()) * blended @ trainer.zeroshot_weights.double().T
+    torch.testing.assert_close(trainer.predict(test_images(trainer)).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_clip_adapter_with_ratio_zero_is_zero_shot(data_root, tmp_path):
+    trainer = build("CLIPAdapter", data_root, tmp_path, "TRAINER.CLIPADAPTER.RATIO", 0.0)
+    paths = test_images(trainer)
+    assert torch.equal(trainer.predict(paths), trainer.zeroshot_logits(paths))
+
+
+def test_clip_adapter_starts_as_pytorch_starts_a_layer(data_root, tmp_path):
+    from unskew.trainers.clipadapter import build_adapter
+
+    trainer = build("CLIPAdapter", data_root, tmp_path)
+    torch.manual_seed(99)  # the draws come from the generator alone
+    again, same = (build_adapter(64, 4, torch.Generator().manual_seed(seed)) for seed in (5, 5))
+    assert torch.equal(again[0].weight, same[0].weight)
+    for layer in (trainer.adapter[0], trainer.adapter[2]):
+        usual = torch.nn.Linear(layer.in_features, layer.out_features, bias=False).weight
+        assert layer.weight.std().item() == pytest.approx(usual.std().item(), rel=0.15)
+        assert layer.weight.abs().max() <= 1 / math.sqrt(layer.in_features)
+
+
+@pytest.mark.parametrize(("key", "value"), [("RATIO", 1.5), ("RATIO", -0.1), ("REDUCTION", 0)])
+def test_clip_adapter_refuses_what_makes_no_sense(key, value, data_root, tmp_path):
+    with pytest.raises(ValueError, match=rf"{key} must be .*got {value}"):
+        build("CLIPAdapter", data_root, tmp_path, f"TRAINER.CLIPADAPTER.{key}", value)
+
+
+# --- TaskRes ----------------------------------------------------------------------------------------
+
+
+def test_taskres_starts_at_zero_shot(data_root, tmp_path):
+    trainer = build("TaskRes", data_root, tmp_path)
+    paths = test_images(trainer)
+    assert torch.equal(trainer.predict(paths), trainer.zeroshot_logits(paths))
+
+
+def test_taskres_is_a_residual_on_the_text_features(data_root, tmp_path):
+    trainer = build("TaskRes", data_root, tmp_path, "TRAINER.TASKRES.RESIDUAL_SCALE", 0.7)
+    residual = torch.randn(10, 64, generator=torch.Generator().manual_seed(0))
+    trainer.classifier.residual.data.copy_(residual)
+    texts = encode_prompts(trainer.backbone, fill(trainer.dataset.templates[0], trainer.classnames))
+    weights = texts.double() + 0.7 * residual.double()  # t' = t + alpha x of the features as the tower gives them
+    weights = weights / weights.norm(dim=1, keepdim=True)
+    features = F.normalize(trainer.encode(test_images(trainer)).double(), dim=1)
+    expected = math.exp(trainer.backbone.logit_scale.item()) * features @ weights.T
+    torch.testing.assert_close(trainer.predict(test_images(trainer)).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+# --- all of them ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", METHODS[1:])
+def test_training_lowers_the_loss_on_the_training_images(name, data_root, tmp_path):
+    opts = small_grid(name) if name == "TipAdapterF" else ("OPTIM.LR", 0.01)
+    trainer = build(name, data_root, tmp_path, "OPTIM.MAX_EPOCH", 20, "TEST.FINAL_MODEL", "last_step", *opts)
+    paths, labels = trainer.labelled(trainer.dataset.train_x)
+    if name == "TipAdapterF":
+        trainer.fill_cache()
+        trainer.search = lambda: None  # alpha and beta stay those of the training
+    before = losses.cross_entropy(trainer.predict(paths), labels)
+    trainer.train()
+    assert losses.cross_entropy(trainer.predict(paths), labels) < before - 0.005
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_mixed_precision_trains(name, data_root, tmp_path):
+    opts = small_grid(name) if "Tip" in name else ()
+    trainer = build(name, data_root, tmp_path, "TRAINER.PREC", "amp", *opts)
+    trainer.train()
+    logits = trainer.predict(test_images(trainer))
+    assert logits.dtype == torch.float32
+    assert torch.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("base", METHODS)
+def test_gla_takes_it_as_a_base(base, data_root, tmp_path):
+    opts = ("TRAINER.GLA.BASE", base, *(small_grid(base) if "Tip" in base else ()))
+    trainer = build("GLA", data_root, tmp_path, *opts)
+    trainer.train()
+    assert type(trainer.base).__name__ == base
+    paths = test_images(trainer)
+    ft, zs = trainer.base.predict(paths), trainer.zeroshot_logits(paths)
+    assert not torch.allclose(ft, zs)
+    fresh = build("GLA", data_root, tmp_path / "fresh", *opts)
+    fresh.load_model(str(tmp_path))
+    assert torch.equal(fresh.predict(paths), trainer.predict(paths))
+
+
+def test_the_published_schedules_come_with_the_dataset_and_the_shots():
+    tip = config.load("digits", "", "TipAdapterF")
+    assert (tip.OPTIM.NAME, tip.OPTIM.MAX_EPOCH, tip.INPUT.VIEWS) == ("adamw", 20, 10)
+    assert (tip.TRAINER.TIPADAPTERF.ALPHA, tip.TRAINER.TIPADAPTERF.BETA) == (1.17, 1.0)
+    epochs = {k: config.load("digits", "", "TaskRes", ("DATASET.NUM_SHOTS", k)).OPTIM.MAX_EPOCH for k in (1, 4, 8, 16)}
+    assert epochs == {1: 100, 4: 100, 8: 200, 16: 200}
+    epochs = {k: config.load("digits", "", "CLIPAdapter", ("DATASET.NUM_SHOTS", k)).OPTIM.MAX_EPOCH for k in (1, 4, 8)}
+    assert epochs == {1: 50, 4: 100, 8: 200}
+
+
+def test_tip_adapter_f_killed_after_training_goes_on_from_its_last_epoch(data_root, tmp_path):
+    """Nothing of the search's is in what training resumes from, so a second run ends in the same bits."""
+    opts = ("OPTIM.MAX_EPOCH", 5, "OPTIM.LR", 0.01, "TRAINER.TIPADAPTERF.SEARCH_STEP", [5, 5])
+    trained = build("TipAdapterF", data_root, tmp_path, *opts, shots=4)
+    trained.train()
+    resumed = build("TipAdapterF", data_root, tmp_path, *opts, shots=4)
+    resumed.train()
+    assert resumed.start_epoch == 5
+    paths = [item.impath for item in trained.dataset.test[:40]]
+    assert torch.equal(resumed.predict(paths), trained.predict(paths))

@@ -1,0 +1,176 @@
+"""Contract of every trainer in configs/trainers, found by name, and what single trainers promise."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from building import build, some_paths
+
+from unskew import config
+from unskew.clip.text import encode_prompts
+from unskew.debias import losses
+
+
+@pytest.mark.parametrize("name", config.names("trainers"))
+def test_contract(name, data_root, tmp_path):
+    trainers = [build(name, data_root, tmp_path / str(i), seed=seed) for i, seed in enumerate((1, 1, 2))]
+    logits = []
+    for trainer in trainers:
+        trainer.train()
+        logits.append(trainer.predict(some_paths(trainer)))
+    assert logits[0].shape == (40, 10)
+    assert logits[0].dtype == torch.float32
+    assert torch.isfinite(logits[0]).all()
+    assert 0 <= trainers[0].results["accuracy"] <= 100
+    assert torch.equal(logits[0], logits[1])  # the same seed, the same bits
+    if trainers[0].get_model_names():
+        assert not torch.equal(logits[0], logits[2])
+        fresh = build(name, data_root, tmp_path / "fresh")
+        fresh.load_model(str(tmp_path / "0"))
+        assert torch.equal(fresh.predict(some_paths(fresh)), logits[0])
+
+
+@pytest.mark.parametrize("name", ["CoOp", "ProGrad", "ResidualPrompt"])
+def test_training_lowers_the_loss_on_the_training_images(name, data_root, tmp_path):
+    trainer = build(name, data_root, tmp_path, "OPTIM.MAX_EPOCH", 20, shots=4)
+    paths, labels = trainer.labelled(trainer.dataset.train_x)
+    before = losses.cross_entropy(trainer.predict(paths), labels)
+    trainer.train()
+    assert losses.cross_entropy(trainer.predict(paths), labels) < before - 0.005
+
+
+@pytest.mark.parametrize("precision", ["amp", "bf16", "fp16"])
+@pytest.mark.parametrize("name", ["CoOp", "ProGrad", "GLA"])
+def test_other_precisions_train(name, precision, data_root, tmp_path):
+    trainer = build(name, data_root, tmp_path, "TRAINER.PREC", precision)
+    trainer.train()
+    logits = trainer.predict(some_paths(trainer))
+    assert logits.dtype == torch.float32
+    assert torch.isfinite(logits).all()
+
+
+def test_residual_prompt_starts_at_zero_shot(data_root, tmp_path):
+    residual, zeroshot = build("ResidualPrompt", data_root, tmp_path), build("ZeroshotCLIP", data_root, tmp_path)
+    paths = some_paths(zeroshot)
+    assert residual.dataset.context_init == residual.dataset.templates[0]
+    torch.testing.assert_close(residual.predict(paths), zeroshot.predict(paths), rtol=1e-4, atol=1e-4)
+
+
+def test_views_on_the_fly_and_kept_views_both_train(data_root, tmp_path):
+    kept, fresh = build("CoOp", data_root, tmp_path), build("CoOp", data_root, tmp_path, "INPUT.VIEWS", 0)
+    for trainer in (kept, fresh):
+        epochs = []
+        for epoch in range(3):
+            trainer.train_loader_x.set_epoch(epoch)
+            batches = list(trainer.train_loader_x)
+            assert len(batches) == len(trainer.train_loader_x) == 20 // 8
+            rows = torch.cat([b["features"] for b in batches])
+            index = torch.cat([b["index"] for b in batches])
+            epochs.append({int(i): row for i, row in zip(index, rows, strict=True)})
+        shared = set(epochs[0]) & set(epochs[2])
+        assert shared
+        again = all(torch.equal(epochs[0][i], epochs[2][i]) for i in shared)
+        assert again == (trainer is kept)  # view 2 modulo 2 is view 0
+
+
+# --- ProGrad ----------------------------------------------------------------------------------------
+
+
+def test_prograd_direction_equals_the_rule_in_float64():
+    from unskew.trainers.prograd import prograd_direction
+
+    generator = torch.Generator().manual_seed(0)
+    agreed = opposed = 0
+    for _ in range(20):
+        ce, kl = (torch.randn(3, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+        dot = sum(a * b for a, b in zip(ce.flatten().tolist(), kl.flatten().tolist(), strict=True))
+        norm = sum(b * b for b in kl.flatten().tolist())
+        expected = ce if dot >= 0 else ce - 0.8 * dot / norm * kl
+        agreed, opposed = agreed + (dot >= 0), opposed + (dot < 0)
+        torch.testing.assert_close(prograd_direction(ce.float(), kl.float(), 0.8), expected.float())
+    assert agreed
+    assert opposed
+    noise = -1e-9 * ce
+    torch.testing.assert_close(prograd_direction(ce.float(), noise.float(), 1.0), ce.float())
+    assert torch.equal(prograd_direction(ce, torch.zeros_like(ce), 1.0), ce)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "amp"])
+def test_prograd_steps_along_that_direction(precision, data_root, tmp_path):
+    from unskew.trainers.prograd import prograd_direction
+
+    trainer = build(
+        "ProGrad", data_root, tmp_path, "TRAINER.PREC", precision, "OPTIM.LR", 0.5, "OPTIM.WEIGHT_DECAY", 0.0
+    )
+    trainer.set_model_mode("train")
+    batch = next(iter(trainer.train_loader_x))
+    for group in trainer._optims["prompt_learner"].param_groups:
+        group["lr"] = 0.5  # past the warm-up
+    for _ in range(3):  # away from the start, where the distillation's gradient is nothing
+        trainer.forward_backward(batch)
+    ctx = trainer.prompt_learner.ctx
+    before = ctx.detach().clone()
+    with trainer.accelerator.autocast():
+        logits = trainer.cosine_logits(batch["features"], encode_prompts(trainer.backbone, trainer.prompt_learner()))
+        teacher = trainer.cosine_logits(batch["features"], trainer.initial_weights)
+    ce = F.cross_entropy(logits.float(), batch["label"])
+    teacher = teacher.detach().float().softmax(1)
+    kl = (teacher * (teacher.log() - logits.float().log_softmax(1))).sum(1).mean()
+    (g_ce,) = torch.autograd.grad(ce, ctx, retain_graph=True)
+    (g_kl,) = torch.autograd.grad(kl, ctx)
+    optimizer = trainer._optims["prompt_learner"]
+    optimizer.state.clear()  # no momentum from the steps before
+    trainer.forward_backward(batch)
+    expected = before - 0.5 * prograd_direction(g_ce, g_kl, 1.0, logits.dtype)
+    torch.testing.assert_close(ctx.detach(), expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "amp"])
+def test_prograds_first_step_is_cross_entropys(precision, data_root, tmp_path):
+    trainer = build("ProGrad", data_root, tmp_path, "TRAINER.PREC", precision)
+    batch = next(iter(trainer.train_loader_x))
+    with trainer.accelerator.autocast():
+        logits = trainer.logits(batch["features"])
+    (g_ce,) = torch.autograd.grad(F.cross_entropy(logits.float(), batch["label"]), trainer.prompt_learner.ctx)
+    trainer.forward_backward(batch)
+    torch.testing.assert_close(trainer.prompt_learner.ctx.grad, g_ce, rtol=1e-4, atol=1e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(data_root, tmp_path):
+    with pytest.raises(ValueError, match="T is a temperature"):
+        build("ProGrad", data_root, tmp_path, "TRAINER.PROGRAD.T", 0.0)
+    for name in ("ProGrad", "CoOp"):
+        trainer = build(name, data_root, tmp_path / name, "OPTIM.MAX_EPOCH", 3)
+        with torch.no_grad():
+            trainer.prompt_learner.ctx.fill_(float("nan"))
+        with pytest.raises(FloatingPointError):
+            trainer.train()
+
+
+# --- LinearProbe ------------------------------------------------------------------------------------
+
+
+def test_linear_probe_is_scikit_learns_logistic_regression(data_root, tmp_path):
+    from sklearn.linear_model import LogisticRegression
+
+    trainer = build("LinearProbe", data_root, tmp_path, "TRAINER.LINEARPROBE.C", 10.0, shots=4)
+    trainer.train()
+    paths, labels = trainer.labelled(trainer.dataset.train_x)
+    model = LogisticRegression(C=10.0, max_iter=2000).fit(
+        F.normalize(trainer.encode(paths), dim=-1).numpy(), labels.numpy()
+    )
+    test = F.normalize(trainer.encode(some_paths(trainer)), dim=-1).numpy()
+    torch.testing.assert_close(
+        trainer.predict(some_paths(trainer)),
+        torch.from_numpy(model.decision_function(test)).float(),
+        rtol=1e-2,
+        atol=1e-2,
+    )
+
+
+def test_linear_probe_handles_two_classes(data_root, tmp_path):
+    trainer = build("LinearProbe", data_root, tmp_path, "DATASET.SUBSAMPLE_CLASSES", "base")
+    keep = [item for item in trainer.dataset.train_x if item.label < 2]  # three classes stay without an image
+    trainer.dataset.train_x[:], trainer.dataset.val[:] = keep, []
+    trainer.train()
+    predicted = trainer.predict([item.impath for item in keep]).argmax(1)
+    assert torch.equal(predicted, torch.tensor([item.label for item in keep]))

@@ -1,0 +1,373 @@
+"""GLA and its halves: what they add up, where their numbers come from, which bases they take."""
+
+import json
+import math
+
+import pytest
+import torch
+from building import SHORT, build, some_paths
+
+from unskew.debias.metrics import compute_accuracy
+from unskew.engine import debiasing
+from unskew.engine.trainer import TRAINER_REGISTRY, build_trainer
+
+
+def test_gla_adds_its_parts(data_root, tmp_path):
+    trainer = build("GLA", data_root, tmp_path, shots=4)
+    trainer.train()
+    paths = some_paths(trainer)
+    scores, t = trainer.scores(paths), trainer.terms
+    zs = trainer.zeroshot_logits(paths) / t.zeroshot_temperature
+    ft = trainer.base.predict(paths) / t.finetuned_temperature
+    assert 0 < t.rho <= 1
+    whole = t.ft_weight * (ft - t.rho * t.log_q) + t.zs_weight * (zs - t.log_q)
+    torch.testing.assert_close(scores["gla"], whole)
+    torch.testing.assert_close(scores["ensemble"], ft + zs)
+    torch.testing.assert_close(scores["debiased"], zs - t.log_q)
+    assert math.isclose(t.log_q.exp().sum().item(), 1, abs_tol=1e-5)
+    labels = torch.tensor([item.label for item in trainer.dataset.test])
+    for part, logits in trainer.scores([item.impath for item in trainer.dataset.test]).items():
+        accuracy = compute_accuracy(logits, labels)[0].item()
+        assert math.isclose(trainer.results[f"{part}_accuracy"], accuracy, abs_tol=1e-3)
+    assert trainer.results["accuracy"] == trainer.results["gla_accuracy"]
+
+
+@pytest.mark.parametrize("base", ["ZeroshotCLIP", "LinearProbe", "CoOp", "ProGrad"])
+def test_gla_takes_any_base(base, data_root, tmp_path):
+    trainer = build("GLA", data_root, tmp_path, "TRAINER.GLA.BASE", base)
+    trainer.train()
+    assert type(trainer.base).__name__ == base
+    fresh = build("GLA", data_root, tmp_path / "fresh", "TRAINER.GLA.BASE", base)
+    fresh.load_model(str(tmp_path))
+    assert torch.equal(fresh.predict(some_paths(fresh)), trainer.predict(some_paths(trainer)))
+
+
+def test_test_labels_change_nothing_but_the_score(data_root, tmp_path):
+    from unskew.data.dataset import Datum
+
+    honest, lied_to = build("GLA", data_root, tmp_path / "a", shots=4), build("GLA", data_root, tmp_path / "b", shots=4)
+    for trainer in (lied_to, lied_to.base):
+        test = trainer.dataset.test
+        test[:] = [Datum(item.impath, (item.label + 1) % 10, item.domain, item.classname) for item in test]
+    honest.train()
+    lied_to.train()
+    assert torch.equal(honest.terms.log_q, lied_to.terms.log_q)
+    assert torch.equal(honest.predict(some_paths(honest)), lied_to.predict(some_paths(honest)))
+    assert honest.results["accuracy"] != lied_to.results["accuracy"]
+
+
+def test_the_prior_is_fitted_on_train_and_val_unless_val_is_large(data_root, tmp_path):
+    from unskew.debias.prior import estimate_log_prior
+    from unskew.debias.temperature import fit_temperature
+
+    for large in (False, True):
+        trainer = build("DebiasedZeroshot", data_root, tmp_path, shots=4)
+        train, val = trainer.dataset.train_x, trainer.dataset.val
+        if large:
+            val *= 5  # 20 per class
+        paths, labels = trainer.labelled(val if large else [*train, *val])
+        zs = trainer.zeroshot_logits(paths)
+        temperature = fit_temperature(zs, labels)
+        trainer.fit_terms()
+        torch.testing.assert_close(trainer.terms.temperature, torch.tensor(temperature))
+        torch.testing.assert_close(trainer.terms.log_q, estimate_log_prior(zs / temperature, labels).log_q)
+
+
+@pytest.mark.slow
+def test_the_known_prior_is_recovered_and_its_removal_helps(data_root, tmp_path):
+    from unskew.micro import true_log_prior
+
+    trainer = build("GLA", data_root, tmp_path, shots=16, dataset="shapes")
+    trainer.fit_terms()
+    truth, estimate = true_log_prior("micro", "shapes"), trainer.terms.log_q
+    assert torch.corrcoef(torch.stack([truth, estimate]))[0, 1] >= 0.9
+    zs = trainer.zeroshot_logits([item.impath for item in trainer.dataset.test])
+    labels = torch.tensor([item.label for item in trainer.dataset.test])
+    plain = compute_accuracy(zs, labels)[0]
+    debiased = compute_accuracy(zs / trainer.terms.zeroshot_temperature - estimate, labels)[0]
+    assert debiased >= plain + 5
+
+
+# --- the prior --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["GLA", "DebiasedZeroshot"])
+def test_the_prior_may_come_from_a_file(name, data_root, tmp_path):
+    values = list(range(1, 11))
+    (tmp_path / "q.json").write_text(json.dumps(values))
+    trainer = build(name, data_root, tmp_path, f"TRAINER.{name.upper()}.PRIOR", str(tmp_path / "q.json"))
+    trainer.fit_terms()
+    log_q = trainer.terms.log_q
+    torch.testing.assert_close(log_q.exp(), torch.tensor(values) / 55)
+    with pytest.raises(ValueError, match="10 classes"):
+        (tmp_path / "q.json").write_text(json.dumps(values[1:]))
+        build(name, data_root, tmp_path, f"TRAINER.{name.upper()}.PRIOR", str(tmp_path / "q.json")).fit_terms()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("PRIOR", "convx"), ("STRENGTH", "much"), ("STRENGTH", "-1"), ("TEMPERATURE", "hot"), ("COMBINE", "add")],
+)
+def test_a_key_that_makes_no_sense_is_named(key, value, data_root, tmp_path):
+    with pytest.raises(ValueError, match=f"TRAINER.GLA.{key} must be .*{value}"):
+        build("GLA", data_root, tmp_path, f"TRAINER.GLA.{key}", value)
+
+
+@pytest.mark.parametrize(("method", "strength"), [("eigen", 1.0), ("em", 1.0), ("released", 1.0), ("convex", "cv")])
+def test_every_estimator_serves(method, strength, data_root, tmp_path):
+    from unskew.debias.prior import estimate_log_prior
+
+    opts = ("TRAINER.GLA.PRIOR", method, "TRAINER.GLA.STRENGTH", strength)
+    trainer = build("GLA", data_root, tmp_path, *opts)
+    trainer.fit_terms()
+    paths, labels = trainer.labelled([*trainer.dataset.train_x, *trainer.dataset.val])
+    zs = trainer.zeroshot_logits(paths) / trainer.terms.zeroshot_temperature
+    expected = estimate_log_prior(zs, labels, method=method, strength=strength).log_q
+    torch.testing.assert_close(trainer.terms.log_q, expected, atol=1e-5, rtol=1e-5)
+
+
+# --- other label frequencies ------------------------------------------------------------------------
+
+
+def uneven(trainer):
+    """Images of label c: c + 1 of them."""
+    kept = [item for c in range(10) for item in [i for i in trainer.dataset.train_x if i.label == c][: c + 1]]
+    trainer.dataset.train_x[:] = kept
+    return (torch.arange(1, 11) / 55).log()
+
+
+def test_train_frequencies_are_subtracted_unless_the_loss_did_it(data_root, tmp_path):
+    trainer = build("GLA", data_root, tmp_path, shots=16)
+    trainer.fit_terms()
+    assert not trainer.terms.log_p.any()  # balanced shots
+    log_p = uneven(trainer)
+    trainer.fit_terms()
+    torch.testing.assert_close(trainer.terms.log_p, log_p)
+    trainer.base.logit_adjusted = True
+    trainer.fit_terms()
+    assert not trainer.terms.log_p.any()
+
+
+def test_the_target_prior_is_added(data_root, tmp_path):
+    values = [10.0, *[1.0] * 9]
+    (tmp_path / "target.json").write_text(json.dumps(values))
+    plain = build("GLA", data_root, tmp_path)
+    moved = build("GLA", data_root, tmp_path, "TRAINER.GLA.TARGET", str(tmp_path / "target.json"))
+    paths = some_paths(plain)
+    for trainer in (plain, moved):
+        trainer.fit_terms()
+    difference = moved.predict(paths) - plain.predict(paths)
+    torch.testing.assert_close(difference, (torch.tensor(values) / 19).log().expand(40, 10), atol=1e-4, rtol=1e-4)
+    train = build("GLA", data_root, tmp_path, "TRAINER.GLA.TARGET", "train", shots=16)
+    log_p = uneven(train)
+    train.fit_terms()
+    torch.testing.assert_close(train.terms.log_target, log_p)
+    with pytest.raises(ValueError, match=r"TARGET must be uniform, train or a file, got 'nowhere.json'; there is no"):
+        build("GLA", data_root, tmp_path, "TRAINER.GLA.TARGET", "nowhere.json")
+
+
+# --- the combination --------------------------------------------------------------------------------
+
+
+def test_the_sum_is_the_papers_formula(data_root, tmp_path):
+    trainer = build("GLA", data_root, tmp_path, "TRAINER.GLA.COMBINE", "sum")
+    trainer.train()
+    scores = trainer.scores(some_paths(trainer))
+    torch.testing.assert_close(scores["gla"], scores["ft"] + scores["zs"] - trainer.terms.log_q)
+
+
+def test_a_base_that_is_zero_shot_has_kept_all_of_its_bias(data_root, tmp_path):
+    opts = ("TRAINER.GLA.BASE", "ZeroshotCLIP", "DATASET.NUM_VAL_SHOTS", 16)
+    trainer = build("GLA", data_root, tmp_path, *opts, shots=16)
+    trainer.train()
+    assert trainer.terms.rho > 0.8
+    scores = trainer.scores(some_paths(trainer))
+    assert (scores["gla"].argmax(1) == scores["debiased"].argmax(1)).float().mean() > 0.95
+
+
+@pytest.mark.slow
+def test_a_weak_base_does_not_drag_gla_down(data_root, tmp_path):
+    """A linear probe of two images a class, on 96 classes: far below zero-shot."""
+    opts = ("TRAINER.GLA.BASE", "LinearProbe", "TEST.SPLIT", "val")
+    weak = {
+        how: build("GLA", data_root, tmp_path / how, *opts, "TRAINER.GLA.COMBINE", how, dataset="shapes")
+        for how in ("fitted", "sum")
+    }
+    for trainer in weak.values():
+        trainer.train()
+    fitted, plain = weak["fitted"].results, weak["sum"].results
+    assert fitted["ft_accuracy"] < fitted["zs_accuracy"] - 10
+    assert fitted["accuracy"] > plain["accuracy"] + 3
+    assert fitted["accuracy"] > fitted["debiased_accuracy"] - 1
+
+
+# --- the base ---------------------------------------------------------------------------------------
+
+
+def finished(name, data_root, folder, *opts, **options):
+    """A run as `unskew train` leaves it."""
+    from unskew.runs.run import Run, execute
+
+    run = Run("digits", name, shots=2, root=data_root, folder=str(folder), opts=(*SHORT, *opts), **options)
+    return execute(run, console=False)
+
+
+@pytest.mark.parametrize("base", ["CoOp", "LinearProbe"])
+def test_a_base_that_is_trained_already_is_not_trained_again(base, data_root, tmp_path):
+    finished(base, data_root, tmp_path / "base", *(["TRAINER.COOP.N_CTX", 3] if base == "CoOp" else []), seed=1)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "base").rglob("*")}
+    opts = ("TRAINER.GLA.BASE", base, "TRAINER.GLA.BASE_DIR", str(tmp_path / "base"))
+    trainer = build("GLA", data_root, tmp_path / "gla", *opts)
+    trainer.base.fit = None  # it must not be called
+    trainer.train()
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "base").rglob("*")} == before
+    if base == "CoOp":
+        assert len(trainer.base.prompt_learner.ctx) == 3  # the run's own config, not the one around it
+    alone = build_trainer(trainer.base.cfg)
+    alone.load_model(str(tmp_path / "base"))
+    assert torch.equal(alone.predict(some_paths(alone)), trainer.base.predict(some_paths(alone)))
+    fresh = build("GLA", data_root, tmp_path / "fresh", *opts)
+    fresh.load_model(str(tmp_path / "gla"))
+    assert torch.equal(fresh.predict(some_paths(fresh)), trainer.predict(some_paths(fresh)))
+
+
+def test_a_base_dir_that_does_not_fit_is_refused(data_root, tmp_path):
+    finished("LinearProbe", data_root, tmp_path / "base", seed=2)
+
+    def gla(base, folder):
+        build("GLA", data_root, tmp_path / "gla", "TRAINER.GLA.BASE", base, "TRAINER.GLA.BASE_DIR", str(folder))
+
+    with pytest.raises(ValueError, match="a run of LinearProbe, but BASE is CoOp"):
+        gla("CoOp", tmp_path / "base")
+    with pytest.raises(ValueError, match="other images: its SEED is 2, here it is 1"):
+        gla("LinearProbe", tmp_path / "base")
+    with pytest.raises(FileNotFoundError, match="no finished run"):
+        gla("LinearProbe", tmp_path)
+
+
+def test_a_base_may_train_its_own_image_tower(data_root, tmp_path, monkeypatch):
+    """On images, its features another tower's than those of the zero-shot half."""
+    import copy
+
+    import torch.nn.functional as F
+
+    from unskew.debias.losses import cross_entropy
+    from unskew.engine.clip_trainer import CLIPTrainer
+
+    class Tower(CLIPTrainer):
+        needs_images = True
+
+        def build_model(self):
+            self.tower = copy.deepcopy(self.backbone.model.visual).float().requires_grad_(True)
+            self.register_for_training("tower", self.tower)
+
+        def parse_batch_train(self, batch):
+            return batch["img"].to(self.device), batch["label"].to(self.device)
+
+        def forward_backward(self, batch):
+            images, labels = self.parse_batch_train(batch)
+            loss = cross_entropy(self.cosine_logits(self.tower(images), self.zeroshot_weights), labels)
+            self.model_backward_and_update(loss)
+            return {"loss": loss.detach()}
+
+        @torch.no_grad()
+        def predict(self, paths):
+            self.set_model_mode("eval")
+            images = torch.cat([batch["img"] for batch in self.dm.path_loader(paths)])
+            return self.cosine_logits(F.normalize(self.tower(images), dim=-1), self.zeroshot_weights)
+
+    monkeypatch.setitem(TRAINER_REGISTRY._table, "CoOp", Tower)
+    trainer = build("GLA", data_root, tmp_path, "TRAINER.GLA.BASE", "CoOp", "OPTIM.LR", 0.05)
+    untouched = build("ZeroshotCLIP", data_root, tmp_path)
+    trainer.train()
+    scores, paths = trainer.scores(some_paths(trainer)), some_paths(trainer)
+    zs = untouched.predict(paths) / trainer.terms.zeroshot_temperature
+    torch.testing.assert_close(scores["zs"], zs)
+    assert (scores["ft"] - scores["zs"]).abs().max() > 0.1
+
+
+# --- the ensemble -----------------------------------------------------------------------------------
+
+
+def test_the_ensemble_is_gla_without_priors(data_root, tmp_path):
+    trainer = build("Ensemble", data_root, tmp_path, shots=4)
+    trainer.train()
+    paths = some_paths(trainer)
+    scores, t = trainer.scores(paths), trainer.terms
+    zs = trainer.zeroshot_logits(paths) / t.zeroshot_temperature
+    torch.testing.assert_close(trainer.predict(paths), zs + trainer.base.predict(paths) / t.finetuned_temperature)
+    assert list(scores) == ["zs", "ft", "ensemble"]
+    assert trainer.results["accuracy"] == trainer.results["ensemble_accuracy"]
+
+
+# --- what a run depends on --------------------------------------------------------------------------
+
+
+def test_a_finished_run_notices_that_its_prior_or_its_base_has_changed(data_root, tmp_path):
+    (tmp_path / "q.json").write_text(json.dumps([1] * 10))
+    opts = ("TRAINER.DEBIASEDZEROSHOT.PRIOR", str(tmp_path / "q.json"))
+    before = finished("DebiasedZeroshot", data_root, tmp_path / "run", *opts)
+    (tmp_path / "q.json").write_text(json.dumps([50, *[1] * 9]))
+    with pytest.raises(ValueError, match="differs in a file that it names"):
+        finished("DebiasedZeroshot", data_root, tmp_path / "run", *opts)
+    (tmp_path / "run" / "done").unlink()  # redone, it takes the file and not what its checkpoint holds
+    assert finished("DebiasedZeroshot", data_root, tmp_path / "run", *opts)["accuracy"] != before["accuracy"]
+
+    finished("LinearProbe", data_root, tmp_path / "base")
+    over = ("TRAINER.GLA.BASE", "LinearProbe", "TRAINER.GLA.BASE_DIR", str(tmp_path / "base"))
+    finished("GLA", data_root, tmp_path / "gla", *over)
+    finished("GLA", data_root, tmp_path / "gla", *over)
+    (tmp_path / "base" / "done").write_text("another")
+    with pytest.raises(ValueError, match="differs in a file that it names"):
+        finished("GLA", data_root, tmp_path / "gla", *over)
+
+
+@pytest.mark.parametrize("name", ["DebiasedZeroshot", "GLA"])
+def test_a_prior_of_other_classes_is_not_used(name, data_root, tmp_path, caplog):
+    """From base to new classes, as in CoOp's protocol: the context moves, log q does not."""
+    over = ("TRAINER.GLA.BASE", "CoOp")
+    trained = build(name, data_root, tmp_path / "base", *over, "DATASET.SUBSAMPLE_CLASSES", "base")
+    trained.train()
+    moved = build(name, data_root, tmp_path / "new", *over, "DATASET.SUBSAMPLE_CLASSES", "new")
+    moved.load_model(str(tmp_path / "base"))
+    assert "other classes" in caplog.text
+    fitted = build("DebiasedZeroshot", data_root, tmp_path / "x", "DATASET.SUBSAMPLE_CLASSES", "new")
+    fitted.fit_terms()
+    torch.testing.assert_close(moved.terms.log_q, fitted.terms.log_q)
+    again = build(name, data_root, tmp_path / "again", *over, "DATASET.SUBSAMPLE_CLASSES", "base")
+    again.load_model(str(tmp_path / "base"))
+    assert torch.equal(again.predict(some_paths(again)), trained.predict(some_paths(again)))
+
+
+def test_without_val_nothing_is_fitted_on_what_the_base_has_seen(data_root, tmp_path):
+    opts = ("TRAINER.GLA.BASE", "LinearProbe", "DATASET.NUM_VAL_SHOTS", 0, "TEST.FINAL_MODEL", "last_step")
+    trainer = build("GLA", data_root, tmp_path, *opts, shots=16)
+    trainer.train()
+    assert trainer.terms.finetuned_temperature == 1
+    scores = trainer.scores(some_paths(trainer))
+    torch.testing.assert_close(scores["gla"], scores["ft"] + scores["zs"] - trainer.terms.log_q)
+
+
+def test_the_target_has_no_part_in_the_choice_of_the_epoch(data_root, tmp_path):
+    (tmp_path / "target.json").write_text(json.dumps([1000, *[1] * 9]))
+    opts = ("OPTIM.MAX_EPOCH", 6, "OPTIM.LR", 0.005)
+    plain = build("GLA", data_root, tmp_path / "a", *opts, shots=4)
+    moved = build("GLA", data_root, tmp_path / "b", *opts, "TRAINER.GLA.TARGET", str(tmp_path / "target.json"), shots=4)
+    for trainer in (plain, moved):
+        trainer.train()
+    assert moved.base.best_result == pytest.approx(plain.base.best_result, abs=1e-4)
+    assert torch.equal(moved.base.predict(some_paths(moved)), plain.base.predict(some_paths(plain)))
+
+
+def test_bases_that_never_end_are_refused(data_root, tmp_path):
+    with pytest.raises(ValueError, match="GLA over Ensemble over GLA has no end"):
+        build("GLA", data_root, tmp_path, "TRAINER.GLA.BASE", "Ensemble", "TRAINER.ENSEMBLE.BASE", "GLA")
+
+
+def test_of_very_many_images_the_prior_is_fitted_on_some_of_each_class(data_root, tmp_path, monkeypatch):
+    trainer = build("DebiasedZeroshot", data_root, tmp_path, shots=4)
+    assert len(debiasing.fitting_items(trainer)) == 80  # 4 train and 4 val images of 10 classes
+    monkeypatch.setattr(debiasing, "MOST_LOGITS", 3 * 10 * 10)
+    items = debiasing.fitting_items(trainer)
+    assert len(items) == len(set(items)) == 30 and {item.label for item in items} == set(range(10))
+    assert not set(items) & set(trainer.dataset.test)

@@ -1,0 +1,80 @@
+"""Logs, and that processes that work together end with the code of what happened to them."""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from unskew.utils.logging import setup_logger
+
+logger = logging.getLogger("unskew")
+
+
+def test_an_error_leaves_its_traceback_in_the_log_alone(tmp_path, capsys):
+    with pytest.raises(KeyError), setup_logger(tmp_path, console=False):
+        logger.info("a line with a lone surrogate: \udc80")
+        {}["nothing"]
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert lines[0] == "a line with a lone surrogate: \\udc80"
+    assert lines[1:3] == ["Stopped", "Traceback (most recent call last):"] and lines[-1] == "KeyError: 'nothing'"
+    said = capsys.readouterr()
+    assert "Traceback" not in said.out + said.err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_disk_hides_no_error(tmp_path, capsys):
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    with pytest.raises(ValueError, match="the error itself"), setup_logger(tmp_path, console=False):
+        for _ in range(3):
+            logger.info("a line")
+        raise ValueError("the error itself")
+    log = tmp_path / "log.txt"
+    assert capsys.readouterr().err == f"the log '{log}' cannot be written (No space left on device)\n"
+    assert not logger.handlers
+
+
+SCRIPT = """
+import atexit, sys, threading, time
+import torch
+from unskew.engine.accelerator import build_accelerator
+
+def free():
+    time.sleep(0.1)
+    freed.append(True)
+
+# Gloo's threads may still be freeing the last exchange, and need Python for it, as this thread does.
+freed = []
+atexit.register(lambda: print(bool(freed)))  # registered first, so called last
+accelerator = build_accelerator(use_cuda=False)
+try:
+    for step in range(6):
+        if step == 3 and accelerator.process_index == 1:
+            sys.exit(2)
+        accelerator.reduce(torch.ones(1000), "mean")
+finally:
+    threading.Thread(target=free, daemon=True).start()
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_gives_up_lets_go_of_the_group_and_the_other_one_ends_too():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT],
+            env={**os.environ, **group, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    said = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [1, 2], said
+    assert [output for output, _ in said] == ["True\n", "True\n"]

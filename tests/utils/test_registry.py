@@ -1,0 +1,78 @@
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from unskew.utils.registry import Registry, discover
+
+
+def test_register_and_get():
+    registry = Registry("ANIMAL")
+
+    @registry.register()
+    class Cat: ...
+
+    @registry.register("dog")
+    class Hound: ...
+
+    assert registry.get("Cat") is Cat
+    assert registry.get("dog") is Hound
+    assert registry.registered_names() == ["Cat", "dog"]
+    assert "dog" in registry
+
+
+def test_a_duplicate_is_refused_unless_forced():
+    registry = Registry("ANIMAL")
+    registry.register("cat")(int)
+    with pytest.raises(KeyError, match="cat"):
+        registry.register("cat")(str)
+    registry.register("cat", str, force=True)
+    assert registry.get("cat") is str
+
+
+def test_an_unknown_name_lists_the_near_ones_whatever_the_case():
+    registry = Registry("ANIMAL")
+    for name in ("Cat", "Catfish", "Dog"):
+        registry.register(name)(int)
+    with pytest.raises(ValueError, match="did you mean Cat"):
+        registry.get("CAT")
+    with pytest.raises(ValueError, match=r"choose one of \(known: Cat, Catfish, Dog\)"):
+        registry.get("zzz")
+
+
+def test_dassls_way_of_force():
+    registry = Registry("TRAINER")
+    first, second = (type("X", (), {}) for _ in range(2))
+    registry.register(first)
+    with pytest.raises(KeyError, match="already"):
+        registry.register(second)
+    registry.register(second, True)
+    assert registry.get("X") is second
+
+
+def registered_from(folder, monkeypatch, package):
+    """What registers itself in a new registry when ``<package>.some_module`` in ``folder`` is imported by this name."""
+    module = ModuleType(f"{package}.some_module")
+    module.__file__ = str(folder / package / "some_module.py")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    registry = Registry("TRAINER")
+    registry.register()(type("X", (), {"__module__": module.__name__}))
+    return registry.registered_names()
+
+
+@pytest.mark.parametrize("package", ["trainers", "datasets"])
+def test_our_files_are_refused_by_a_bare_name(monkeypatch, package):
+    with pytest.raises(ValueError, match=rf"import 'unskew\.{package}\.some_module'"):
+        registered_from(Path(__file__).parents[2], monkeypatch, package)
+
+
+@pytest.mark.parametrize("package", ["trainers", "datasets"])
+def test_somebody_elses_packages_of_these_names_are_not(tmp_path, monkeypatch, package):
+    assert registered_from(tmp_path, monkeypatch, package) == ["X"]
+
+
+def test_discover_imports_the_modules_of_both_folders():
+    names = [module.__name__ for module in discover("unskew.trainers")]
+    assert "unskew.trainers.gla" in names
+    assert "unskew.datasets.digits" in [module.__name__ for module in discover("unskew.datasets")]

@@ -1,0 +1,61 @@
+"""The commands `unskew data list | prepare | verify`."""
+
+import argparse
+import os
+
+
+def add(commands) -> None:
+    data = commands.add_parser("data", help="the datasets: which are ready, fetch one, check one")
+    data = data.add_subparsers(required=True, metavar="COMMAND")
+    listed = data.add_parser("list", help="every dataset with its state, size and licence")
+    prepared = data.add_parser("prepare", help="download, check and lay out a dataset")
+    verified = data.add_parser("verify", help="count a dataset's images, look for them, open some")
+    for parser in (prepared, verified):
+        parser.add_argument("name", help="a name from unskew data list")
+    for parser in (listed, prepared):
+        parser.add_argument("--root", default="data", help="folder of the datasets (default: data)")
+    verified.add_argument("--root", default="", help="folder of the datasets (default: data), or your own data")
+    verified.add_argument("--full", action="store_true", help="open every image, list every problem")
+    verified.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides")
+    listed.set_defaults(command=_list)
+    prepared.set_defaults(command=_prepare)
+    verified.set_defaults(command=_verify)
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    from unskew.data import catalogue
+
+    print(catalogue.table(arguments.root))
+    there = "" if os.path.isdir(os.path.expanduser(arguments.root)) else ", which does not exist"
+    print(
+        f"\nStates are of '{arguments.root}'{there}, numbers as published. unskew data prepare NAME fetches a dataset."
+    )
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    from unskew.data import catalogue
+    from unskew.utils.logging import setup_logger
+
+    catalogue.dataset_class(arguments.name)
+    with setup_logger(None, console=True):
+        catalogue.bring(arguments.name, arguments.root)
+    _verify(argparse.Namespace(**vars(arguments), full=False, opts=[]))
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from unskew import config
+    from unskew.data.verify import verify
+    from unskew.engine.fingerprint import OWN
+
+    config.check_name("datasets", arguments.name)
+    opts = (*(("DATASET.ROOT", arguments.root) if arguments.root else ()), *arguments.opts)
+    report = verify(config.load(arguments.name, trainer="ZeroshotCLIP", opts=opts), arguments.full)
+    print(report.text(arguments.full))
+    if report.problems:
+        own = arguments.name in OWN
+        advice = "replace these files" if own else f"delete what is broken, then unskew data prepare {arguments.name}"
+        raise ValueError(
+            f"'{arguments.name}' in '{arguments.root or 'data'}': {len(report.wrong)} wrong number(s), "
+            f"{len(report.missing):,} image(s) missing, {len(report.unreadable):,} unreadable; {advice}"
+        )
+    print(f"{arguments.name}: all images are there, and {report.opened:,} of them were opened")

@@ -1,0 +1,1 @@
+"""CLIP: backbones, text and image features, adapters and heads."""

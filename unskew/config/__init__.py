@@ -1,0 +1,40 @@
+"""The configuration of a run, layered from YAML files and frozen once. Imports no torch."""
+
+from unskew.config.defaults import COMMON, get_cfg_default
+from unskew.config.load import (
+    all_defaults,
+    backbone_layer,
+    check_backbone,
+    check_name,
+    class_name,
+    dataset_layer,
+    derive,
+    dump,
+    flatten,
+    has_members,
+    load,
+    names,
+    read_base,
+    read_yaml,
+    set_key,
+)
+
+__all__ = [
+    "COMMON",
+    "all_defaults",
+    "backbone_layer",
+    "check_backbone",
+    "check_name",
+    "class_name",
+    "dataset_layer",
+    "derive",
+    "dump",
+    "flatten",
+    "get_cfg_default",
+    "has_members",
+    "load",
+    "names",
+    "read_base",
+    "read_yaml",
+    "set_key",
+]

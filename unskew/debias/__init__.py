@@ -1,0 +1,1 @@
+"""The mathematics of label bias, as functions and classes on arrays."""

@@ -1,0 +1,1 @@
+"""Downloads: sources, transfer, archives, installation."""

@@ -1,0 +1,228 @@
+"""Unpacking archives that come from elsewhere: nothing of them lands outside the folder, and not without end."""
+
+import gzip
+import os
+import platform
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from tqdm import tqdm
+
+CHUNK = 2**20
+
+# What reading a damaged archive may end in.
+_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, NotImplementedError)
+
+
+class _RefusedError(Exception):
+    """What an archive holds that it should not."""
+
+
+class _Member(NamedTuple):
+    """A folder, a file (``stream``) or a symbolic link (``link``) of an archive, at ``parts`` below its top."""
+
+    parts: tuple[str, ...]
+    stream: BinaryIO | None = None
+    link: str = ""
+
+
+def extract(archive, folder, *, limit: int | None = None) -> None:
+    """Unpack a .tar, .tar.gz or .zip into a new or empty folder; if that fails, the folder is removed.
+
+    What macOS adds (``__MACOSX``, ``._*``, ``.DS_Store``) is left out. Owners, times and permissions are
+    those of new files.
+
+    Args:
+        limit: bytes that it may unpack to; default 20 times the archive's size and 1 GiB.
+
+    Raises:
+        ValueError: the archive is damaged, cut short or of another kind, holds more than ``limit``, or a
+            member is not a file, folder or link inside the folder.
+        OSError: the disk is full.
+    """
+    archive, folder = Path(archive), Path(folder)
+    size = archive.stat().st_size
+    limit = 20 * size + 2**30 if limit is None else limit
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise ValueError(f"'{archive}' is not unpacked into '{folder}': the folder is not empty")
+    name = f"unpack {archive.name.lstrip('.')}"
+    bar = tqdm(total=size, desc=name, unit="B", unit_scale=True, leave=False, disable=None)
+    try:
+        with archive.open("rb") as file, bar:
+            # The place in the archive tells how far it is, also where the unpacked size is not known.
+            _write(_members(file, folder, limit), folder, limit, lambda: bar.update(max(0, file.tell() - bar.n)))
+    except BaseException as error:  # an interrupt too: half a folder is of no use
+        shutil.rmtree(folder, ignore_errors=True)
+        translated = _translated(error, archive)
+        if translated is None:
+            raise
+        raise translated from error
+
+
+def _translated(error: BaseException, archive: Path) -> Exception | None:
+    """An error that names the archive; ``None`` for one that is not about it."""
+    if isinstance(error, _RefusedError | tarfile.FilterError):
+        return ValueError(f"'{archive}' was not unpacked: {error}")
+    if isinstance(error, _DAMAGE):
+        reason = " ".join(str(error).split())
+        return ValueError(f"'{archive}' is damaged, cut short or no .tar, .tar.gz or .zip archive ({reason})")
+    if isinstance(error, OSError) and error.errno:
+        reason = f"cannot unpack '{archive}': {error.strerror}; make room there and run the same command again"
+        return type(error)(error.errno, reason)
+    return None
+
+
+# --- writing -------------------------------------------------------------------------------------------
+
+
+def _write(members: Iterable[_Member], folder: Path, limit: int, advance: Callable[[], None]) -> None:
+    left, made, links = limit, set(), []
+    for member in members:
+        path = os.path.join(folder, *member.parts)
+        if member.link:
+            links.append((path, member.link))
+            continue
+        parent = path if member.stream is None else os.path.dirname(path)
+        if parent not in made:
+            os.makedirs(parent, exist_ok=True)
+            made.add(parent)
+        if member.stream is None:
+            continue
+        with open(path, "wb") as target:
+            while chunk := member.stream.read(CHUNK):
+                left -= len(chunk)
+                if left < 0:
+                    raise _too_much(limit)
+                target.write(chunk)
+                advance()
+    _link(links, os.path.realpath(folder))
+
+
+def _too_much(limit: int) -> _RefusedError:
+    return _RefusedError(f"it unpacks to more than {limit} bytes")
+
+
+def _link(links: list[tuple[str, str]], root: str) -> None:
+    """Make the symbolic links, after all files: so no file is written through one.
+
+    Each is followed once it is made, so the next one is not made through a link that leads out.
+    """
+    for path, link in links:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        try:
+            os.symlink(link, path)
+            found = os.path.realpath(path, strict=True)
+        except OSError as error:
+            raise _RefusedError(f"its link {os.path.basename(path)!r} to {link!r} leads nowhere") from error
+        if os.path.commonpath([found, root]) != root:
+            raise _RefusedError(f"its link {os.path.basename(path)!r} to {link!r} leads out of the folder")
+
+
+# --- reading -------------------------------------------------------------------------------------------
+
+
+def _members(file: BinaryIO, folder: Path, limit: int) -> Iterator[_Member]:
+    start = file.read(4)
+    file.seek(0)
+    if start.startswith(b"PK"):
+        return _zip_members(file, folder, limit)
+    if start.startswith(b"\x1f\x8b"):
+        return _tar_members(gzip.GzipFile(fileobj=file), folder, limit)
+    return _tar_members(file, folder, limit)
+
+
+def _is_junk(name: str) -> bool:
+    top, _, _ = name.partition("/")
+    last = name.rstrip("/").rpartition("/")[2]
+    return top == "__MACOSX" or last.startswith("._") or last == ".DS_Store"
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """A member's path, refused rather than mended if it could lead out of the folder."""
+    parts = tuple(part for part in name.split("/") if part not in ("", "."))
+    if name.startswith("/") or os.path.isabs(name) or ".." in parts or "\\" in name or "\0" in name:
+        raise _RefusedError(f"it holds {name!r}, which is no path inside a folder")
+    return parts
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """Without it, tarfile takes a damaged header behind the first one for the end."""
+
+    @classmethod
+    def fromtarfile(cls, tar):
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # the block of zeros that ends an archive
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from error
+
+
+def _tar_members(file: BinaryIO, folder: Path, limit: int) -> Iterator[_Member]:
+    if not hasattr(tarfile, "data_filter"):
+        needed = "Python 3.10.12, 3.11.4 or newer"
+        raise _RefusedError(f"to unpack tar files safely needs {needed}, this is {platform.python_version()}")
+    with file, tarfile.open(fileobj=file, mode="r|", tarinfo=_StrictTarInfo) as tar:
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # it would keep all of them
+            if _is_junk(member.name):
+                continue
+            parts = _parts(member.name)
+            tarfile.data_filter(member, os.fspath(folder))  # refuses devices and links that lead out
+            if member.isdir():
+                yield _Member(parts)
+            elif member.issym():
+                yield _Member(parts, link=member.linkname)
+            elif member.islnk():
+                with _open_linked(member, folder) as stream:
+                    yield _Member(parts, stream)
+            else:
+                with tar.extractfile(member) as stream:
+                    yield _Member(parts, stream)
+        _read_to_end(file, limit)
+
+
+def _open_linked(member: tarfile.TarInfo, folder: Path) -> BinaryIO:
+    """The file that a hard link means; it was written before, and is copied."""
+    path = folder.joinpath(*_parts(member.linkname))
+    if not path.is_file():
+        raise _RefusedError(f"its link {member.name!r} to {member.linkname!r} leads nowhere")
+    return path.open("rb")
+
+
+def _read_to_end(file: BinaryIO, limit: int) -> None:
+    """Past the last member, for the checksum at the end of a .gz."""
+    left = limit
+    while block := file.read(CHUNK):
+        left -= len(block)
+        if left < 0:
+            raise _too_much(limit)
+
+
+def _zip_members(file: BinaryIO, folder: Path, limit: int) -> Iterator[_Member]:
+    with zipfile.ZipFile(file) as archive:
+        members = [member for member in archive.infolist() if not _is_junk(member.filename)]
+        needed, free = sum(member.file_size for member in members), shutil.disk_usage(folder).free
+        if needed > limit:
+            raise _too_much(limit)
+        if needed > free:
+            raise OSError(f"'{folder}' needs {needed} bytes and the disk has {free}; make room there and try again")
+        for member in members:
+            parts = _parts(member.orig_filename)  # filename is cleaned already
+            kind = stat.S_IFMT(member.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise _RefusedError(f"it holds {member.filename!r}, which is a link or a device")
+            if member.flag_bits & 1:
+                raise _RefusedError(f"{member.filename!r} is encrypted")
+            if member.is_dir():
+                yield _Member(parts)
+            else:
+                with archive.open(member) as stream:
+                    yield _Member(parts, stream)

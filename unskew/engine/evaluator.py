@@ -1,0 +1,161 @@
+"""Metrics, and the only code that reads test labels."""
+
+import logging
+import math
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from unskew.debias.metrics import class_accuracies, classification_metrics, group_accuracies
+from unskew.utils.files import write_atomically
+from unskew.utils.registry import Registry
+
+logger = logging.getLogger("unskew")
+
+EVALUATOR_REGISTRY = Registry("EVALUATOR")
+
+
+def labels_of(items: Sequence) -> Tensor:
+    """Labels [N] of a split's items; predictions are joined with them here, never before."""
+    return torch.tensor([item.label for item in items], dtype=torch.long)
+
+
+# --- evaluators --------------------------------------------------------------------------------------
+
+
+def build_evaluator(cfg, lab2cname: Mapping[int, str] | None = None, **kwargs):
+    """The evaluator that ``cfg.TEST.EVALUATOR`` names."""
+    return EVALUATOR_REGISTRY.get(cfg.TEST.EVALUATOR)(cfg, lab2cname=lab2cname, **kwargs)
+
+
+class EvaluatorBase:
+    """``reset()``, then ``process(mo, gt)`` for each batch, then ``evaluate()``.
+
+    Attributes:
+        groups: class indices by name; the accuracy of each group is reported too.
+    """
+
+    groups: Mapping[str, Tensor] = {}
+
+    def __init__(self, cfg) -> None:
+        self.cfg = cfg
+
+    def reset(self) -> None:
+        raise NotImplementedError
+
+    def process(self, mo: Tensor, gt: Tensor) -> None:
+        raise NotImplementedError
+
+    def evaluate(self) -> OrderedDict:
+        raise NotImplementedError
+
+    def predictions(self) -> dict[str, Tensor]:
+        """What was processed: ``logits`` [N, C], ``labels`` [N], and other logits by name; empty if it is not kept."""
+        return {}
+
+    def per_class_accuracy(self) -> list[float | None]:
+        """Of `predictions`: accuracy in percent of each class, by label; ``None`` for a class without images."""
+        raise NotImplementedError
+
+
+@EVALUATOR_REGISTRY.register()
+class Classification(EvaluatorBase):
+    """`classification_metrics` of everything processed, logged in the lines that CoOp's scripts read."""
+
+    def __init__(self, cfg, lab2cname: Mapping[int, str] | None = None, **kwargs) -> None:
+        super().__init__(cfg)
+        if cfg.TEST.PER_CLASS_RESULT and lab2cname is None:
+            raise ValueError("TEST.PER_CLASS_RESULT needs the class names (lab2cname)")
+        self._lab2cname = lab2cname
+        self.reset()
+
+    def reset(self) -> None:
+        self._logits: list[Tensor] = []
+        self._labels: list[Tensor] = []
+        self._extra: dict[str, list[Tensor]] = {}
+
+    def process(self, mo: Tensor, gt: Tensor, extra: Mapping[str, Tensor] | None = None) -> None:
+        """Take a batch.
+
+        Args:
+            mo: logits [B, C]. gt: labels [B].
+            extra: other logits [B, C] for the same images by name; each gives ``<name>_accuracy``.
+        """
+        self._logits.append(mo.detach())
+        self._labels.append(gt.detach())
+        for name, scores in (extra or {}).items():
+            self._extra.setdefault(name, []).append(scores.detach())
+
+    def predictions(self) -> dict[str, Tensor]:
+        if not getattr(self, "_logits", None):  # a subclass has counted what it processed by itself
+            return {}
+        parts = {"logits": self._logits, "labels": self._labels, **self._extra}
+        return {name: torch.cat(tensors).cpu().contiguous() for name, tensors in parts.items()}
+
+    def per_class_accuracy(self) -> list[float | None]:
+        logits, labels = torch.cat(self._logits), torch.cat(self._labels)
+        accuracies = 100 * class_accuracies(logits.argmax(1) == labels, labels, logits.shape[1])
+        return [None if math.isnan(value) else value for value in accuracies.tolist()]
+
+    def evaluate(self) -> OrderedDict:
+        """All metrics in percent, ``accuracy`` first; those of ``groups`` have the groups' names.
+
+        Raises:
+            ValueError: nothing was processed.
+        """
+        if not self._labels:
+            raise ValueError("nothing to evaluate: the split is empty")
+        logits, labels = torch.cat(self._logits), torch.cat(self._labels)  # [N, C], [N]
+        results = OrderedDict(classification_metrics(logits, labels))
+        total = len(labels)
+        lines = [
+            "=> result",
+            f"* total: {total:,}",
+            f"* correct: {round(results['accuracy'] * total / 100):,}",
+            f"* accuracy: {results['accuracy']:.1f}%",
+            f"* error: {results['error_rate']:.1f}%",
+            f"* macro_f1: {results['macro_f1']:.1f}%",
+            f"* balanced_accuracy: {results['balanced_accuracy']:.1f}%",
+            f"* ece: {results['ece']:.1f}%",
+        ]
+        for name, parts in self._extra.items():
+            accuracy = 100 * (torch.cat(parts).argmax(1) == labels).double().mean().item()
+            results[f"{name}_accuracy"] = accuracy
+            lines.append(f"* {name} accuracy: {accuracy:.1f}%")
+        if self.groups:
+            accuracies = group_accuracies(logits.argmax(1) == labels, labels, self.groups)
+            results |= accuracies
+            lines += [f"* {name}: {accuracy:.1f}%" for name, accuracy in accuracies.items()]
+        for line in lines:
+            logger.info(line)
+        if self.cfg.TEST.PER_CLASS_RESULT:
+            self._log_classes(labels, results["balanced_accuracy"])
+            results["perclass_accuracy"] = results["balanced_accuracy"]  # Dassl's name for it
+        if self.cfg.TEST.COMPUTE_CMAT:
+            self._save_confusion(logits.argmax(1), labels, logits.shape[1])
+        return results
+
+    def _log_classes(self, labels: Tensor, mean: float) -> None:
+        accuracies = self.per_class_accuracy()
+        totals = torch.bincount(labels, minlength=len(accuracies)).tolist()
+        logger.info("=> per-class result")
+        for label, (accuracy, total) in enumerate(zip(accuracies, totals, strict=True)):
+            if total:
+                logger.info(
+                    f"* class: {label} ({self._lab2cname[label]})\ttotal: {total:,}\t"
+                    f"correct: {round(accuracy * total / 100):,}\tacc: {accuracy:.1f}%"
+                )
+        logger.info(f"* average: {mean:.1f}%")
+
+    def _save_confusion(self, predicted: Tensor, labels: Tensor, num_classes: int) -> None:
+        """cmat.pt: [C, C], rows are true classes and sum to one (zero for a class without images)."""
+        cells = torch.bincount(labels * num_classes + predicted, minlength=num_classes**2)
+        matrix = cells.view(num_classes, num_classes).double()
+        matrix = matrix / matrix.sum(1, keepdim=True).clamp_min(1)
+        path = Path(self.cfg.OUTPUT_DIR) / "cmat.pt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda file: torch.save(matrix.cpu(), file))
+        logger.info(f"Confusion matrix is saved to {path}")

@@ -1,0 +1,140 @@
+"""Optimisers and learning-rate schedules from the config's ``OPTIM`` node, as Dassl has them."""
+
+import logging
+import math
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from unskew.utils.registry import unknown_name
+
+logger = logging.getLogger("unskew")
+
+AVAI_OPTIMS = ("adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw")
+
+AVAI_SCHEDS = ("single_step", "multi_step", "cosine")
+
+AVAI_WARMUPS = ("constant", "linear")
+
+
+def build_optimizer(model, optim_cfg, param_groups=None) -> torch.optim.Optimizer:
+    """The optimiser that ``optim_cfg.NAME`` names.
+
+    With ``STAGED_LR`` the children named in ``NEW_LAYERS`` learn at ``LR``, everything else at
+    ``LR * BASE_LR_MULT``.
+
+    Args:
+        model: a module, or an iterable of parameters.
+        param_groups: if given, what is optimised in place of ``model``.
+
+    Raises:
+        ValueError: an unknown optimiser or layer, or ``STAGED_LR`` without a module.
+    """
+    name, lr = optim_cfg.NAME, optim_cfg.LR
+    if name not in AVAI_OPTIMS:
+        raise ValueError(unknown_name("optimizer in OPTIM.NAME", name, AVAI_OPTIMS))
+    if param_groups is not None and optim_cfg.STAGED_LR:
+        logger.warning("OPTIM.STAGED_LR is ignored: the trainer gave its own parameter groups")
+    if param_groups is None and optim_cfg.STAGED_LR:
+        param_groups = _staged_groups(model, optim_cfg)
+    elif param_groups is None:
+        param_groups = model.parameters() if isinstance(model, nn.Module) else model
+
+    common = {"lr": lr, "weight_decay": optim_cfg.WEIGHT_DECAY}
+    betas = (optim_cfg.ADAM_BETA1, optim_cfg.ADAM_BETA2)
+    match name:
+        case "sgd":
+            momentum = {"momentum": optim_cfg.MOMENTUM, "dampening": optim_cfg.SGD_DAMPNING}
+            return torch.optim.SGD(param_groups, **common, **momentum, nesterov=optim_cfg.SGD_NESTEROV)
+        case "rmsprop":
+            settings = {"momentum": optim_cfg.MOMENTUM, "alpha": optim_cfg.RMSPROP_ALPHA}
+            return torch.optim.RMSprop(param_groups, **common, **settings)
+        case "radam":
+            # Dassl's is that of the paper's authors, whose weight decay is AdamW's.
+            return torch.optim.RAdam(param_groups, **common, betas=betas, decoupled_weight_decay=True)
+        case "adamw":
+            return torch.optim.AdamW(param_groups, **common, betas=betas)
+        case _:
+            return torch.optim.Adam(param_groups, **common, betas=betas, amsgrad=name == "amsgrad")
+
+
+def _staged_groups(model, optim_cfg) -> list[dict]:
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"OPTIM.STAGED_LR needs a module to find its layers in, got {type(model).__name__}")
+    if isinstance(model, nn.DataParallel):
+        model = model.module
+    new_layers = optim_cfg.NEW_LAYERS
+    new_layers = [new_layers] if isinstance(new_layers, str) else list(new_layers)
+    children = [name for name, _ in model.named_children()]
+    for layer in new_layers:
+        if layer not in children:
+            raise ValueError(unknown_name("layer in OPTIM.NEW_LAYERS", layer, children))
+    base, new = [], []
+    for name, parameter in model.named_parameters():
+        (new if name.split(".")[0] in new_layers else base).append(parameter)
+    return [{"params": base, "lr": optim_cfg.LR * optim_cfg.BASE_LR_MULT}, {"params": new}]
+
+
+def _decay(optim_cfg, count: int) -> float:
+    """The main schedule after ``count`` steps, as a factor of the base rate."""
+    stepsize, max_epoch = optim_cfg.STEPSIZE, optim_cfg.MAX_EPOCH
+    match optim_cfg.LR_SCHEDULER:
+        case "cosine":
+            return (1 + math.cos(math.pi * count / max(1, max_epoch))) / 2
+        case "multi_step":
+            return optim_cfg.GAMMA ** sum(0 < milestone <= count for milestone in stepsize)
+        case _:
+            step = stepsize[-1] if isinstance(stepsize, list | tuple) else stepsize
+            return optim_cfg.GAMMA ** (count // (step if step > 0 else max(1, max_epoch)))
+
+
+def learning_rate(optim_cfg, epoch: int, base_lr: float) -> float:
+    """The learning rate of ``epoch`` (from 0), in closed form.
+
+    The first ``WARMUP_EPOCH`` epochs run at ``WARMUP_CONS_LR`` (constant), or at ``WARMUP_MIN_LR`` and then
+    ``base_lr * epoch / WARMUP_EPOCH`` (linear). The main schedule starts from ``base_lr`` after them: from its own
+    beginning with ``WARMUP_RECOUNT``, so that cosine over MAX_EPOCH does not come down to zero; else at the point that
+    it would have reached, relative to the rate there, as stepping Dassl's schedulers gives it.
+    """
+    warmup = max(0, optim_cfg.WARMUP_EPOCH)
+    if epoch < warmup:
+        if optim_cfg.WARMUP_TYPE == "constant":
+            return optim_cfg.WARMUP_CONS_LR
+        return base_lr * epoch / warmup if epoch else optim_cfg.WARMUP_MIN_LR
+    if optim_cfg.WARMUP_RECOUNT:
+        return base_lr * _decay(optim_cfg, epoch - warmup)
+    return base_lr * _decay(optim_cfg, epoch) / (_decay(optim_cfg, warmup) or 1.0)
+
+
+class EpochSchedule(LRScheduler):
+    """`learning_rate` as a PyTorch scheduler, stepped once an epoch; its state is plain numbers."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, optim_cfg) -> None:
+        self.optim_cfg = optim_cfg
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:
+        return [learning_rate(self.optim_cfg, self.last_epoch, base_lr) for base_lr in self.base_lrs]
+
+    def state_dict(self) -> dict:
+        return {key: value for key, value in super().state_dict().items() if key != "optim_cfg"}
+
+
+def build_lr_scheduler(optimizer: torch.optim.Optimizer, optim_cfg) -> EpochSchedule:
+    """The schedule that ``optim_cfg.LR_SCHEDULER`` names, with warm-up; equal to Dassl's epoch by epoch.
+
+    Raises:
+        ValueError: an unknown schedule or warm-up, or a ``STEPSIZE`` that does not fit the schedule.
+    """
+    name, stepsize = optim_cfg.LR_SCHEDULER, optim_cfg.STEPSIZE
+    if name not in AVAI_SCHEDS:
+        raise ValueError(unknown_name("schedule in OPTIM.LR_SCHEDULER", name, AVAI_SCHEDS))
+    steps = stepsize if isinstance(stepsize, list | tuple) else [stepsize]
+    if name == "multi_step" and not isinstance(stepsize, list | tuple):
+        raise ValueError(f"OPTIM.STEPSIZE must be a list of epochs for multi_step, got {stepsize!r}")
+    if name != "cosine" and not (steps and all(isinstance(step, int) for step in steps)):
+        raise ValueError(f"OPTIM.STEPSIZE must hold whole epochs, got {stepsize!r}")
+    if optim_cfg.WARMUP_EPOCH > 0 and optim_cfg.WARMUP_TYPE not in AVAI_WARMUPS:
+        raise ValueError(unknown_name("warm-up in OPTIM.WARMUP_TYPE", optim_cfg.WARMUP_TYPE, AVAI_WARMUPS))
+    return EpochSchedule(optimizer, optim_cfg)
