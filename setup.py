@@ -21,17 +21,19 @@ setup(
     packages=find_packages(include=["unskew", "unskew.*"]) + list(INSIDE),
     package_dir=INSIDE,
     package_data={
-        "unskew.configs": ["*/*.yaml"],
+        "unskew": ["py.typed", "*.pyi", "*/*.pyi"],
+        "unskew.configs": ["*.yaml", "*/*.yaml"],
         "unskew.micro": ["models/*"],
     },
     install_requires=[
         "accelerate>=1.0",
         "filelock",
         "gdown>=6.3",
-        "lazy_loader",
+        "lazy_loader>=0.4",
         "matplotlib",
         "numpy",
         "open_clip_torch>=3.0",
+        "pandas",
         "pillow",
         "PyYAML",
         "requests",
@@ -46,6 +48,18 @@ setup(
         "tqdm",
         "yacs",
     ],
-    extras_require={"test": ["pytest", "pytest-xdist", "ruff", "setuptools>=70.1"]},
+    extras_require={
+        "test": [
+            "mypy",
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            "setuptools>=70.1",
+            "types-PyYAML",
+            "types-requests",
+            "types-tabulate",
+            "types-tqdm",
+        ]
+    },
     entry_points={"console_scripts": ["unskew = unskew.cli.main:main"]},
 )
