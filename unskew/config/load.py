@@ -16,8 +16,8 @@ import yaml
 from yacs.config import CfgNode
 
 import unskew
+from unskew.config import plugins
 from unskew.config.defaults import COMMON, get_cfg_default
-from unskew.runs import plugins
 from unskew.utils.registry import discover, unknown_name
 
 FINAL_MODELS = ("last_step", "best_val")

@@ -24,11 +24,11 @@ except ModuleNotFoundError as error:
     ) from error
 
 from unskew import config
+from unskew.config import plugins
 from unskew.dassl.utils import show_log_lines
 from unskew.data.dataset import DATASET_REGISTRY, DatasetBase, Datum
 from unskew.data.published import openai_templates
 from unskew.engine.trainer import TRAINER_REGISTRY, SimpleTrainer, build_trainer
-from unskew.runs import plugins
 
 logger = logging.getLogger("unskew")
 

@@ -1,29 +1,30 @@
-"""Somebody's datasets and trainers, from a file or a module of theirs: ``--plugin FILE_OR_MODULE``.
+"""Import of plugins: datasets and trainers in files or modules of the user, ``--plugin FILE_OR_MODULE``.
 
-They register when they are imported, by our names (`unskew.engine`) or by Dassl's (`dassl.engine`), which are ours.
+The classes register on import, by our names (`unskew.engine`) or by Dassl's (`dassl.engine`), which are ours. The
+names and config keys that they bring are declared in `unskew.config.plugins`.
 """
 
 import contextlib
-import copy
+import functools
 import importlib
 import inspect
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from types import ModuleType
+from typing import NamedTuple, TypeVar
 
-from yacs.config import CfgNode
-
+from unskew.config import plugins as declared
 from unskew.utils.files import expand
-from unskew.utils.registry import discover
+from unskew.utils.registry import Registry, discover
 
+T = TypeVar("T")
 logger = logging.getLogger("unskew")
 
-# What config.py calls an axis: where its classes register.
+# An axis of the config: the registry of its classes.
 _REGISTRIES = {
     "datasets": ("unskew.data.dataset", "DATASET_REGISTRY"),
     "trainers": ("unskew.engine.trainer", "TRAINER_REGISTRY"),
@@ -33,7 +34,7 @@ _REGISTRIES = {
 
 
 class _Place(NamedTuple):
-    """How a plugin is imported: as module ``name``, with ``root`` first on ``sys.path``."""
+    """The module that a plugin is imported as, with ``root`` first on ``sys.path``."""
 
     given: str
     name: str
@@ -41,95 +42,41 @@ class _Place(NamedTuple):
     file: Path | None
 
 
-@dataclass(frozen=True)
-class Plugin:
-    """What a plugin brought: new names by axis, and the functions that add its keys to a config."""
-
-    place: _Place
-    names: dict[str, tuple[str, ...]]
-    defaults: dict[str, Callable]  # by the trainer's node
-    extend_cfg: Callable | None
-
-    def brings(self, wanted: Iterable[str]) -> bool:
-        return any(name in names for names in self.names.values() for name in wanted)
-
-
-_loaded: dict[str, Plugin] = {}  # by module
-
-_lent: dict[str, set[str]] = {}  # by axis
+_loaded: set[str] = set()  # names of modules
 
 
 def load(given: Sequence[str]) -> None:
-    """Import each plugin once in this process, whatever it is called; ours are registered before.
+    """Import each plugin once per process; our trainers and datasets are registered before the first one.
 
-    A class whose name one of ours has is left out, which a warning says.
+    A warning names each class that is left out because a class of ours has its name.
 
     Args:
-        given: paths of .py files or of packages' folders, or names of modules; the current folder is searched too.
+        given: paths of .py files or of package folders, or names of modules; the current folder is searched too.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: there is no such module, or importing it fails; the plugin, the error and its line are named.
+        FileNotFoundError: a file does not exist.
+        ValueError: a module does not exist, or its import fails; the plugin, the error and its line are named.
     """
-    places = [_locate(one) for one in given]  # a file that is not there is said before the first is imported
+    places = [_locate(path) for path in given]  # missing files are reported before the first import
     if places and not _loaded:
-        from unskew.dassl import compat, finder  # these need torch, which a typo in a name need not wait for
+        from unskew.dassl import compat, finder  # torch, which a mistyped name need not wait for
 
-        finder.install(force=True)  # a real Dassl would file their classes in its own registries
+        finder.install(force=True)  # a real Dassl would register the classes in its own tables
         compat.apply()
         discover("unskew.trainers")
         discover("unskew.datasets")
     for place in places:
-        _check_name(place)
+        _check_module(place)
         if place.name not in _loaded:
-            _loaded[place.name] = _import(place)
-
-
-def names(axis: str) -> list[str]:
-    """What the plugins so far have brought, or is lent: "datasets" or "trainers"; of "backbones" also Dassl's."""
-    if axis == "backbones" and _loaded:
-        from unskew.dassl.modeling import BACKBONE_REGISTRY
-
-        return BACKBONE_REGISTRY.registered_names()
-    brought = (name for plugin in _loaded.values() for name in plugin.names.get(axis, ()))
-    return list(dict.fromkeys([*brought, *sorted(_lent.get(axis, ()))]))
-
-
-def declare(axis: str, name: str) -> None:
-    """Let configs name what is registered here without being a plugin's: a dataset that a real Dassl has loaded."""
-    _lent.setdefault(axis, set()).add(name)
-
-
-def extend(cfg: CfgNode, used: Sequence[str]) -> list[str]:
-    """Add the plugins' keys: ``defaults()`` beside a trainer, as ours have, at ``TRAINER.<NAME>``, and
-    ``extend_cfg(cfg)`` of the plugin itself, as Dassl's scripts have.
-
-    Keys that exist keep their values, which trainers here read; where a plugin's differ, one warning says so.
-
-    Args:
-        used: the run's dataset and trainers.
-
-    Returns:
-        Keys to drop once the run's values are set: of plugins whose datasets and trainers are others. A sweep gives
-        the values of all its trainers' keys to every run.
-
-    Raises:
-        ValueError: one of these functions fails.
-    """
-    unused, serves = [], {plugin.place.name: plugin.brings(used) for plugin in _loaded.values()}
-    for plugin in sorted(_loaded.values(), key=lambda plugin: not serves[plugin.place.name]):
-        added = _extend(cfg, plugin)
-        only_keys = not any(plugin.names.values())  # they are for the other plugins
-        if not serves[plugin.place.name] and not (only_keys and any(serves.values())):
-            unused += added
-    return unused
+            declared.add(_import(place))
+            _loaded.add(place.name)
 
 
 # --- importing --------------------------------------------------------------------------------------
 
 
 def _locate(given: str) -> _Place:
-    """A file of a package goes by its full dotted name, so that its relative imports work; any other by its stem."""
+    """Return the module of a plugin: a package's file keeps its dotted name, so that relative imports work."""
     separated = any(mark in given for mark in (os.sep, os.altsep) if mark)
     if not separated and not given.endswith(".py") and given.strip("."):  # "." is a folder
         return _Place(given, given, Path.cwd(), None)
@@ -145,8 +92,8 @@ def _locate(given: str) -> _Place:
     return _Place(given, ".".join(parts).removesuffix(".__init__"), root, file)
 
 
-def _check_name(place: _Place) -> None:
-    """Raise ``ValueError`` if its module, or a package around it, is loaded from another file."""
+def _check_module(place: _Place) -> None:
+    """Raise ``ValueError`` if the plugin's module, or a package around it, is loaded from another file."""
     if place.file is None:
         return
     parts = place.name.split(".")
@@ -156,29 +103,20 @@ def _check_name(place: _Place) -> None:
         loaded = getattr(sys.modules.get(name), "__file__", None)
         if name in sys.modules and not (loaded and os.path.exists(loaded) and os.path.samefile(loaded, file)):
             raise ValueError(
-                f"plugin '{place.given}' would be the module '{name}', but another of that name is loaded "
-                f"({loaded or 'built in'}); rename it, or run the two apart"
+                f"plugin '{place.given}' would be the module '{name}', but another module of that name is loaded "
+                f"({loaded or 'built in'}); rename the plugin, or run the two separately"
             )
 
 
-def _import(place: _Place) -> Plugin:
-    registries = {axis: getattr(importlib.import_module(home), name) for axis, (home, name) in _REGISTRIES.items()}
+def _import(place: _Place) -> declared.Plugin:
+    """Import a plugin and return the names and config keys that it adds."""
+    registries: dict[str, Registry] = {
+        axis: getattr(importlib.import_module(home), name) for axis, (home, name) in _REGISTRIES.items()
+    }
     before = {axis: set(registry.registered_names()) for axis, registry in registries.items()}
     was_loaded = place.name in sys.modules
-    if sys.path[:1] != [str(place.root)]:
-        sys.path.insert(0, str(place.root))
-    importlib.invalidate_caches()
-    with contextlib.ExitStack() as stack:
-        left_out = {axis: stack.enter_context(registry.keep_first()) for axis, registry in registries.items()}
-        module = _run(lambda: importlib.import_module(place.name), place)
-    _check_name(place)  # a package beside mine.py that is called mine comes first
-    for axis, pairs in left_out.items():
-        for name, cls in pairs:
-            logger.warning(
-                f"plugin '{place.given}': its {axis.removesuffix('s')} {name} (of {cls.__module__}) is left out, since "
-                f"{registries[axis].get(name).__module__} has that name"
-            )
-    found = {
+    module, left_out = _import_module(place, registries)
+    new_names = {
         axis: tuple(
             name
             for name in registry.registered_names()
@@ -186,31 +124,50 @@ def _import(place: _Place) -> Plugin:
         )
         for axis, registry in registries.items()
     }
-    homes = {name.upper(): sys.modules[registries["trainers"].get(name).__module__] for name in found["trainers"]}
-    defaults = {node: _function(home, "defaults") for node, home in homes.items() if _function(home, "defaults")}
-    extend_cfg = _function(module, "extend_cfg")
-    if not (was_loaded or extend_cfg or any(left_out.values()) or any(found.values())):
+    homes = {name.upper(): sys.modules[registries["trainers"].get(name).__module__] for name in new_names["trainers"]}
+    functions = {node: function for node, home in homes.items() if (function := _function(home, "defaults", place))}
+    extend_cfg = _function(module, "extend_cfg", place)
+    if not (was_loaded or extend_cfg or left_out or any(new_names.values())):
         logger.warning(f"plugin '{place.given}' registers no dataset and no trainer")
-    return Plugin(place, found, defaults, extend_cfg)
+    declared.declare("backbones", *registries["backbones"].registered_names())  # Dassl's names, which plugins may use
+    return declared.Plugin(place.given, new_names, functions, extend_cfg)
 
 
-def _function(module, name: str) -> Callable | None:
+def _import_module(place: _Place, registries: dict[str, Registry]) -> tuple[ModuleType, bool]:
+    """Import a plugin's module; also return whether classes were left out because their names were taken."""
+    if sys.path[:1] != [str(place.root)]:
+        sys.path.insert(0, str(place.root))
+    importlib.invalidate_caches()
+    with contextlib.ExitStack() as stack:
+        left_out = {axis: stack.enter_context(registry.keep_first()) for axis, registry in registries.items()}
+        module = _call(place, importlib.import_module, place.name)
+    _check_module(place)  # a package `mine` beside mine.py comes first
+    for axis, pairs in left_out.items():
+        for name, cls in pairs:
+            logger.warning(
+                f"plugin '{place.given}': its {axis.removesuffix('s')} {name} (of {cls.__module__}) is left out, since "
+                f"{registries[axis].get(name).__module__} has that name"
+            )
+    return module, any(left_out.values())
+
+
+def _function(module: ModuleType, name: str, place: _Place) -> Callable | None:
     function = getattr(module, name, None)
-    return function if inspect.isfunction(function) else None
+    return functools.partial(_call, place, function) if inspect.isfunction(function) else None
 
 
-def _run(function: Callable, place: _Place):
-    """The result of a plugin's code, whose errors are said in one line."""
+def _call(place: _Place, function: Callable[..., T], *arguments: object) -> T:
+    """Call a function of a plugin; its errors become a ``ValueError`` of one line."""
     try:
-        return function()
-    except (Exception, SystemExit) as error:  # theirs may raise anything, and a script without a main guard exits
+        return function(*arguments)
+    except (Exception, SystemExit) as error:  # a script without a main guard exits
         if isinstance(error, ModuleNotFoundError) and place.file is None and _is_part(error.name, place.name):
             raise ValueError(
-                f"there is no module '{place.name}' here or among the installed ones; give its name, or a file .../x.py"
+                f"no module '{place.name}' in this folder or installed; give a module's name, or a file .../x.py"
             ) from error
-        text = error.msg if isinstance(error, SyntaxError) else str(error)  # its own text says the line too
-        said = " ".join(f"{type(error).__name__}: {text}".split()).removesuffix(":")
-        raise ValueError(f"plugin '{place.given}' fails: {said} ({_line_of(error, place.root)})") from error
+        text = error.msg if isinstance(error, SyntaxError) else str(error)  # str() repeats the line number
+        message = " ".join(f"{type(error).__name__}: {text}".split()).removesuffix(":")
+        raise ValueError(f"plugin '{place.given}' fails: {message} ({_line_of(error, place.root)})") from error
 
 
 def _is_part(name: str | None, module: str) -> bool:
@@ -218,7 +175,7 @@ def _is_part(name: str | None, module: str) -> bool:
 
 
 def _line_of(error: BaseException, root: Path) -> str:
-    """ "mine.py, line 3": the last line of theirs that was reached."""
+    """Return "mine.py, line 3": the last line of the plugin that was reached."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
@@ -226,35 +183,3 @@ def _line_of(error: BaseException, root: Path) -> str:
     theirs = [f for f in frames if Path(f.filename).is_relative_to(root) and not Path(f.filename).is_relative_to(here)]
     last = (theirs or frames)[-1]
     return f"{last.filename}, line {last.lineno}"
-
-
-# --- config keys ------------------------------------------------------------------------------------
-
-
-def _extend(cfg: CfgNode, plugin: Plugin) -> list[str]:
-    """Add a plugin's keys; returns the new ones, a node for all that is in it."""
-    added, kept = [], []
-    for node, defaults in plugin.defaults.items():
-        tree = _run(lambda defaults=defaults: CfgNode(defaults()), plugin.place)
-        _add(cfg, CfgNode({"TRAINER": {node: tree}}), added, kept)
-    if plugin.extend_cfg:
-        theirs = cfg.clone()
-        _run(lambda: plugin.extend_cfg(theirs), plugin.place)
-        _add(cfg, theirs, added, kept)
-    if kept:
-        from unskew.utils.logging import warn_once
-
-        warn_once(f"plugin '{plugin.place.given}' sets keys that keep their values here: {', '.join(kept)}")
-    return added
-
-
-def _add(cfg: CfgNode, tree: CfgNode, added: list[str], kept: list[str], prefix: str = "") -> None:
-    """Add what is missing; ``kept`` gets what is there with another value, as "OPTIM.LR 0.1 (here 0.002)"."""
-    for key, value in tree.items():
-        if key not in cfg:
-            cfg[key] = copy.deepcopy(value)  # a node that all calls share would stay frozen after the first
-            added.append(f"{prefix}{key}")
-        elif isinstance(value, dict) and isinstance(cfg[key], dict):
-            _add(cfg[key], value, added, kept, f"{prefix}{key}.")
-        elif value != cfg[key]:
-            kept.append(f"{prefix}{key} {value!r} (here {cfg[key]!r})")
