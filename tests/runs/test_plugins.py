@@ -226,7 +226,7 @@ def test_nothing_of_ours_is_fitted_on_test_images_that_a_dataset_gives_twice(
     split, trainer, pets, tmp_path, capsys, monkeypatch
 ):
     """As val CoOp's ImageNet does, as training images its variants do."""
-    monkeypatch.setattr(logging, "_said", set())
+    monkeypatch.setattr(logging, "_warned", set())
     plugin = write(tmp_path / "mypets.py", DATASET.replace(f'self.read("{split}")', 'self.read("test")'))
     argv = ["train", "--plugin", plugin, "-d", "MyPets", "-t", trainer, "--root", pets]
     argv += ["--output-dir", str(tmp_path / "run"), *QUICK, "MODEL.BACKBONE.NAME", "micro"]

@@ -1,1 +1,1 @@
-"""Registry, errors, files, seeds and logging: helpers that know nothing of the other rooms."""
+"""Helpers that depend on no other package of the library: registry, errors, files, seeds, logging, safe pickles."""

@@ -1,38 +1,43 @@
-"""What is said of an error."""
+"""Error messages, exit codes, and the exceptions that damaged files raise."""
 
 import os
 import sys
 from collections.abc import Callable
 
+# Reading a damaged file may raise any of these; a reader adds the exceptions of its own format.
+DAMAGE = (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError, OSError)
+
 
 def format_error(error: BaseException) -> str:
-    """The last line of the message: a loader's worker process puts a traceback and the error's own name before it."""
+    """Return an error's message as one line.
+
+    It is the last line of the message, because a loader's worker process puts a traceback and the error's type before
+    it.
+    """
     text = error.strerror if isinstance(error, OSError) and error.filename is None and error.strerror else str(error)
     lines = text.strip().splitlines() or [type(error).__name__]
     return lines[-1].removeprefix(f"{type(error).__name__}: ")
 
 
-# What reading a damaged file may end in, besides an unknown class.
-DAMAGE = (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError, OSError)
-
-
 def exit_code(command: Callable[[], object], hint: str = "") -> int:
-    """Run something that a person asked for.
+    """Run a command of the user and turn its errors into an exit code.
 
     Args:
-        hint: said behind a mistake's line.
+        command: the function to run.
+        hint: text to append to an error's line.
 
     Returns:
-        0; 2 for a user's mistake, said in one line (with UNSKEW_DEBUG set, it raises); 130 for an interrupt.
+        0 for success; 2 for a user's mistake, which is printed as one line (with UNSKEW_DEBUG set, it is raised
+        instead); 130 for an interrupt.
     """
     try:
         command()
-    except (ValueError, OSError, FloatingPointError) as error:  # the last of a loss that is not finite
+    except (ValueError, OSError, FloatingPointError) as error:  # FloatingPointError: the loss is not finite
         if os.environ.get("UNSKEW_DEBUG"):
             raise
         print(f"unskew: error: {format_error(error)}{hint}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nunskew: interrupted; finished runs are kept, the same command goes on from there", file=sys.stderr)
+        print("\nunskew: interrupted; run the same command again to resume (finished runs are kept)", file=sys.stderr)
         return 130
     return 0

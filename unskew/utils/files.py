@@ -1,4 +1,4 @@
-"""Files: written whole (aside first, then renamed into place), JSON, and where derived ones go."""
+"""Atomic writes, JSON files, and the folders of caches."""
 
 import hashlib
 import json
@@ -7,62 +7,67 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
-def write_atomically(path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
-    """Write ``path`` so that a reader sees the old file or the new one, never a part.
+def write_atomically(path: str | Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
+    """Write a file so that a reader sees the old content or the new one, never a part.
 
     Args:
-        content: text (as UTF-8), bytes, or a function that writes to the binary file it is given.
+        path: the file to write.
+        content: text (written as UTF-8), bytes, or a function that writes to an open binary file.
 
     Raises:
-        OSError: it cannot be written (a full disk); the file is named and what was there before is kept.
+        OSError: the file cannot be written, for instance because the disk is full; its old content is kept.
     """
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}")
     try:
-        with aside.open("wb") as file:
+        with temporary.open("wb") as file:
             if callable(content):
                 content(file)
             else:
                 file.write(content.encode() if isinstance(content, str) else content)
-        os.replace(aside, path)
-    except OSError as error:  # a failed write() does not know its file's name
-        reason = f"cannot write '{path}': {error.strerror}; make room there and run the same command again"
+        os.replace(temporary, path)
+    except OSError as error:  # a failed write() does not name its file
+        reason = f"cannot write '{path}': {error.strerror}; make room on the disk and run the same command again"
         raise type(error)(error.errno, reason) from error
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def make_folder(folder, fill: Callable[[Path], object]) -> None:
-    """Make a folder whose content ``fill(path)`` writes; a reader sees all of it or nothing.
+def make_folder(folder: str | Path, fill: Callable[[Path], object]) -> None:
+    """Create a folder with content so that a reader sees all of it or nothing.
 
-    Where another process is first with the same content, its folder stays.
+    If another process creates the same folder first, that one is kept.
+
+    Args:
+        folder: the folder to create.
+        fill: a function that writes the content into the folder that it is given.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the folder cannot be written.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        fill(work)
-        work.chmod(0o755)  # mkdtemp's are private
-        os.rename(work, folder)
+        fill(temporary)
+        temporary.chmod(0o755)  # mkdtemp makes it private
+        os.rename(temporary, folder)
     except OSError:
         if not folder.is_dir():
             raise
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read_json(path):
-    """The content of a JSON file.
+def read_json(path: str | Path) -> Any:
+    """Return the content of a JSON file.
 
     Raises:
-        FileNotFoundError: it is not there.
-        ValueError: it is not JSON.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not JSON.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -72,34 +77,34 @@ def read_json(path):
         raise ValueError(f"'{path}' is not a JSON file: {error}") from None
 
 
-def write_json(content, path) -> None:
-    """Write a JSON file, and its folder if need be; a reader sees the old file or the new one, never a part."""
+def write_json(content: object, path: str | Path) -> None:
+    """Write a JSON file atomically; create its folder if it is missing."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(content))
 
 
-def expand(path) -> Path:
-    """A path with its ``~``; that of an unknown user stays as it is, for the error that there is no such folder."""
+def expand(path: str | Path) -> Path:
+    """Expand ``~`` in a path; ``~name`` of an unknown user is kept."""
     return Path(os.path.expanduser(path))
 
 
 def cache_home() -> Path:
-    """Where what can be made again goes: ``UNSKEW_CACHE``, else ``~/.cache/unskew``."""
+    """Return the root of all caches: ``UNSKEW_CACHE``, else ``~/.cache/unskew``."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return expand(os.environ.get("UNSKEW_CACHE") or Path(home) / "unskew")
 
 
-def user_cache(folder) -> Path:
-    """Where what is derived from a folder goes, outside of it: a folder of its own in `cache_home`."""
+def user_cache(folder: str | Path) -> Path:
+    """Return the subfolder of `cache_home` for files that are derived from a folder."""
     folder = Path(folder).resolve()
     digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]
     return cache_home() / f"{folder.name}-{digest}"
 
 
-def cache_folder(folder) -> Path:
-    """Where what is derived from a folder goes: the folder itself, or `user_cache` where it cannot be written."""
+def cache_folder(folder: str | Path) -> Path:
+    """Return where to write files that are derived from a folder: the folder itself, or `user_cache` if read-only."""
     existing = Path(folder).absolute()
     while not existing.exists():
         existing = existing.parent
-    effective = os.access in os.supports_effective_ids  # those that a write goes by
+    effective = os.access in os.supports_effective_ids  # writing depends on the effective user
     return Path(folder) if os.access(existing, os.W_OK, effective_ids=effective) else user_cache(folder)

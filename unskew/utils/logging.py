@@ -1,4 +1,4 @@
-"""What surrounds a run: random seeds, log files, versions, and accelerate's per-process state."""
+"""Log lines of a run, on the console and in a file."""
 
 import contextlib
 import functools
@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 
 from tqdm import tqdm
 
@@ -13,20 +14,21 @@ logger = logging.getLogger("unskew")
 
 
 class LinesOnStream(logging.Handler):
-    """Lines on a stream, above the progress bars that may be on the terminal."""
+    """A handler that writes lines to a stream above any progress bars on the terminal."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        self.stream_name = name  # looked up at each line: the stream may have been redirected since
+        self.stream_name = name  # looked up at each line, because the stream may be redirected later
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
         stream = getattr(sys, self.stream_name)
         tqdm.write(self.format(record), file=stream)
         stream.flush()
 
 
 class _LogFile(logging.FileHandler):
-    """A log file that a run does without where it cannot be written: what the run is for will say so if it matters."""
+    """A FileHandler that warns once instead of failing when the file cannot be written."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
@@ -36,20 +38,20 @@ class _LogFile(logging.FileHandler):
         warn_once(f"the log '{self.baseFilename}' cannot be written ({error.strerror})")
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # said above
+        with contextlib.suppress(OSError):  # handleError has warned
             super().close()
 
 
-def setup_logger(output_dir=None, console: bool = True) -> contextlib.ExitStack:
-    """Write the project's log lines to ``output_dir/log.txt`` (appending) and to standard output.
+def setup_logger(output_dir: str | Path | None = None, console: bool = True) -> contextlib.ExitStack:
+    """Write log lines to standard output and append them to ``output_dir/log.txt``.
 
     Args:
         output_dir: a folder, or the path of a .txt or .log file; ``None`` for no file.
-        console: ``False`` leaves only warnings, on standard error.
+        console: if ``False``, the console gets only warnings, on standard error.
 
     Returns:
-        Closing it, or leaving it as a context, removes what was set up, so that each run in a process can
-        have its own file. Leaving it by an error writes the traceback into the file.
+        A context manager that removes the handlers when it is closed, so that each run in a process can have a file
+        of its own. If an exception leaves the context, its traceback is written to the file.
 
     Raises:
         ValueError: the file cannot be written.
@@ -67,28 +69,34 @@ def setup_logger(output_dir=None, console: bool = True) -> contextlib.ExitStack:
     stack = contextlib.ExitStack()
     stack.callback(logger.setLevel, logger.level)
     stack.callback(setattr, logger, "propagate", logger.propagate)
-    logger.propagate = False  # a library's logging.warning() gives the root logger a handler: each line twice
+    logger.propagate = False  # the root logger may have a handler too: each line would appear twice
     for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(message)s"))  # bare lines: CoOp's scripts compare whole lines
+        handler.setFormatter(logging.Formatter("%(message)s"))  # CoOp's parsers compare whole lines
         logger.addHandler(handler)
         stack.callback(handler.close)
         stack.callback(logger.removeHandler, handler)
-    stack.push(functools.partial(_write_down, handlers[1:]))
+    stack.push(functools.partial(_log_traceback, handlers[1:]))
     logger.setLevel(logging.INFO)
     return stack
 
 
-def _write_down(handlers: Sequence[logging.Handler], kind, error, trace) -> None:
-    if isinstance(error, Exception):
+def _log_traceback(
+    handlers: Sequence[logging.Handler],
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+) -> None:
+    if kind is not None and isinstance(error, Exception):
         record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, "Stopped", (), (kind, error, trace))
         for handler in handlers:
             handler.handle(record)
 
 
-_said: set[str] = set()
+_warned: set[str] = set()
 
 
 def warn_once(message: str) -> None:
-    if message not in _said:
-        _said.add(message)
+    """Log a warning unless the same one was logged before in this process."""
+    if message not in _warned:
+        _warned.add(message)
         logger.warning(message)

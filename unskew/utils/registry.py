@@ -1,4 +1,7 @@
-"""Name -> class tables. They import nothing of what registers in them: `discover` does."""
+"""Tables of classes and functions by name.
+
+A registry imports none of its entries. `discover` imports the modules of a package so that they register.
+"""
 
 import contextlib
 import difflib
@@ -7,72 +10,86 @@ import pkgutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any, Generic, TypeVar
 
 import unskew
 
+Entry = TypeVar("Entry")
+
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """One line for an unknown ``name``: the near ones first, or all of them if none is near."""
+    """Return the error message for an unknown name: it suggests similar names and lists the known ones."""
     known = sorted(known)
-    folded = {k.lower(): k for k in known}
-    near = [folded[m] for m in difflib.get_close_matches(str(name).lower(), folded, n=3, cutoff=0.5)]
-    hint = f"did you mean {' or '.join(near)}?" if near else "choose one of"
+    by_lower_case = {k.lower(): k for k in known}
+    matches = difflib.get_close_matches(str(name).lower(), by_lower_case, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(by_lower_case[match] for match in matches)}?" if matches else "choose one of"
     return f"unknown {kind} '{name}'; {hint} (known: {', '.join(known)})"
 
 
-class Registry:
+class Registry(Generic[Entry]):
     """A table of classes (or functions) by name, as in Dassl.
 
-    Use ``@REGISTRY.register()`` to file a class under its own name, or ``@REGISTRY.register("name")``.
+    ``@REGISTRY.register()`` files a class under its own name, ``@REGISTRY.register("name")`` under another one.
+    ``Registry[type[Trainer]]("TRAINER")`` tells the type checker what `get` returns.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._table: dict[str, object] = {}
-        self._left_out: list[tuple[str, object]] | None = None
+        self._table: dict[str, Entry] = {}
+        self._skipped: list[tuple[str, Entry]] | None = None
 
-    def register(self, name=None, obj=None, force: bool = False):
-        """File an object; ``register()`` and ``register("name")`` are decorators.
+    def register(self, name: Any = None, obj: Any = None, force: bool = False) -> Any:
+        """File an object; without one, return a decorator that does.
+
+        Args:
+            name: the entry's name; default its ``__name__``. Dassl's form ``register(obj, force)`` works too.
+            obj: the entry.
+            force: replace an entry of the same name.
 
         Raises:
-            KeyError: the name is taken by another object (unless ``force``).
-            ValueError: the module was imported by its bare name (``import trainers.x``), which
-                would load it a second time.
+            KeyError: another object has this name.
+            ValueError: the module was imported by its bare name (``import trainers.x``), which would load it twice.
         """
-        if callable(name):  # Dassl's direct form: REGISTRY.register(obj), or (obj, force)
+        if callable(name):
             name, obj, force = None, name, force or obj is True
         if obj is not None:
             return self._add(name or obj.__name__, obj, force)
         return lambda decorated: self._add(name or decorated.__name__, decorated, force)
 
-    def _add(self, name: str, obj, force: bool):
+    def _add(self, name: str, obj: Entry, force: bool) -> Entry:
         module = getattr(obj, "__module__", "")
         if _is_bare(module) and not force:
             raise ValueError(f"'{module}' was imported by its bare name; import 'unskew.{module}' instead")
         if name in self._table and not force:
-            if self._left_out is not None:
-                self._left_out.append((name, obj))
+            if self._skipped is not None:
+                self._skipped.append((name, obj))
                 return obj
             raise KeyError(f"'{name}' is already in the registry '{self._name}' (by {self._table[name].__module__})")
         self._table[name] = obj
         return obj
 
     @contextlib.contextmanager
-    def keep_first(self) -> Iterator[list[tuple[str, object]]]:
-        """Inside, what comes with a name that is taken is left out and listed, (name, object), in place of an error."""
-        self._left_out = []
+    def keep_first(self) -> Iterator[list[tuple[str, Entry]]]:
+        """Inside this context, skip an object whose name is taken instead of raising; yields the skipped ones."""
+        self._skipped = []
         try:
-            yield self._left_out
+            yield self._skipped
         finally:
-            self._left_out = None
+            self._skipped = None
 
-    def get(self, name: str):
-        """The object filed under ``name``; a ``ValueError`` that lists the near names if there is none."""
+    def get(self, name: str) -> Entry:
+        """Return the entry of a name.
+
+        Raises:
+            ValueError: the name is unknown; the message suggests similar ones.
+        """
         if name not in self._table:
             raise ValueError(unknown_name(self._name.lower(), name, self._table))
         return self._table[name]
 
     def registered_names(self) -> list[str]:
+        """Return all names in the order of their registration."""
         return list(self._table)
 
     def __contains__(self, name: str) -> bool:
@@ -80,19 +97,19 @@ class Registry:
 
 
 def _is_bare(module: str) -> bool:
-    """Whether it is a file of this project under a bare name; others have packages of the same names."""
+    """Whether a module is a file of this project that was imported without the prefix ``unskew.``."""
     folder, file = module.partition(".")[0], getattr(sys.modules.get(module), "__file__", None)
-    if folder not in ("trainers", "datasets") or file is None:
+    if folder not in ("trainers", "datasets") or file is None:  # other projects have packages of these names
         return False
     return any(Path(file).resolve().is_relative_to(Path(place).resolve() / folder) for place in unskew.__path__)
 
 
-def discover(package: str) -> list:
-    """Import every module of ``package`` ("unskew.trainers"), so that its classes register.
+def discover(package: str) -> list[ModuleType]:
+    """Import every module of a package, such as "unskew.trainers", so that its classes register.
 
     Returns:
-        The modules, by name in order.
+        The modules, sorted by name.
     """
-    found = importlib.import_module(package)
-    names = sorted(m.name for m in pkgutil.iter_modules(found.__path__) if not m.name.startswith("_"))
+    path = importlib.import_module(package).__path__
+    names = sorted(m.name for m in pkgutil.iter_modules(path) if not m.name.startswith("_"))
     return [importlib.import_module(f"{package}.{name}") for name in names]

@@ -1,104 +1,111 @@
-"""Pickles that others published, read without running anything that stands in them.
+"""Reading of pickles from others without running any code in them.
 
-A pickle may ask for any class or function by name; here each file kind has a short list, and whatever else is asked
-for is refused.
+A pickle may ask for any class or function by name. Each kind of file has a short list of permitted names here; a file
+that asks for any other name is refused.
 """
 
 import pickle
 import re
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
-# What reading a damaged pickle may end in, besides an unknown class.
-_DAMAGE = (
-    *(EOFError, LookupError, ValueError, TypeError, AttributeError, ImportError),
-    *(MemoryError, OverflowError, RecursionError),
-)
+from unskew.utils.errors import DAMAGE
+
+_DAMAGE = (*DAMAGE, ImportError, MemoryError, OverflowError, pickle.UnpicklingError)
 
 
-class _Restricted(pickle.Unpickler):
-    def __init__(self, file, allowed: Callable[[str, str], object | None], **options) -> None:
+class _RestrictedUnpickler(pickle.Unpickler):
+    """An unpickler that takes classes only from ``permitted(module, name)``."""
+
+    def __init__(self, file: BinaryIO, permitted: Callable[[str, str], object | None], **options: Any) -> None:
         super().__init__(file, **options)
-        self._allowed = allowed
+        self._permitted = permitted
 
-    def find_class(self, module: str, name: str):
-        found = self._allowed(module, name)
-        if found is None:
+    def find_class(self, module: str, name: str) -> object:
+        replacement = self._permitted(module, name)
+        if replacement is None:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return found
+        return replacement
 
 
-def _load(path: Path, allowed: Callable[[str, str], object | None], holds: str, encoding: str = "ASCII"):
-    try:
-        with Path(path).open("rb") as file:
-            return _Restricted(file, allowed, encoding=encoding).load()
-    except (pickle.UnpicklingError, *_DAMAGE) as error:
-        raise _unreadable(path, holds, error) from error
+def _load(path: str | Path, permitted: Callable[[str, str], object | None], kind: str, encoding: str = "ASCII") -> Any:
+    with Path(path).open("rb") as file:
+        try:
+            return _RestrictedUnpickler(file, permitted, encoding=encoding).load()
+        except _DAMAGE as error:
+            raise _unreadable(path, kind, error) from error
 
 
-def _unreadable(path: Path, holds: str, error: Exception) -> ValueError:
-    reason = " ".join(str(error).split())  # pickle's own have line breaks
-    return ValueError(f"'{path}' was not read: {reason}; it must hold {holds} and nothing else; replace or delete it")
+def _unreadable(path: str | Path, kind: str, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split())  # pickle's messages have line breaks
+    return ValueError(f"'{path}' was not read: {reason}; it must hold {kind} and nothing else; replace or delete it")
 
 
 class _StandIn:
-    """Keeps what an object of the pickle is made of, and does nothing with it."""
+    """A passive replacement for an object: it keeps the constructor's arguments and the state."""
 
-    arguments, state = (), None
+    arguments: tuple = ()
+    state: Any = None
 
-    def __init__(self, *arguments) -> None:
+    def __init__(self, *arguments: object) -> None:
         self.arguments = arguments
 
-    def __setstate__(self, state) -> None:
+    def __setstate__(self, state: object) -> None:
         self.state = state
 
 
 class _Datum(_StandIn):
-    """Dassl's Datum; its state is its attributes."""
+    """Dassl's Datum; its state holds the attributes."""
 
 
 class _Array(_StandIn):
-    """numpy's array. Its own, and its dtype, believe what a pickle says: a made-up state crashes the interpreter."""
+    """A NumPy array. NumPy's own class trusts the pickled state: an invalid one crashes the interpreter."""
 
 
 class _Dtype(_StandIn):
-    """numpy's dtype."""
+    """A NumPy dtype; see `_Array`."""
 
 
-def read_fewshot(path) -> dict[str, list[tuple[str, int, str]]]:
-    """A few-shot file of CoOp or GLA, ``shot_K-seed_S.pkl``.
+# --- few-shot files ------------------------------------------------------------------------------------
+
+
+def read_fewshot(path: str | Path) -> dict[str, list[tuple[str, int, str]]]:
+    """Read a few-shot file of CoOp or GLA, ``shot_K-seed_S.pkl``.
 
     Returns:
-        ``{"train": [(path, label, class name), ..]}``, and ``"val"`` where the file has one: those of ImageNet that
-        CoOp wrote have none, GLA's have.
+        ``{"train": [(path, label, class name), ..]}``, and ``"val"`` if the file has one: GLA's files of ImageNet
+        have a val, CoOp's do not.
 
     Raises:
-        ValueError: it asks for another class than a Datum, is cut short, or is no few-shot file.
+        ValueError: the file asks for another class than Datum, is cut short, or is not a few-shot file.
     """
-    # Each codebase files its Datum under a module of its own; none of them is imported.
+    # Each codebase has its Datum in another module; none of them is imported.
     content = _load(path, lambda _, name: _Datum if name == "Datum" else None, "lists of Datum")
     if not isinstance(content, dict) or "train" not in content:
         raise ValueError(f"'{path}' is not a few-shot file: it has no list 'train'; replace or delete it")
     return {split: _entries(path, content[split]) for split in ("train", "val") if split in content}
 
 
-def _entries(path, items) -> list[tuple[str, int, str]]:
-    if not isinstance(items, list):
-        raise ValueError(f"'{path}' is not a few-shot file: it must hold lists of Datum; replace or delete it")
-    found = []
-    for item in items:
+def _entries(path: str | Path, items: object) -> list[tuple[str, int, str]]:
+    entries = []
+    for item in items if isinstance(items, list) else [None]:
         match isinstance(item, _Datum) and item.state:
             case {"_impath": str(impath), "_label": int(label), "_classname": str(classname)}:
-                found.append((impath, label, classname))
+                entries.append((impath, label, classname))
             case _:
                 raise ValueError(f"'{path}' is not a few-shot file: it must hold lists of Datum; replace or delete it")
-    return found
+    return entries
 
 
-def _values(dtype, content) -> np.ndarray:
+# --- arrays --------------------------------------------------------------------------------------------
+
+
+def _buffer(dtype: object, content: object) -> np.ndarray:
+    """Return pickled bytes as a flat array of numbers."""
     if not isinstance(dtype, _Dtype):
         raise ValueError("it holds an array without a type")
     code = dtype.arguments[0]
@@ -106,113 +113,115 @@ def _values(dtype, content) -> np.ndarray:
         raise ValueError(f"it holds an array of '{code}'")
     content = content.encode("latin1") if isinstance(content, str) else content  # Python 2 wrote str
     if not isinstance(content, bytes | bytearray):
-        raise ValueError("it holds an array that is not one of numbers")
+        raise ValueError("it holds an array without bytes")
     return np.frombuffer(content, dtype.state[1] + code)
 
 
 def _array(stand_in: _Array) -> np.ndarray:
     _, shape, dtype, by_columns, content = stand_in.state
-    return _values(dtype, content).reshape(shape, order="F" if by_columns is True else "C")
+    return _buffer(dtype, content).reshape(shape, order="F" if by_columns is True else "C")
 
 
-def _scalar(dtype, content) -> np.generic:
-    return _values(dtype, content)[0]
+def _scalar(dtype: object, content: object) -> np.generic:
+    return _buffer(dtype, content)[0]
 
 
-def _array_of_protocol_5(content, dtype, shape, order) -> np.ndarray:
-    return _values(dtype, content).reshape(shape, order=order)
+def _array_of_protocol_5(content: object, dtype: object, shape: Any, order: Any) -> np.ndarray:
+    return _buffer(dtype, content).reshape(shape, order=order)
 
 
-# By the names of NumPy 1 and 2.
-_OF_NUMPY = {
-    **{("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Dtype},
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _Array for core in ("core", "_core")},
-    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
-    **{(f"numpy.{core}.numeric", "_frombuffer"): _array_of_protocol_5 for core in ("core", "_core")},
-}
+_NUMPY: dict[tuple[str, str], Any] = {("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Dtype}
+for _core in ("numpy.core", "numpy._core"):  # NumPy 1 and 2
+    _NUMPY[f"{_core}.multiarray", "_reconstruct"] = _Array
+    _NUMPY[f"{_core}.multiarray", "scalar"] = _scalar
+    _NUMPY[f"{_core}.numeric", "_frombuffer"] = _array_of_protocol_5
 
 
-def read_arrays(path) -> dict[str, object]:
-    """A pickled mapping of arrays of numbers (read-only) and plain values, such as CIFAR's "python version".
+def read_arrays(path: str | Path) -> dict[str, Any]:
+    """Read a pickled mapping of arrays of numbers (read-only) and plain values, such as CIFAR's "python version".
 
     Raises:
-        ValueError: it asks for anything else, is cut short, or is no mapping.
+        ValueError: the file asks for any other class, is cut short, or is not a mapping.
     """
-    holds = "arrays of numbers and plain values"
-    content = _load(path, lambda *names: _OF_NUMPY.get(names), holds, encoding="latin1")
+    kind = "arrays of numbers and plain values"
+    content = _load(path, lambda *names: _NUMPY.get(names), kind, encoding="latin1")
     if not isinstance(content, dict):
         raise ValueError(f"'{path}' holds a {type(content).__name__}; a mapping of arrays was expected; replace it")
     try:
         return {key: _array(value) if isinstance(value, _Array) else value for key, value in content.items()}
     except _DAMAGE as error:
-        raise _unreadable(path, holds, error) from error
+        raise _unreadable(path, kind, error) from error
 
 
-# Containers and plain values that have no opcode of their own; Python 2's protocols call builtins __builtin__.
+# --- files of scripts ----------------------------------------------------------------------------------
+
+# Containers and plain values without an opcode of their own; Python 2's protocols call builtins __builtin__.
 _BUILTINS = (bool, bytearray, bytes, complex, dict, float, frozenset, int, list, range, set, slice, str, tuple)
 
-_PLAIN = {
+_PLAIN: Mapping[tuple[str, str], Any] = {
     **{(module, kind.__name__): kind for module in ("builtins", "__builtin__") for kind in _BUILTINS},
     **{("collections", kind.__name__): kind for kind in (Counter, OrderedDict, defaultdict, deque)},
-    ("_codecs", "encode"): lambda text, _: text.encode("latin1"),  # how protocol 2 has bytes
+    ("_codecs", "encode"): lambda text, _: text.encode("latin1"),  # protocol 2 writes bytes this way
+    **_NUMPY,
 }
 
 
 def array_stand_ins() -> list[tuple[object, str]]:
-    """What `torch.serialization.safe_globals` is given to read a file that holds arrays; then `with_arrays`."""
-    named = [(stand_in, f"{module}.{name}") for (module, name), stand_in in _OF_NUMPY.items()]
-    return [*named, (bytes, "builtins.bytes")]  # of an empty array
+    """Return the stand-ins for `torch.serialization.safe_globals`; pass the loaded content to `with_arrays`."""
+    named = [(stand_in, f"{module}.{name}") for (module, name), stand_in in _NUMPY.items()]
+    return [*named, (bytes, "builtins.bytes")]  # an empty array asks for bytes
 
 
-def with_arrays(content, path):
-    """What was read with stand-ins for arrays; lists and mappings are changed in place.
+def with_arrays(content: Any, path: object) -> Any:
+    """Replace stand-ins by arrays; lists and mappings are changed in place.
 
     Raises:
-        ValueError: an array is not one of numbers, or is damaged.
+        ValueError: an array does not hold numbers, or is damaged.
     """
     try:
         return _with_arrays(content, {})
     except _DAMAGE as error:
-        raise _unreadable(path, "plain values, tensors and arrays of numbers", error) from error
+        raise _unreadable(str(path), "plain values, tensors and arrays of numbers", error) from error
 
 
-def _with_arrays(value, done: dict[int, tuple]):
+def _with_arrays(value: Any, done: dict[int, tuple]) -> Any:
     if id(value) in done:
         return done[id(value)][1]
-    made = value
-    done[id(value)] = value, made  # also keeps the value, whose id would else be another's
+    result = value
+    done[id(value)] = value, result  # keeps the value alive, so that no other object gets its id
     match value:
         case _Array():
-            made = _array(value).copy()  # which may be written to
+            result = _array(value).copy()  # writable
         case dict():
             for key in list(value):
                 value[key] = _with_arrays(value[key], done)
         case list():
             value[:] = [_with_arrays(item, done) for item in value]
         case tuple() if type(value) is tuple:
-            made = tuple(_with_arrays(item, done) for item in value)
-    done[id(value)] = value, made
-    return made
+            result = tuple(_with_arrays(item, done) for item in value)
+    done[id(value)] = value, result
+    return result
 
 
-def read_plain(file, datum: type, **options):
-    """The next pickle of an open file: containers, plain values, arrays of numbers, and Datum of any codebase.
+def read_plain(file: BinaryIO, datum: type, **options: Any) -> Any:
+    """Read the next pickle of an open file: containers, plain values, arrays of numbers, and any codebase's Datum.
 
     Args:
-        file: open for reading bytes, with a name.
-        datum: the class to take for every class called Datum.
-        options: `pickle.load`'s.
+        file: a file with a name, open for reading bytes.
+        datum: the class to use for every class called Datum.
+        **options: options of `pickle.load`.
 
     Raises:
-        ValueError: it asks for anything else, or is cut short.
-        EOFError: it ended with the last pickle.
+        ValueError: the file asks for any other class, or is cut short.
+        EOFError: the file ended with the previous pickle.
     """
-    known = {**_PLAIN, **_OF_NUMPY}
     start = file.tell()
     try:
-        unpickler = _Restricted(file, lambda *names: datum if names[1] == "Datum" else known.get(names), **options)
+        unpickler = _RestrictedUnpickler(
+            file, lambda module, name: datum if name == "Datum" else _PLAIN.get((module, name)), **options
+        )
         return _with_arrays(unpickler.load(), {})
-    except (pickle.UnpicklingError, *_DAMAGE) as error:
-        if isinstance(error, EOFError) and start and file.tell() == start:  # as one reads several of a file
+    except _DAMAGE as error:
+        if isinstance(error, EOFError) and start and file.tell() == start:  # a file may hold several pickles
             raise
         raise _unreadable(file.name, "containers, plain values, arrays of numbers and Datum", error) from error
