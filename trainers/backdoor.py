@@ -16,10 +16,9 @@ from unskew.debias.mixture import COMBINE, fit_member_weights
 from unskew.debias.temperature import fit_temperature
 from unskew.engine import run_dir
 from unskew.engine.dataset_groups import dataset_groups
-from unskew.engine.debiasing import FittedTerms
+from unskew.engine.debiasing import FittedTerms, prior_defaults
 from unskew.engine.evaluator import labels_of
 from unskew.engine.trainer import TRAINER_REGISTRY, SimpleTrainer, build_trainer, set_random_seed
-from unskew.trainers import debiasedzeroshot
 from unskew.utils.seeds import derive_seed
 
 logger = logging.getLogger("unskew")
@@ -37,7 +36,7 @@ def defaults() -> CfgNode:
             # nll silences a model that knows nothing; at its accuracy the confidence of such a model would be raised.
             "CALIBRATE": "nll",
             "DEBIAS": False,  # each member's score is GLA's: its zero-shot half added, its pre-training prior taken out
-            **debiasedzeroshot.defaults(),  # for DEBIAS
+            **prior_defaults(),  # for DEBIAS
         }
     )
 
@@ -98,7 +97,7 @@ def debiased_config(cfg: CfgNode, node: CfgNode) -> CfgNode:
         "BASE_DIR": cfg.OUTPUT_DIR,
         "COMBINE": "sum",
         "TARGET": "uniform",
-        **{key: node[key] for key in debiasedzeroshot.defaults()},
+        **{key: node[key] for key in prior_defaults()},
     }
     where = {"TRAINER.NAME": "GLA", "TRAINER.CLASS": "", "OUTPUT_DIR": str(Path(cfg.OUTPUT_DIR) / "debiased")}
     return config.derive(cfg, {**where, **{f"TRAINER.GLA.{key}": value for key, value in values.items()}})

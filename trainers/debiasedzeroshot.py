@@ -12,20 +12,14 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from unskew.engine.clip_trainer import CLIPTrainer
-from unskew.engine.debiasing import FittedTerms, check_prior, pretraining_prior
+from unskew.engine.debiasing import FittedTerms, check_prior, pretraining_prior, prior_defaults
 from unskew.engine.trainer import TRAINER_REGISTRY
 
 logger = logging.getLogger("unskew")
 
 
 def defaults() -> CfgNode:
-    return CfgNode(
-        {
-            "PRIOR": "convex",  # convex, eigen, em, released, or a file of probabilities or counts in class order
-            "STRENGTH": "1.0",  # kappa: pseudo-samples of the uniform prior; or cv
-            "TEMPERATURE": "confidence",  # how logits are calibrated: confidence or nll
-        }
-    )
+    return prior_defaults()
 
 
 @TRAINER_REGISTRY.register()

@@ -15,8 +15,8 @@ from unskew.clip import adapters, features, heads
 from unskew.debias.losses import LOGIT_ADJUSTED, build_loss
 from unskew.engine.checkpoint import bind
 from unskew.engine.clip_trainer import CLIPTrainer
+from unskew.engine.debiasing import pretraining_prior, prior_defaults
 from unskew.engine.trainer import TRAINER_REGISTRY
-from unskew.trainers import debiasedzeroshot
 from unskew.utils.registry import unknown_name
 
 
@@ -29,7 +29,7 @@ def defaults() -> CfgNode:
             "HEAD_INIT": "text",  # text, class_mean, linear_probe or random
             "SCALE": 25.0,  # of the cosine head
             "LOSS": "la",  # la, ce, balanced_softmax, focal, ldam, class_balanced or gla_train
-            **debiasedzeroshot.defaults(),  # how gla_train finds log q; no other loss needs it
+            **prior_defaults(),  # how gla_train finds log q; no other loss needs it
         }
     )
 
@@ -128,7 +128,7 @@ class FineTune(CLIPTrainer):
 
     def _build_loss(self) -> Callable[[Tensor, Tensor], Tensor]:
         counts = torch.bincount(self.labelled(self.dataset.train_x)[1].cpu(), minlength=self.num_classes)
-        log_q = debiasedzeroshot.pretraining_prior(self)[0] if self.node.LOSS == "gla_train" else None
+        log_q = pretraining_prior(self)[0] if self.node.LOSS == "gla_train" else None
         return build_loss(self.node.LOSS, counts, log_q)
 
     def _width(self) -> int:

@@ -103,8 +103,8 @@ def register():
 @pytest.fixture
 def registry(register, monkeypatch):
     """A registry of Dassl's own kind with nothing in it, in place of the one of the process."""
-    registry = type(register.TRAINER_REGISTRY)("TRAINER")
-    monkeypatch.setattr(register, "TRAINER_REGISTRY", registry)
+    registry = type(register.DASSL_TRAINERS)("TRAINER")
+    monkeypatch.setattr(register, "DASSL_TRAINERS", registry)
     monkeypatch.setattr(sys, "argv", ["train.py"])
     return registry
 

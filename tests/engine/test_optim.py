@@ -158,17 +158,6 @@ def test_optimizers_take_the_configs_settings(name, kind):
     assert not torch.equal(before, module.weight)
 
 
-def test_staged_lr_covers_every_parameter_once():
-    module = torch.nn.Sequential()
-    module.body, module.head = torch.nn.Linear(2, 3), torch.nn.Linear(3, 2)
-    module.loose = torch.nn.Parameter(torch.zeros(1))  # not in any child
-    optimizer = build_optimizer(module, optim_cfg(STAGED_LR=True, NEW_LAYERS=("head",), BASE_LR_MULT=0.1))
-    rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    assert rate[id(module.head.weight)] == BASE
-    assert rate[id(module.body.weight)] == rate[id(module.loose)] == pytest.approx(BASE / 10)
-    assert len(rate) == len(list(module.parameters()))
-
-
 def test_param_groups_win():
     parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
     groups = [{"params": parameters[:1], "lr": 1.0}, {"params": parameters[1:]}]
@@ -194,7 +183,5 @@ def test_bad_optimizers_say_what_is_wrong():
     module = torch.nn.Sequential(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="did you mean adamw"):
         build_optimizer(module, optim_cfg(NAME="adamww"))
-    with pytest.raises(ValueError, match=r"unknown layer.*'heed'"):
-        build_optimizer(module, optim_cfg(STAGED_LR=True, NEW_LAYERS=("heed",)))
-    with pytest.raises(ValueError, match="needs a module"):
-        build_optimizer(list(module.parameters()), optim_cfg(STAGED_LR=True))
+    with pytest.raises(ValueError, match="STAGED_LR"):
+        build_optimizer(module, optim_cfg(STAGED_LR=True, NEW_LAYERS=("0",)))

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from unskew.config.load import get_cfg_default
+from unskew.dassl.engine import TrainerXU
 from unskew.data.dataset import DATASET_REGISTRY, DatasetBase, Datum
 from unskew.data.images import read_image
 from unskew.engine.meters import AverageMeter, MetricMeter
@@ -22,7 +23,6 @@ from unskew.engine.trainer import (
     TRAINER_REGISTRY,
     TrainerBase,
     TrainerX,
-    TrainerXU,
     build_trainer,
     collect_env_info,
     set_random_seed,

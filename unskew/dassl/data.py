@@ -5,16 +5,21 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader
+from torchvision import transforms as T
+from yacs.config import CfgNode
 
+from unskew.dassl.samplers import build_sampler
 from unskew.dassl.transforms import INTERPOLATION_MODES, build_transform
 from unskew.data import dataset, loaders
 from unskew.data.dataset import DATASET_REGISTRY
-from unskew.data.loaders import DatasetWrapper
-from unskew.data.samplers import build_sampler
+from unskew.data.transforms import interpolation, pair
 from unskew.download.archives import extract
 from unskew.download.fetch import fetch
 from unskew.download.sources import Source
@@ -152,6 +157,33 @@ def build_dataset(cfg):
     return dataset.build_dataset(cfg)
 
 
+class DatasetWrapper(loaders.DatasetWrapper):
+    """Items -> ``{"label", "domain", "impath", "index", "img"}``.
+
+    ``DATALOADER.K_TRANSFORMS`` > 1 gives a list of K augmented tensors as ``img`` in training, and
+    ``DATALOADER.RETURN_IMG0`` adds the image without augmentation as ``img0``.
+    """
+
+    def __init__(self, cfg: CfgNode, data_source: Sequence[Any], transform: Any = None, is_train: bool = False) -> None:
+        super().__init__(cfg, data_source, transform, is_train)
+        self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
+        self.return_img0 = cfg.DATALOADER.RETURN_IMG0
+        if self.k_tfm > 1 and transform is None:
+            raise ValueError(f"DATALOADER.K_TRANSFORMS is {self.k_tfm}, but there is no transform to apply")
+        steps = [T.Resize(pair(cfg.INPUT.SIZE), interpolation(cfg.INPUT)), T.ToTensor()]
+        if "normalize" in cfg.INPUT.TRANSFORMS:
+            steps.append(T.Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD))
+        self.to_tensor = T.Compose(steps)
+
+    def _views(self, image: Image.Image) -> dict[str, Any]:
+        views = super()._views(image)
+        return {**views, "img0": self.to_tensor(image)} if self.return_img0 else views
+
+    def _transform_image(self, transform: Callable[[Image.Image], Tensor], image: Image.Image) -> Tensor | list[Tensor]:
+        views = [transform(image) for _ in range(self.k_tfm)]
+        return views[0] if self.k_tfm == 1 else views
+
+
 def build_data_loader(
     cfg,
     sampler_type: str = "SequentialSampler",
@@ -165,7 +197,8 @@ def build_data_loader(
 ) -> DataLoader:
     """`unskew.data.loaders.build_data_loader`, whose loader draws from PyTorch's global generator."""
     sampling = (sampler_type, data_source, batch_size, n_domain, n_ins)
-    return loaders.build_data_loader(cfg, *sampling, tfm, is_train, dataset_wrapper, own_generator=False)
+    wrapper = dataset_wrapper or DatasetWrapper
+    return loaders.build_data_loader(cfg, *sampling, tfm, is_train, wrapper, own_generator=False)
 
 
 class DataManager(loaders.DataManager):

@@ -3,7 +3,8 @@
 import logging
 import random
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain, repeat
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from unskew.dassl.modeling import build_backbone, build_head
 from unskew.dassl.optim import build_lr_scheduler, build_optimizer
 from unskew.dassl.utils import count_num_param, load_pretrained_weights
 from unskew.engine import loop
-from unskew.engine.trainer import TRAINER_REGISTRY, SimpleTrainer, TrainerX, TrainerXU
+from unskew.engine.trainer import TRAINER_REGISTRY, SimpleTrainer, TrainerX
 
 __all__ = [
     "TRAINER_REGISTRY",
@@ -223,5 +224,25 @@ class TrainerX(SimpleTrainer, TrainerX):
     """Training on labelled images only."""
 
 
-class TrainerXU(SimpleTrainer, TrainerXU):
+class TrainerXU(SimpleTrainer):
     """Training on labelled and unlabelled images; ``forward_backward(batch_x, batch_u)``."""
+
+    def run_epoch(self) -> None:
+        lengths = {"train_x": len(self.train_loader_x), "train_u": len(self.train_loader_u)}
+        lengths["smaller_one"] = min(lengths.values())
+        count = self.cfg.TRAIN.COUNT_ITER
+        if count not in lengths:
+            raise ValueError(f"TRAIN.COUNT_ITER must be train_x, train_u or smaller_one, got '{count}'")
+        self.num_batches = lengths[count]
+        pairs = zip(_endless(self.train_loader_x), _endless(self.train_loader_u), strict=False)
+        self._run_batches(pair for _, pair in zip(range(self.num_batches), pairs, strict=False))
+
+    def parse_batch_train(self, batch_x: dict, batch_u: dict) -> tuple[Tensor, Tensor, Tensor]:
+        """Labelled images, their labels, and unlabelled images on the device."""
+        inputs = (batch_x["img"], batch_x["label"], batch_u["img"])
+        return tuple(tensor.to(self.device, non_blocking=True) for tensor in inputs)
+
+
+def _endless(loader) -> Iterator:
+    """Iterate forever. The first iterator is created eagerly so that its random draws happen now, as in Dassl."""
+    return chain(iter(loader), chain.from_iterable(repeat(loader)))

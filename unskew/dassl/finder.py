@@ -25,7 +25,7 @@ MODULES = _table(
         "config defaults": "unskew.dassl.config",
         "data data_manager": "unskew.dassl.data",
         "data.datasets base_dataset build": "unskew.dassl.data",
-        "data.samplers": "unskew.data.samplers",
+        "data.samplers": "unskew.dassl.samplers",
         "data.transforms transforms": "unskew.dassl.transforms",
         "engine build trainer": "unskew.dassl.engine",
         "evaluation build evaluator": "unskew.dassl.evaluation",

@@ -1,8 +1,18 @@
-"""`dassl.optim`: ours, and the warm-up schedulers that are put before a PyTorch scheduler by hand."""
+"""`dassl.optim`: staged learning rates, and warm-up schedulers that a script puts before a PyTorch scheduler."""
 
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from yacs.config import CfgNode
 
-from unskew.engine.optim import AVAI_OPTIMS, AVAI_SCHEDS, build_lr_scheduler, build_optimizer
+from unskew.engine.optim import AVAI_OPTIMS, AVAI_SCHEDS, build_lr_scheduler, make_optimizer
+from unskew.engine.optim import build_optimizer as build_unstaged
+from unskew.utils.registry import unknown_name
 
 __all__ = [
     "AVAI_OPTIMS",
@@ -12,6 +22,51 @@ __all__ = [
     "build_lr_scheduler",
     "build_optimizer",
 ]
+
+
+logger = logging.getLogger("unskew")
+
+
+def build_optimizer(
+    model: nn.Module | Iterable[nn.Parameter], optim_cfg: CfgNode, param_groups: Iterable[Any] | None = None
+) -> Optimizer:
+    """Build the optimizer that ``optim_cfg.NAME`` names.
+
+    With ``STAGED_LR`` the children of ``model`` named in ``NEW_LAYERS`` learn at ``LR`` and all other parameters at
+    ``LR * BASE_LR_MULT``.
+
+    Args:
+        model: a module, or an iterable of parameters.
+        optim_cfg: the config's ``OPTIM`` node.
+        param_groups: parameter groups to optimize instead of ``model``.
+
+    Raises:
+        ValueError: an unknown optimizer or layer, or ``STAGED_LR`` without a module.
+    """
+    if not optim_cfg.STAGED_LR:
+        return build_unstaged(model, optim_cfg, param_groups)
+    if param_groups is not None:
+        logger.warning("OPTIM.STAGED_LR is ignored: the trainer gave its own parameter groups")
+        return make_optimizer(param_groups, optim_cfg)
+    return make_optimizer(_staged_groups(model, optim_cfg), optim_cfg)
+
+
+def _staged_groups(model: nn.Module | Iterable[nn.Parameter], optim_cfg: CfgNode) -> list[dict[str, Any]]:
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"OPTIM.STAGED_LR needs a module to find its layers in, got {type(model).__name__}")
+    if isinstance(model, nn.DataParallel):
+        model = model.module
+    new_layers = optim_cfg.NEW_LAYERS
+    new_layers = [new_layers] if isinstance(new_layers, str) else list(new_layers)
+    children = [name for name, _ in model.named_children()]
+    for layer in new_layers:
+        if layer not in children:
+            raise ValueError(unknown_name("layer in OPTIM.NEW_LAYERS", layer, children))
+    base: list[torch.Tensor] = []
+    new: list[torch.Tensor] = []
+    for name, parameter in model.named_parameters():
+        (new if name.split(".")[0] in new_layers else base).append(parameter)
+    return [{"params": base, "lr": optim_cfg.LR * optim_cfg.BASE_LR_MULT}, {"params": new}]
 
 
 class _WarmupScheduler(LRScheduler):

@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 
 try:
     from dassl.data.datasets import build_dataset
-    from dassl.engine import TRAINER_REGISTRY
+    from dassl.engine import TRAINER_REGISTRY as DASSL_TRAINERS
 except ModuleNotFoundError as error:
     if error.name != "dassl":  # one of its own requirements is missing
         raise
@@ -25,6 +25,7 @@ except ModuleNotFoundError as error:
 
 from unskew import config
 from unskew.config import plugins
+from unskew.dassl import samplers, transforms  # noqa: F401 - our trainers may use Dassl's names for them
 from unskew.dassl.utils import show_log_lines
 from unskew.data.dataset import DATASET_REGISTRY, DatasetBase, Datum
 from unskew.data.published import openai_templates
@@ -48,7 +49,7 @@ def extend_cfg(cfg: CfgNode) -> None:
     Args:
         cfg: Dassl's default tree, before files and flags are merged.
     """
-    if TRAINER_REGISTRY is TRAINER_REGISTRY:
+    if DASSL_TRAINERS is TRAINER_REGISTRY:
         print("unskew: no trainer of ours is added, as dassl is this package's own here; unskew train has them")
         return
     _register_trainers()
@@ -60,10 +61,10 @@ def extend_cfg(cfg: CfgNode) -> None:
 def _register_trainers() -> None:
     taken = []
     for name in config.names("trainers"):
-        if name not in TRAINER_REGISTRY.registered_names():
+        if name not in DASSL_TRAINERS.registered_names():
             _FACTORIES[name] = _factory(name)
-            TRAINER_REGISTRY.register(_FACTORIES[name])
-        elif TRAINER_REGISTRY.get(name) is not _FACTORIES.get(name):
+            DASSL_TRAINERS.register(_FACTORIES[name])
+        elif DASSL_TRAINERS.get(name) is not _FACTORIES.get(name):
             taken.append(name)
     if taken:
         print(f"unskew: {', '.join(taken)} are the script's own trainers; ours of these names are left out")

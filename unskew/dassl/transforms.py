@@ -3,12 +3,18 @@
 import logging
 from collections.abc import Callable, Sequence
 
+from unskew.dassl.randaugment import FIXMATCH, RANDAUGMENT2, RandomOperations
 from unskew.data import transforms
 from unskew.data.transforms import INTERPOLATION_MODES
 
 __all__ = ["INTERPOLATION_MODES", "build_transform"]
 
 logger = logging.getLogger("unskew")
+
+transforms.ON_IMAGE.update(
+    randaugment_fixmatch=lambda node, size: RandomOperations(FIXMATCH, node.RANDAUGMENT_N),
+    randaugment2=lambda node, size: RandomOperations(RANDAUGMENT2, node.RANDAUGMENT_N, p=0.6),
+)
 
 # In the order in which they are applied; the names in braces are keys of INPUT.
 _LINES = {

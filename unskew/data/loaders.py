@@ -7,19 +7,17 @@ epoch), so that an epoch is the same whether the run came there in one go or was
 import logging
 import os
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from tabulate import tabulate
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms as T
 
 from unskew.data.dataset import build_dataset
 from unskew.data.images import read_image
 from unskew.data.samplers import build_sampler
-from unskew.data.transforms import build_crops, build_transform, interpolation, pair
+from unskew.data.transforms import build_crops, build_transform
 from unskew.utils.logging import warn_once
 from unskew.utils.seeds import derive_seed
 
@@ -53,25 +51,11 @@ class Unlabelled(NamedTuple):
 class DatasetWrapper(Dataset):
     """Items -> ``{"label", "domain", "impath", "index", "img"}``.
 
-    ``DATALOADER.K_TRANSFORMS`` > 1 gives a list of K augmented tensors as ``img`` in training;
-    ``DATALOADER.RETURN_IMG0`` adds the image without augmentation as ``img0``; a tuple of transforms
-    gives ``img``, ``img2`` and so on. Without a transform ``img`` is the PIL image.
+    A tuple of transforms gives ``img``, ``img2`` and so on. Without a transform ``img`` is the PIL image.
     """
 
     def __init__(self, cfg, data_source: Sequence, transform=None, is_train: bool = False) -> None:
         self.cfg, self.data_source, self.transform, self.is_train = cfg, data_source, transform, is_train
-        self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
-        self.return_img0 = cfg.DATALOADER.RETURN_IMG0
-        if self.k_tfm > 1 and transform is None:
-            raise ValueError(f"DATALOADER.K_TRANSFORMS is {self.k_tfm}, but there is no transform to apply")
-        plain = [choice for choice in cfg.INPUT.TRANSFORMS if choice == "normalize"]
-        self.to_tensor = T.Compose(
-            [
-                T.Resize(pair(cfg.INPUT.SIZE), interpolation(cfg.INPUT)),
-                T.ToTensor(),
-                *(T.Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD) for _ in plain),
-            ]
-        )
 
     def __len__(self) -> int:
         return len(self.data_source)
@@ -80,20 +64,20 @@ class DatasetWrapper(Dataset):
         item = self.data_source[index]
         image = read_image(item.impath, self.cfg.DATASET.NAME)
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": index}
-        if self.transform is None:
-            output["img"] = image
-        elif isinstance(self.transform, list | tuple):
-            for number, transform in enumerate(self.transform, start=1):
-                output["img" if number == 1 else f"img{number}"] = self._transform_image(transform, image)
-        else:
-            output["img"] = self._transform_image(self.transform, image)
-        if self.return_img0:
-            output["img0"] = self.to_tensor(image)
-        return output
+        return {**output, **self._views(image)}
 
-    def _transform_image(self, transform: Callable, image: Image.Image) -> Tensor | list[Tensor]:
-        views = [transform(image) for _ in range(self.k_tfm)]
-        return views[0] if self.k_tfm == 1 else views
+    def _views(self, image: Image.Image) -> dict[str, Any]:
+        """Apply the transforms: ``{"img": ..., "img2": ...}``."""
+        if self.transform is None:
+            return {"img": image}
+        transforms = self.transform if isinstance(self.transform, list | tuple) else [self.transform]
+        names = ["img", *(f"img{number}" for number in range(2, len(transforms) + 1))]
+        return {
+            name: self._transform_image(transform, image) for name, transform in zip(names, transforms, strict=True)
+        }
+
+    def _transform_image(self, transform: Callable, image: Image.Image) -> Any:
+        return transform(image)
 
 
 def build_data_loader(
@@ -124,8 +108,11 @@ def build_data_loader(
     generator = torch.Generator().manual_seed(derive_seed(cfg.SEED)) if own_generator else None
     sampler = build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins, generator)
     workers = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1) if len(data_source) >= WORKERS_FROM else 0
+    if dataset_wrapper is None:
+        _check_keys(cfg.DATALOADER)
+        dataset_wrapper = DatasetWrapper
     return DataLoader(
-        (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train),
+        dataset_wrapper(cfg, data_source, transform=tfm, is_train=is_train),
         batch_size=batch_size,
         sampler=sampler,
         num_workers=workers,
@@ -133,6 +120,14 @@ def build_data_loader(
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
         generator=generator,
     )
+
+
+def _check_keys(node) -> None:
+    if node.K_TRANSFORMS != 1 or node.RETURN_IMG0:
+        raise ValueError(
+            f"DATALOADER.K_TRANSFORMS {node.K_TRANSFORMS} and RETURN_IMG0 {node.RETURN_IMG0} need a trainer of Dassl's "
+            "API: derive it from `dassl.engine`, or set K_TRANSFORMS 1 and RETURN_IMG0 False"
+        )
 
 
 def keep_test_apart(dataset, name: str):

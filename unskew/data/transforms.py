@@ -9,7 +9,6 @@ from torchvision import transforms as T
 from torchvision.transforms import functional as F
 from torchvision.transforms import v2
 
-from unskew.dassl.randaugment import FIXMATCH, RANDAUGMENT2, RandomOperations
 from unskew.utils.registry import unknown_name
 
 INTERPOLATION_MODES = {
@@ -68,7 +67,8 @@ def _translation(cfg, size) -> Callable:
 
 
 # Dassl's names, in the order in which they are applied: on the image, and on its tensor in [0, 1].
-_ON_IMAGE: dict[str, Callable] = {
+# None: a transform of Dassl's API, which `unskew.dassl.transforms` adds.
+ON_IMAGE: dict[str, Callable | None] = {
     "random_translation": _translation,
     "random_crop": lambda i, size: T.RandomCrop(size, padding=i.CROP_PADDING),
     "random_resized_crop": lambda i, size: T.RandomResizedCrop(size, i.RRCROP_SCALE, interpolation=interpolation(i)),
@@ -78,8 +78,8 @@ _ON_IMAGE: dict[str, Callable] = {
     "cifar10_policy": lambda i, size: T.AutoAugment(T.AutoAugmentPolicy.CIFAR10),
     "svhn_policy": lambda i, size: T.AutoAugment(T.AutoAugmentPolicy.SVHN),
     "randaugment": lambda i, size: T.RandAugment(i.RANDAUGMENT_N, i.RANDAUGMENT_M),
-    "randaugment_fixmatch": lambda i, size: RandomOperations(FIXMATCH, i.RANDAUGMENT_N),
-    "randaugment2": lambda i, size: RandomOperations(RANDAUGMENT2, i.RANDAUGMENT_N, p=0.6),
+    "randaugment_fixmatch": None,
+    "randaugment2": None,
     "colorjitter": lambda i, size: T.ColorJitter(i.COLORJITTER_B, i.COLORJITTER_C, i.COLORJITTER_S, i.COLORJITTER_H),
     "randomgrayscale": lambda i, size: T.RandomGrayscale(i.RGS_P),
     "gaussian_blur": lambda i, size: T.RandomApply([T.GaussianBlur(i.GB_K)], p=i.GB_P),
@@ -92,7 +92,7 @@ _AFTER_NORMALIZE: dict[str, Callable] = {
     "instance_norm": lambda i: InstanceNorm(),
 }
 
-TRANSFORMS = (*_ON_IMAGE, "center_crop", *_BEFORE_NORMALIZE, "normalize", *_AFTER_NORMALIZE)
+TRANSFORMS = (*ON_IMAGE, "center_crop", *_BEFORE_NORMALIZE, "normalize", *_AFTER_NORMALIZE)
 
 
 def interpolation(node) -> T.InterpolationMode:
@@ -109,6 +109,11 @@ def _check_transforms(choices: Sequence[str]) -> None:
     for choice in choices:
         if choice not in TRANSFORMS:
             raise ValueError(unknown_name("transform in INPUT.TRANSFORMS", choice, TRANSFORMS))
+        if choice in ON_IMAGE and ON_IMAGE[choice] is None:
+            raise ValueError(
+                f"{choice} in INPUT.TRANSFORMS is a transform of Dassl's API: use `python -m unskew.dassl`, "
+                "`--plugin`, or `import unskew.dassl.data`"
+            )
 
 
 def build_transform(
@@ -156,7 +161,7 @@ def _train_steps(node, size, choices) -> list:
             steps = [T.Resize(max(size), interpolation(node)), T.CenterCrop(size)]
         else:
             steps = [T.Resize(size, interpolation(node))]
-    return steps + [make(node, size) for name, make in _ON_IMAGE.items() if name in choices]
+    return steps + [make(node, size) for name, make in ON_IMAGE.items() if make is not None and name in choices]
 
 
 def _test_steps(node, size, backbone, crop) -> list:

@@ -9,6 +9,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "clip_trainer": ["CLIPTrainer"],
         "loop": ["TrainerBase"],
         "meters": ["AverageMeter", "MetricMeter"],
-        "trainer": ["TRAINER_REGISTRY", "SimpleTrainer", "TrainerX", "TrainerXU", "build_trainer"],
+        "trainer": ["TRAINER_REGISTRY", "SimpleTrainer", "TrainerX", "build_trainer"],
     },
 )

@@ -1,6 +1,5 @@
 """Optimisers and learning-rate schedules from the config's ``OPTIM`` node, as Dassl has them."""
 
-import logging
 import math
 
 import torch
@@ -8,8 +7,6 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from unskew.utils.registry import unknown_name
-
-logger = logging.getLogger("unskew")
 
 AVAI_OPTIMS = ("adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw")
 
@@ -21,26 +18,29 @@ AVAI_WARMUPS = ("constant", "linear")
 def build_optimizer(model, optim_cfg, param_groups=None) -> torch.optim.Optimizer:
     """The optimiser that ``optim_cfg.NAME`` names.
 
-    With ``STAGED_LR`` the children named in ``NEW_LAYERS`` learn at ``LR``, everything else at
-    ``LR * BASE_LR_MULT``.
-
     Args:
         model: a module, or an iterable of parameters.
         param_groups: if given, what is optimised in place of ``model``.
 
     Raises:
-        ValueError: an unknown optimiser or layer, or ``STAGED_LR`` without a module.
+        ValueError: an unknown optimiser, or ``STAGED_LR``, which `unskew.dassl.optim` provides.
+    """
+    if optim_cfg.STAGED_LR:
+        raise ValueError("OPTIM.STAGED_LR is a key of Dassl's API: build the optimizer with `dassl.optim`, or unset it")
+    if param_groups is None:
+        param_groups = model.parameters() if isinstance(model, nn.Module) else model
+    return make_optimizer(param_groups, optim_cfg)
+
+
+def make_optimizer(param_groups, optim_cfg) -> torch.optim.Optimizer:
+    """Make the optimizer that ``optim_cfg.NAME`` names, for parameters or groups of parameters.
+
+    Raises:
+        ValueError: the optimizer is unknown.
     """
     name, lr = optim_cfg.NAME, optim_cfg.LR
     if name not in AVAI_OPTIMS:
         raise ValueError(unknown_name("optimizer in OPTIM.NAME", name, AVAI_OPTIMS))
-    if param_groups is not None and optim_cfg.STAGED_LR:
-        logger.warning("OPTIM.STAGED_LR is ignored: the trainer gave its own parameter groups")
-    if param_groups is None and optim_cfg.STAGED_LR:
-        param_groups = _staged_groups(model, optim_cfg)
-    elif param_groups is None:
-        param_groups = model.parameters() if isinstance(model, nn.Module) else model
-
     common = {"lr": lr, "weight_decay": optim_cfg.WEIGHT_DECAY}
     betas = (optim_cfg.ADAM_BETA1, optim_cfg.ADAM_BETA2)
     match name:
@@ -57,23 +57,6 @@ def build_optimizer(model, optim_cfg, param_groups=None) -> torch.optim.Optimize
             return torch.optim.AdamW(param_groups, **common, betas=betas)
         case _:
             return torch.optim.Adam(param_groups, **common, betas=betas, amsgrad=name == "amsgrad")
-
-
-def _staged_groups(model, optim_cfg) -> list[dict]:
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"OPTIM.STAGED_LR needs a module to find its layers in, got {type(model).__name__}")
-    if isinstance(model, nn.DataParallel):
-        model = model.module
-    new_layers = optim_cfg.NEW_LAYERS
-    new_layers = [new_layers] if isinstance(new_layers, str) else list(new_layers)
-    children = [name for name, _ in model.named_children()]
-    for layer in new_layers:
-        if layer not in children:
-            raise ValueError(unknown_name("layer in OPTIM.NEW_LAYERS", layer, children))
-    base, new = [], []
-    for name, parameter in model.named_parameters():
-        (new if name.split(".")[0] in new_layers else base).append(parameter)
-    return [{"params": base, "lr": optim_cfg.LR * optim_cfg.BASE_LR_MULT}, {"params": new}]
 
 
 def _decay(optim_cfg, count: int) -> float:

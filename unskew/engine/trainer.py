@@ -1,4 +1,4 @@
-"""Dassl's trainers on accelerate: `TrainerBase`, `SimpleTrainer`, `TrainerX`, `TrainerXU`.
+"""Dassl's trainers on accelerate: `TrainerBase`, `SimpleTrainer`, `TrainerX`.
 
 A trainer of one's own subclasses `TrainerX`, registers itself in `TRAINER_REGISTRY` and gives
 ``build_model`` and ``forward_backward``.
@@ -8,8 +8,7 @@ import datetime
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, repeat
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -35,7 +34,6 @@ __all__ = [
     "SimpleTrainer",
     "TrainerBase",
     "TrainerX",
-    "TrainerXU",
     "build_trainer",
     "collect_env_info",
     "set_random_seed",
@@ -395,27 +393,3 @@ class TrainerX(SimpleTrainer):
     def parse_batch_train(self, batch: dict) -> tuple[Tensor, Tensor, Tensor]:
         """Images, labels and domains on the device."""
         return tuple(batch[key].to(self.device, non_blocking=True) for key in ("img", "label", "domain"))
-
-
-class TrainerXU(SimpleTrainer):
-    """Training on labelled and unlabelled images; ``forward_backward(batch_x, batch_u)``."""
-
-    def run_epoch(self) -> None:
-        lengths = {"train_x": len(self.train_loader_x), "train_u": len(self.train_loader_u)}
-        lengths["smaller_one"] = min(lengths.values())
-        count = self.cfg.TRAIN.COUNT_ITER
-        if count not in lengths:
-            raise ValueError(f"TRAIN.COUNT_ITER must be train_x, train_u or smaller_one, got '{count}'")
-        self.num_batches = lengths[count]
-        pairs = zip(_endless(self.train_loader_x), _endless(self.train_loader_u), strict=False)
-        self._run_batches(pair for _, pair in zip(range(self.num_batches), pairs, strict=False))
-
-    def parse_batch_train(self, batch_x: dict, batch_u: dict) -> tuple[Tensor, Tensor, Tensor]:
-        """Labelled images, their labels, and unlabelled images on the device."""
-        inputs = (batch_x["img"], batch_x["label"], batch_u["img"])
-        return tuple(tensor.to(self.device, non_blocking=True) for tensor in inputs)
-
-
-def _endless(loader) -> Iterator:
-    """Pass after pass; the first begins, with its random draws, at once and not at the first batch."""
-    return chain(iter(loader), chain.from_iterable(repeat(loader)))
