@@ -14,7 +14,7 @@ class Caltech101(PublishedDataset):
     image_dir = "101_ObjectCategories"
     split_file = "split_zhou_Caltech101.json"
     imagenet_templates = True
-    card = DatasetInfo(100, 4128, 1649, 2465, "0.1 GB", "CC BY 4.0", "https://data.caltech.edu/records/20086")
+    info = DatasetInfo(100, 4128, 1649, 2465, "0.1 GB", "CC BY 4.0", "https://data.caltech.edu/records/20086")
     sources = (
         Source(
             "101_ObjectCategories.tar.gz",

@@ -25,7 +25,7 @@ class CIFAR100LT(PublishedDataset):
     """Read from CIFAR-100's "python" or "binary" edition, and written once as image files."""
 
     dataset_dir = "cifar100"
-    card = DatasetInfo(100, 10847, 0, 10000, "0.2 GB", "none stated", _PAGE, {"test": 100})
+    info = DatasetInfo(100, 10847, 0, 10000, "0.2 GB", "none stated", _PAGE, {"test": 100})
     sources = (
         Source(
             "cifar-100-python.tar.gz",
@@ -36,8 +36,8 @@ class CIFAR100LT(PublishedDataset):
     )
 
     @classmethod
-    def card_of(cls, cfg):
-        return replace(cls.card, train=sum(longtail_counts(500, cls.card.classes, cfg.DATASET.IMBALANCE)))
+    def info_of(cls, cfg):
+        return replace(cls.info, train=sum(longtail_counts(500, cls.info.classes, cfg.DATASET.IMBALANCE)))
 
     @classmethod
     def read(cls, cfg, root):

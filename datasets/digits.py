@@ -8,5 +8,5 @@ from unskew.micro.dataset import EmbeddedDataset
 @DATASET_REGISTRY.register("digits")
 class Digits(EmbeddedDataset):
     dataset_dir = "digits"
-    card = DatasetInfo(10, 200, 160, 536, "none", "BSD 3-Clause", "docs/MICRO.md", {"train": 20, "val": 16})
+    info = DatasetInfo(10, 200, 160, 536, "none", "BSD 3-Clause", "docs/MICRO.md", {"train": 20, "val": 16})
     template = "a photo of the digit {}."

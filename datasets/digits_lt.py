@@ -8,5 +8,5 @@ from unskew.micro.dataset import EmbeddedDataset
 @DATASET_REGISTRY.register("digits_lt")
 class DigitsLT(EmbeddedDataset):
     dataset_dir = "digits_lt"
-    card = DatasetInfo(10, 135, 100, 250, "none", "BSD 3-Clause", "docs/MICRO.md", {"val": 10, "test": 25})
+    info = DatasetInfo(10, 135, 100, 250, "none", "BSD 3-Clause", "docs/MICRO.md", {"val": 10, "test": 25})
     template = "a photo of the digit {}."

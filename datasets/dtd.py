@@ -14,7 +14,7 @@ class DescribableTextures(PublishedDataset):
     split_file = "split_zhou_DescribableTextures.json"
     template = "{} texture."
     context_init = "a texture of {}."
-    card = DatasetInfo(47, 2820, 1128, 1692, "0.6 GB", "research", f"{_HOME}/", {"train": 60, "val": 24, "test": 36})
+    info = DatasetInfo(47, 2820, 1128, 1692, "0.6 GB", "research", f"{_HOME}/", {"train": 60, "val": 24, "test": 36})
     sources = (
         Source(
             "dtd-r1.0.1.tar.gz",

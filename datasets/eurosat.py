@@ -23,7 +23,7 @@ class EuroSAT(PublishedDataset):
     image_dir = "2750"
     split_file = "split_zhou_EuroSAT.json"
     template = "a centered satellite photo of {}."
-    card = DatasetInfo(10, 13500, 5400, 8100, "0.1 GB", "MIT", "https://github.com/phelber/EuroSAT")
+    info = DatasetInfo(10, 13500, 5400, 8100, "0.1 GB", "MIT", "https://github.com/phelber/EuroSAT")
     sources = (
         Source(
             "EuroSAT.zip",

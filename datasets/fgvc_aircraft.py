@@ -14,7 +14,7 @@ class FGVCAircraft(PublishedDataset):
     dataset_dir = "fgvc_aircraft"
     template = "a photo of a {}, a type of aircraft."
     context_init = "a type of aircraft, a photo of a {}."
-    card = DatasetInfo(100, 3334, 3333, 3333, "2.6 GB", "non-commercial research", f"{_HOME}/")
+    info = DatasetInfo(100, 3334, 3333, 3333, "2.6 GB", "non-commercial research", f"{_HOME}/")
     sources = (
         Source(
             "fgvc-aircraft-2013b.tar.gz",

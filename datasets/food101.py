@@ -12,7 +12,7 @@ class Food101(PublishedDataset):
     split_file = "split_zhou_Food101.json"
     template = "a photo of {}, a type of food."
     context_init = "a type of food, a photo of {}."
-    card = DatasetInfo(
+    info = DatasetInfo(
         101,
         50500,
         20200,

@@ -20,7 +20,7 @@ _REGISTER = "https://image-net.org/download-images (a free registration)"
 class ImageNet(PublishedDataset):
     dataset_dir = "imagenet"
     imagenet_templates = True
-    card = DatasetInfo(
+    info = DatasetInfo(
         1000, 1281167, 0, 50000, "145 GB", "non-commercial research, registration", _REGISTER, {"test": 50}
     )
     sources = (
@@ -56,13 +56,13 @@ class ImageNet(PublishedDataset):
         Raises:
             ValueError: an archive is damaged, or is not that one; what was unpacked is kept and gone on from.
         """
-        from unskew.download.install import alone, prepare
+        from unskew.download.install import exclusive_lock, prepare
 
         placed = [split for split in ("train", "val") if (root / f"ILSVRC2012_img_{split}.tar").is_file()]
         if "val" in placed and not VAL_LIST.is_there(root):
             prepare(root, [VAL_LIST])
         for split in placed:
-            with alone(root):
+            with exclusive_lock(root):
                 _lay_out(root, split)
 
 
@@ -78,15 +78,15 @@ def _lay_out(root: Path, split: str) -> None:
         reason = str(error).partition(":\n")[0]  # without what each format says to it
         raise ValueError(f"'{archive}' is damaged ({reason}); download it again") from error
     classes = len(class_folders(work))
-    if classes != ImageNet.card.classes:
-        raise ValueError(f"'{archive}' has {classes} classes in place of {ImageNet.card.classes}; download it again")
+    if classes != ImageNet.info.classes:
+        raise ValueError(f"'{archive}' has {classes} classes in place of {ImageNet.info.classes}; download it again")
     work.rename(folder)
 
 
 def _unpack_train(archive: Path, work: Path, root: Path) -> None:
     """One folder a class; those that an interrupted call left whole are not unpacked again."""
     with tarfile.open(archive) as outer:
-        for member in tqdm(outer, desc=archive.name, total=ImageNet.card.classes, unit="class", disable=None):
+        for member in tqdm(outer, desc=archive.name, total=ImageNet.info.classes, unit="class", disable=None):
             name = Path(member.name).stem
             if member.isfile() and not (work / name).exists():
                 part = work / f".{name}"

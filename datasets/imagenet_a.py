@@ -9,7 +9,7 @@ from unskew.download.sources import DatasetInfo, Source
 class ImageNetA(ImageNetVariant):
     dataset_dir = "imagenet-adversarial"
     image_dir = "imagenet-a"
-    card = DatasetInfo(200, 0, 0, 7500, "0.7 GB", "MIT", "https://github.com/hendrycks/natural-adv-examples")
+    info = DatasetInfo(200, 0, 0, 7500, "0.7 GB", "MIT", "https://github.com/hendrycks/natural-adv-examples")
     sources = (
         Source(
             "imagenet-a.tar",

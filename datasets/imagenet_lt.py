@@ -20,7 +20,7 @@ def _images(root: Path) -> Path:
 class ImageNetLT(PublishedDataset):
     dataset_dir = "imagenet_lt"
     imagenet_templates = True
-    card = DatasetInfo(
+    info = DatasetInfo(
         1000,
         115846,
         20000,

@@ -9,7 +9,7 @@ from unskew.download.sources import DatasetInfo, Source
 class ImageNetR(ImageNetVariant):
     dataset_dir = "imagenet-rendition"
     image_dir = "imagenet-r"
-    card = DatasetInfo(200, 0, 0, 30000, "2.2 GB", "MIT", "https://github.com/hendrycks/imagenet-r")
+    info = DatasetInfo(200, 0, 0, 30000, "2.2 GB", "MIT", "https://github.com/hendrycks/imagenet-r")
     sources = (
         Source(
             "imagenet-r.tar",

@@ -11,7 +11,7 @@ _PAGE = "https://github.com/HaohanWang/ImageNet-Sketch"
 class ImageNetSketch(ImageNetVariant):
     dataset_dir = "imagenet-sketch"
     image_dir = "images"
-    card = DatasetInfo(1000, 0, 0, 50889, "7.8 GB", "MIT", _PAGE)
+    info = DatasetInfo(1000, 0, 0, 50889, "7.8 GB", "MIT", _PAGE)
     sources = (
         Source(
             "ImageNet-Sketch.zip", ("drive:1Mj0i5HBthqH1p_yeXzsg22gZduvgoNeA",), makes={"sketch": "images"}, page=_PAGE

@@ -12,7 +12,7 @@ _FILE = "imagenetv2-matched-frequency.tar.gz"
 class ImageNetV2(ImageNetVariant):
     dataset_dir = "imagenetv2"
     image_dir = "imagenetv2-matched-frequency-format-val"
-    card = DatasetInfo(1000, 0, 0, 10000, "1.3 GB", "MIT", "https://github.com/modestyachts/ImageNetV2", {"test": 10})
+    info = DatasetInfo(1000, 0, 0, 10000, "1.3 GB", "MIT", "https://github.com/modestyachts/ImageNetV2", {"test": 10})
     sources = (
         Source(
             _FILE,

@@ -13,7 +13,7 @@ _PAGE = "https://github.com/visipedia/inat_comp/tree/master/2018"
 @DATASET_REGISTRY.register("inat2018")
 class INaturalist2018(PublishedDataset):
     dataset_dir = "inat2018"
-    card = DatasetInfo(8142, 437513, 0, 24426, "120 GB", "non-commercial research and education", _PAGE)
+    info = DatasetInfo(8142, 437513, 0, 24426, "120 GB", "non-commercial research and education", _PAGE)
     sources = (
         lift_source("iNaturalist18/iNaturalist18_train.txt"),
         lift_source(

@@ -19,7 +19,7 @@ class OxfordFlowers(PublishedDataset):
     split_file = "split_zhou_OxfordFlowers.json"
     template = "a photo of a {}, a type of flower."
     context_init = "a type of flower, a photo of a {}."
-    card = DatasetInfo(102, 4093, 1633, 2463, "0.3 GB", "research; none stated", f"{_HOME}/")
+    info = DatasetInfo(102, 4093, 1633, 2463, "0.3 GB", "research; none stated", f"{_HOME}/")
     sources = (
         Source(
             "102flowers.tgz",

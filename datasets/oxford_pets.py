@@ -15,7 +15,7 @@ class OxfordPets(PublishedDataset):
     split_file = "split_zhou_OxfordPets.json"
     template = "a photo of a {}, a type of pet."
     context_init = "a type of pet, a photo of a {}."
-    card = DatasetInfo(37, 2944, 736, 3669, "0.8 GB", "CC BY-SA 4.0", "https://www.robots.ox.ac.uk/~vgg/data/pets/")
+    info = DatasetInfo(37, 2944, 736, 3669, "0.8 GB", "CC BY-SA 4.0", "https://www.robots.ox.ac.uk/~vgg/data/pets/")
     sources = (
         Source(
             "images.tar.gz",

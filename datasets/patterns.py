@@ -8,4 +8,4 @@ from unskew.micro.dataset import EmbeddedDataset
 @DATASET_REGISTRY.register("patterns")
 class Patterns(EmbeddedDataset):
     dataset_dir = "patterns"
-    card = DatasetInfo(72, 1440, 1152, 1800, "none", "MIT", "docs/MICRO.md", {"train": 20, "val": 16, "test": 25})
+    info = DatasetInfo(72, 1440, 1152, 1800, "none", "MIT", "docs/MICRO.md", {"train": 20, "val": 16, "test": 25})

@@ -12,7 +12,7 @@ _PAGE = "http://places2.csail.mit.edu/download.html"
 @DATASET_REGISTRY.register("places_lt")
 class PlacesLT(PublishedDataset):
     dataset_dir = "places_lt"
-    card = DatasetInfo(365, 62500, 7300, 36500, "21 GB", "research and education", _PAGE, {"val": 20, "test": 100})
+    info = DatasetInfo(365, 62500, 7300, 36500, "21 GB", "research and education", _PAGE, {"val": 20, "test": 100})
     sources = (
         lift_source(
             "Places_LT/Places_LT_train.txt", "726c4871dcbf07ce2f857703bfe32e9a83ffbf52d704239f6d95c4f4f4c247f7"

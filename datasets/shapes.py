@@ -8,4 +8,4 @@ from unskew.micro.dataset import EmbeddedDataset
 @DATASET_REGISTRY.register("shapes")
 class Shapes(EmbeddedDataset):
     dataset_dir = "shapes"
-    card = DatasetInfo(96, 1920, 1536, 2400, "none", "MIT", "docs/MICRO.md", {"train": 20, "val": 16, "test": 25})
+    info = DatasetInfo(96, 1920, 1536, 2400, "none", "MIT", "docs/MICRO.md", {"train": 20, "val": 16, "test": 25})

@@ -8,4 +8,4 @@ from unskew.micro.dataset import EmbeddedDataset
 @DATASET_REGISTRY.register("shapes_lt")
 class ShapesLT(EmbeddedDataset):
     dataset_dir = "shapes_lt"
-    card = DatasetInfo(64, 2778, 640, 1600, "none", "MIT", "docs/MICRO.md", {"val": 10, "test": 25})
+    info = DatasetInfo(64, 2778, 640, 1600, "none", "MIT", "docs/MICRO.md", {"val": 10, "test": 25})

@@ -13,7 +13,7 @@ _PAGE = "https://github.com/pytorch/vision/issues/7545 (the university's links a
 class StanfordCars(PublishedDataset):
     dataset_dir = "stanford_cars"
     split_file = "split_zhou_StanfordCars.json"
-    card = DatasetInfo(196, 6509, 1635, 8041, "1.9 GB", "non-commercial research", _PAGE)
+    info = DatasetInfo(196, 6509, 1635, 8041, "1.9 GB", "non-commercial research", _PAGE)
     sources = (
         Source(
             "cars_train.tgz",

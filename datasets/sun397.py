@@ -14,7 +14,7 @@ class SUN397(PublishedDataset):
     image_dir = "SUN397"
     split_file = "split_zhou_SUN397.json"
     imagenet_templates = True
-    card = DatasetInfo(397, 15880, 3970, 19850, "39 GB", "research; the images are their owners'", _PAGE)
+    info = DatasetInfo(397, 15880, 3970, 19850, "39 GB", "research; the images are their owners'", _PAGE)
     sources = (
         Source(
             "SUN397.tar.gz",

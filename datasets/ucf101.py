@@ -14,7 +14,7 @@ class UCF101(PublishedDataset):
     image_dir = "UCF-101-midframes"
     split_file = "split_zhou_UCF101.json"
     template = "a photo of a person doing {}."
-    card = DatasetInfo(101, 7639, 1898, 3783, "not stated", "none stated", "https://www.crcv.ucf.edu/data/UCF101.php")
+    info = DatasetInfo(101, 7639, 1898, 3783, "not stated", "none stated", "https://www.crcv.ucf.edu/data/UCF101.php")
     sources = (
         Source(
             "UCF-101-midframes.zip",

@@ -71,17 +71,17 @@ def test_the_table_of_datasets_has_their_cards():
     for name in config.names("datasets"):
         dataset = dataset_class(name)
         (row,) = (row for row in rows if row.startswith(f"| `{name}` |"))
-        if card := getattr(dataset, "card", None):
+        if info := getattr(dataset, "info", None):
             prompt = "80" if getattr(dataset, "imagenet_templates", False) else dataset.template
-            images = f"{card.train:,} / {card.val:,} / {card.test:,}"
+            images = f"{info.train:,} / {info.val:,} / {info.test:,}"
             cells = (
                 f"`{name}`",
                 f"`{dataset.dataset_dir}`",
-                f"{card.classes:,}",
+                f"{info.classes:,}",
                 images,
                 prompt,
-                card.size,
-                card.licence,
+                info.size,
+                info.licence,
             )
             assert row == f"| {' | '.join(cells)} |"
 

@@ -49,7 +49,7 @@ def eurosat(server, tmp_path, monkeypatch):
         Source("split_zhou_EuroSAT.json", (f"{url}/split_zhou_EuroSAT.json",)),
     )
     monkeypatch.setattr(dataset, "sources", sources)
-    monkeypatch.setattr(dataset, "card", DatasetInfo(2, 4, 2, 2, "1 kB", "MIT", "", {"train": 2}))
+    monkeypatch.setattr(dataset, "info", DatasetInfo(2, 4, 2, 2, "1 kB", "MIT", "", {"train": 2}))
     return dataset
 
 
@@ -109,7 +109,7 @@ def test_verify_names_what_is_missing_or_broken(eurosat, tmp_path, capsys):
 def test_verify_compares_with_the_published_numbers(eurosat, tmp_path, monkeypatch, capsys):
     root = str(tmp_path / "data")
     run(capsys, "prepare", "eurosat", "--root", root)
-    monkeypatch.setattr(eurosat, "card", DatasetInfo(3, 5, 2, 2, "", "", "", {"train": 4}))
+    monkeypatch.setattr(eurosat, "info", DatasetInfo(3, 5, 2, 2, "", "", "", {"train": 4}))
     code, out, err = run(capsys, "verify", "eurosat", "--root", root)
     assert code == 2 and "4 wrong number(s)" in err
     assert "2 classes; published are 3" in out and "train: 4 images; published are 5" in out
@@ -175,4 +175,4 @@ def test_every_published_dataset_says_where_its_files_come_from():
             assert all(url.startswith(("https://", "http://", "drive:")) for url in source.urls)
             assert not any(target.startswith("/") for target in source.targets)
         if hasattr(dataset, "sources"):
-            assert dataset.card.images > 0 and dataset.card.licence and dataset.card.page
+            assert dataset.info.images > 0 and dataset.info.licence and dataset.info.page

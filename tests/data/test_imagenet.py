@@ -143,7 +143,7 @@ def tar_bytes(path, files):
 @pytest.fixture
 def archives(tmp_path, monkeypatch):
     """ImageNet's folder with both archives, the list of val and the names; what they hold."""
-    monkeypatch.setattr(ImageNet, "card", dataclasses.replace(ImageNet.card, classes=len(WORDNET)))
+    monkeypatch.setattr(ImageNet, "info", dataclasses.replace(ImageNet.info, classes=len(WORDNET)))
     entries, root = trees.imagenet(tmp_path), tmp_path / "imagenet"
     contents = {path: (root / "images" / path).read_bytes() for items in entries.values() for path, *_ in items}
     shutil.rmtree(root / "images")

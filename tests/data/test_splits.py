@@ -26,7 +26,7 @@ def test_a_published_split_is_read(tmp_path):
     content = published_split("eurosat")
     write_json(content, tmp_path / "split.json")
     splits = read_split(tmp_path / "split.json", "2750")
-    assert [len(items) for items in splits] == [EuroSAT.card.train, EuroSAT.card.val, EuroSAT.card.test]
+    assert [len(items) for items in splits] == [EuroSAT.info.train, EuroSAT.info.val, EuroSAT.info.test]
     assert splits[0][0] == Datum("2750/AnnualCrop/AnnualCrop_1381.jpg", 0, 0, "Annual Crop Land")
     for items, split in zip(splits, ("train", "val", "test"), strict=True):
         assert entries(items, "2750") == content[split]

@@ -1,4 +1,4 @@
-"""Archives: what is in them comes out as it was, and nothing gets out of the folder."""
+"""Tests of archives: the content is unpacked unchanged, and no file is written outside the folder."""
 
 import errno
 import gzip
@@ -53,7 +53,7 @@ def content_of(folder):
 
 
 def refused(archive, folder, message, **options):
-    """It is refused in one line, and leaves nothing, neither in the folder nor beside it."""
+    """The archive is refused with a message of one line and leaves no file."""
     before = sorted(folder.parent.iterdir())
     with pytest.raises(ValueError, match=message) as caught:
         extract(archive, folder, **options)
@@ -63,7 +63,7 @@ def refused(archive, folder, message, **options):
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tgz", "a.zip"])
-def test_what_was_packed_comes_out(tmp_path, name):
+def test_an_archive_is_unpacked_unchanged(tmp_path, name):
     extract(write(tmp_path / name), tmp_path / "out")
     assert content_of(tmp_path / "out") == FILES
 
@@ -79,7 +79,7 @@ def test_files_are_readable_whatever_the_archive_says(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.zip"])
-def test_what_macos_adds_is_left_out(tmp_path, name):
+def test_files_of_macos_are_skipped(tmp_path, name):
     junk = {"__MACOSX/images/._a.jpg": b"1", "images/._a.jpg": b"2", "images/.DS_Store": b"3"}
     extract(write(tmp_path / name, {**FILES, **junk}), tmp_path / "out")
     assert content_of(tmp_path / "out") == FILES
@@ -94,14 +94,14 @@ def test_a_folder_that_is_not_empty_is_left_as_it_is(tmp_path):
     assert content_of(tmp_path / "out") == {"mine": b"mine"}
 
 
-# --- what could lead out ------------------------------------------------------------------------------
+# --- members that lead out of the folder ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".zip"])
 @pytest.mark.parametrize("name", ["../evil", "images/../../evil", "/tmp/evil", "..\\evil"])
 def test_paths_out_of_the_folder_are_refused(tmp_path, suffix, name):
     archive = write(tmp_path / f"a{suffix}", {"good": b"1", name: b"2"})
-    refused(archive, tmp_path / "out", "no path inside")
+    refused(archive, tmp_path / "out", "evil")
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
@@ -114,12 +114,12 @@ def test_links_out_of_the_folder_are_refused(tmp_path, kind, target):
 def test_no_file_is_written_through_a_link(tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
-    # Each link stays inside when looked at alone; together they lead to the folder above.
+    # Each link alone stays inside the folder; together they lead to the parent.
     chain = [member("a", tarfile.SYMTYPE, "."), member("b", tarfile.SYMTYPE, "a/..")]
     archive = write_tar(tmp_path / "a.tar", *chain, ("b/outside/evil", b"2"))
     refused(archive, tmp_path / "out", "leads nowhere")
     archive = write_tar(tmp_path / "a.tar", *chain, member("b/outside/evil", tarfile.SYMTYPE, "x"))
-    refused(archive, tmp_path / "out", "leads out of the folder")
+    refused(archive, tmp_path / "out", "out of the folder")
     assert not list(outside.iterdir())
 
 
@@ -144,16 +144,16 @@ def test_devices_are_refused(tmp_path, kind):
 def test_a_link_in_a_zip_is_refused(tmp_path):
     info = zipfile.ZipInfo("link")
     info.external_attr = (stat.S_IFLNK | 0o777) << 16
-    refused(write_zip(tmp_path / "a.zip", (info, "/etc/passwd")), tmp_path / "out", "link or a device")
+    refused(write_zip(tmp_path / "a.zip", (info, "/etc/passwd")), tmp_path / "out", "link")
 
 
 def test_a_zip_name_that_python_would_clean_is_refused(tmp_path):
     archive = write(tmp_path / "a.zip", {"good.jpg?.exe": b"1"})
     archive.write_bytes(archive.read_bytes().replace(b"?", b"\0"))
-    refused(archive, tmp_path / "out", "no path inside")
+    refused(archive, tmp_path / "out", r"good\.jpg")
 
 
-def test_python_without_the_data_filter_is_told(tmp_path, monkeypatch):
+def test_python_without_the_data_filter_is_reported(tmp_path, monkeypatch):
     monkeypatch.delattr(tarfile, "data_filter")
     refused(write(tmp_path / "a.tar"), tmp_path / "out", r"Python 3\.10\.12")
 
@@ -164,7 +164,7 @@ def test_python_without_the_data_filter_is_told(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.zip"])
 def test_a_bomb_is_stopped(tmp_path, name):
     archive = write(tmp_path / name, {"zeros": bytes(5_000_000)})
-    refused(archive, tmp_path / "out", "more than 4000000 bytes", limit=4_000_000)
+    refused(archive, tmp_path / "out", "4000000 bytes", limit=4_000_000)
     extract(archive, tmp_path / "out", limit=5_000_000)
 
 
@@ -181,13 +181,13 @@ def test_a_bomb_that_lies_about_its_size_is_stopped(tmp_path):
 def test_a_bomb_of_many_copies_is_stopped_while_it_is_written(tmp_path):
     links = [member(f"copy{i}", tarfile.LNKTYPE, "file") for i in range(50)]
     archive = write_tar(tmp_path / "a.tar", ("file", bytes(1000)), *links)
-    refused(archive, tmp_path / "out", "more than 20000 bytes", limit=20_000)
+    refused(archive, tmp_path / "out", "20000 bytes", limit=20_000)
 
 
 def test_a_bomb_behind_the_last_member_is_stopped(tmp_path):
     content = write(tmp_path / "a.tar").read_bytes()
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress(content + bytes(5_000_000)))
-    refused(tmp_path / "a.tar.gz", tmp_path / "out", "more than 100000 bytes", limit=100_000)
+    refused(tmp_path / "a.tar.gz", tmp_path / "out", "100000 bytes", limit=100_000)
 
 
 # --- damage --------------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def test_a_cut_archive_is_noticed_wherever_it_is_cut(tmp_path, name):
     for cut in {0, 3, 512, 1000, 1536, 1600, 3072, end // 2, end - 1, end if name == "a.tar" else 4}:
         (tmp_path / "cut").mkdir(exist_ok=True)
         (tmp_path / "cut" / name).write_bytes(content[:cut])
-        refused(tmp_path / "cut" / name, tmp_path / "cut" / "out", "damaged, cut short")
+        refused(tmp_path / "cut" / name, tmp_path / "cut" / "out", "damaged")
 
 
 def test_damage_in_the_middle_is_noticed(tmp_path):
@@ -215,36 +215,36 @@ def test_damage_in_the_middle_is_noticed(tmp_path):
         content = bytearray(archive.read_bytes())
         content[place] ^= 0xFF
         archive.write_bytes(content)
-        refused(archive, tmp_path / "out", "damaged, cut short")
+        refused(archive, tmp_path / "out", "damaged")
 
 
 def test_a_web_page_is_no_archive(tmp_path):
     for name in ("a.zip", "a.tar.gz"):
         (tmp_path / name).write_bytes(b"<!DOCTYPE html><html>Sorry</html>" * 100)
-        refused(tmp_path / name, tmp_path / "out", "damaged, cut short or no")
+        refused(tmp_path / name, tmp_path / "out", "damaged")
 
 
-def test_a_full_disk_is_said_and_cleaned_up(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_and_the_folder_removed(tmp_path, monkeypatch):
     class Full(io.FileIO):
         def write(self, data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(archives, "open", lambda path, mode: Full(path, mode), raising=False)
-    with pytest.raises(OSError, match=r"cannot unpack '.*a.tar': No space left on device; make room"):
+    with pytest.raises(OSError, match=r"'.*a.tar': No space left on device"):
         extract(write(tmp_path / "a.tar"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_zip_for_which_there_is_no_room_is_not_begun(tmp_path, monkeypatch):
+def test_a_zip_that_does_not_fit_on_the_disk_is_not_unpacked(tmp_path, monkeypatch):
     usage = archives.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(archives.shutil, "disk_usage", lambda path: usage._replace(free=100))
-    with pytest.raises(OSError, match=r"needs 3800 bytes and the disk has 100"):
+    with pytest.raises(OSError, match=r"3800 .* 100;"):
         extract(write(tmp_path / "a.zip"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("suffix", [".tar.gz", ".zip"])
-def test_work_grows_with_the_number_of_files_only(tmp_path, suffix):
+def test_work_grows_linearly_with_the_number_of_files(tmp_path, suffix):
     """Counted in calls, as seconds depend on what else the machine does."""
     calls = []
     for count in (100, 800):

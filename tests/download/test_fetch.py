@@ -1,4 +1,4 @@
-"""Downloads: whole or not at all, gone on with after a break, from the next mirror if one does not work."""
+"""Tests of downloads: complete or not at all, resumed after a break, next mirror after a failure."""
 
 import errno
 import fcntl
@@ -6,6 +6,7 @@ import hashlib
 import os
 import random
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 import requests
 from serving import Server
 
-from unskew.download import fetch as fetching
+from unskew.download import _http
 from unskew.download.fetch import fetch
 from unskew.download.sources import Source
 
@@ -36,17 +37,17 @@ def server():
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch):
-    monkeypatch.setattr(fetching, "BACKOFF", 0.01)
+    monkeypatch.setattr(_http, "BACKOFF", 0.01)
 
 
 @pytest.fixture
 def interrupted(server, tmp_path):
-    """A call that died after 100 000 bytes: returns the address and the path."""
+    """A function that makes a call fail after 100,000 bytes; it returns the URL and the path."""
 
     def interrupt(**options):
         url = server.put("/a.bin", CONTENT, drops=[100_000], **options)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(fetching, "ATTEMPTS", 1)
+            patch.setattr(_http, "ATTEMPTS", 1)
             with pytest.raises(ConnectionError):
                 fetch(Source("a.bin", url), tmp_path / "a.bin")
         assert (tmp_path / "a.bin.part").read_bytes() == CONTENT[:100_000]
@@ -57,20 +58,20 @@ def interrupted(server, tmp_path):
 
 
 def is_whole(path, content=CONTENT):
-    """The content is there and nothing is left beside it."""
+    """Whether the file has the content and no other file is left in its folder."""
     return path.read_bytes() == content and [p.name for p in path.parent.iterdir()] == [path.name]
 
 
 def dead_url():
-    return "http://127.0.0.1:9/a.bin"  # nothing listens at the discard port
+    return "http://127.0.0.1:9/a.bin"  # the discard port: no server listens
 
 
-def test_a_source_takes_what_is_short_to_write():
+def test_a_source_accepts_short_forms():
     source = Source("a.tgz", "https://x/a.tgz", makes={"in/images": "images"}, checksum=MD5)
     assert source.urls == ("https://x/a.tgz",)
     assert source.makes == (("in/images", "images"),)
     assert hash(source) == hash(Source("a.tgz", ("https://x/a.tgz",), (("in/images", "images"),), MD5))
-    with pytest.raises(ValueError, match=r"a\.tgz must start with 'md5:' or 'sha256:'; got 'abc'"):
+    with pytest.raises(ValueError, match=r"a\.tgz .*md5.*sha256.*'abc'"):
         Source("a.tgz", checksum="abc")
 
 
@@ -88,7 +89,7 @@ def test_no_progress_bar_without_a_terminal(server, tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_terminal_gets_a_bar_that_begins_with_what_is_there(interrupted):
+def test_a_terminal_gets_a_bar_that_begins_at_the_resumed_size(interrupted):
     url, path = interrupted()
     code = "import sys; from unskew.download.fetch import *; fetch(Source('a.bin', sys.argv[1]), sys.argv[2])"
     terminal, end = os.openpty()
@@ -101,11 +102,11 @@ def test_a_terminal_gets_a_bar_that_begins_with_what_is_there(interrupted):
     assert "a.bin:  33%|" in shown and "100k/300k" in shown and "B/s" in shown
 
 
-# --- going on ------------------------------------------------------------------------------------------
+# --- resuming ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("headers", [{"ETag": '"1"'}, {"Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}])
-def test_the_next_call_fetches_the_rest_only(server, interrupted, headers):
+def test_the_next_call_downloads_only_the_rest(server, interrupted, headers):
     url, path = interrupted(headers=headers)
     fetch(Source("a.bin", url), path)
     assert is_whole(path)
@@ -125,7 +126,7 @@ def test_without_a_validator_only_a_checksum_allows_to_go_on(server, interrupted
     assert server.sent() == [200_000]
 
 
-def test_a_dropped_connection_goes_on_in_the_same_call(server, tmp_path):
+def test_a_dropped_connection_is_resumed_in_the_same_call(server, tmp_path):
     url = server.put("/a.bin", CONTENT, drops=[100_000, 0, 50_000])
     fetch(Source("a.bin", url), tmp_path / "a.bin")
     assert is_whole(tmp_path / "a.bin")
@@ -133,18 +134,18 @@ def test_a_dropped_connection_goes_on_in_the_same_call(server, tmp_path):
 
 
 def test_progress_earns_further_attempts(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(fetching, "PROGRESS", 10_000)
+    monkeypatch.setattr(_http, "PROGRESS", 10_000)
     url = server.put("/a.bin", CONTENT, drops=[20_000] * 12)
     fetch(Source("a.bin", url), tmp_path / "a.bin")
     assert is_whole(tmp_path / "a.bin")
 
 
-def test_a_server_that_is_busy_is_asked_again(server, tmp_path):
+def test_a_busy_server_is_asked_again(server, tmp_path):
     url = server.put("/a.bin", CONTENT, status=503)
     timer = threading.Timer(0.05, lambda: setattr(server.files["/a.bin"], "status", 200))
     timer.start()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fetching, "BACKOFF", 0.1)
+        patch.setattr(_http, "BACKOFF", 0.1)
         fetch(Source("a.bin", url), tmp_path / "a.bin")
     assert is_whole(tmp_path / "a.bin")
 
@@ -175,7 +176,7 @@ def test_a_range_that_comes_in_pieces(server, interrupted):
     assert server.sent() == [80_000, 80_000, 40_000]
 
 
-def test_a_part_that_is_whole_is_not_fetched_again(server, interrupted):
+def test_a_complete_partial_file_is_not_downloaded_again(server, interrupted):
     url, path = interrupted()
     (path.parent / "a.bin.part").write_bytes(CONTENT)  # killed before the rename
     fetch(Source("a.bin", url, checksum=MD5), path)
@@ -183,7 +184,7 @@ def test_a_part_that_is_whole_is_not_fetched_again(server, interrupted):
     assert server.log == []
 
 
-def test_a_whole_part_of_unknown_size_is_told_so_by_the_server(server, interrupted):
+def test_the_server_tells_that_a_partial_file_of_unknown_size_is_complete(server, interrupted):
     url, path = interrupted()
     note = path.parent / "a.bin.part.json"
     note.write_text(re.sub('"total": [0-9]+', '"total": 0', note.read_text()))
@@ -193,7 +194,7 @@ def test_a_whole_part_of_unknown_size_is_told_so_by_the_server(server, interrupt
     assert server.log == [("/a.bin", "bytes=300000-", 416, 0)]
 
 
-def test_a_part_with_a_wrong_beginning_is_fetched_anew(server, interrupted):
+def test_a_partial_file_with_a_wrong_beginning_is_downloaded_again(server, interrupted):
     url, path = interrupted()
     (path.parent / "a.bin.part").write_bytes(OTHER[:100_000])
     fetch(Source("a.bin", url, checksum=MD5), path)
@@ -208,14 +209,14 @@ def test_the_mirror_of_the_part_comes_first(server, interrupted):
     assert server.log == [("/a.bin", "bytes=100000-", 206, 200_000)]
 
 
-def test_another_mirror_does_not_go_on_with_the_part(server, interrupted):
+def test_another_mirror_does_not_resume_the_partial_file(server, interrupted):
     url, path = interrupted()
     server.files.pop("/a.bin")
     fetch(Source("a.bin", (url, server.put("/b.bin", OTHER))), path)
     assert is_whole(path, OTHER)
 
 
-def test_a_killed_process_is_gone_on_with(server, tmp_path):
+def test_the_download_of_a_killed_process_is_resumed(server, tmp_path):
     gate = threading.Event()
     url, path = server.put("/a.bin", CONTENT, gate=(200_000, gate)), tmp_path / "a.bin"
     code = "import sys; from unskew.download.fetch import *; fetch(Source('a.bin', sys.argv[1]), sys.argv[2])"
@@ -251,7 +252,7 @@ def test_the_next_mirror_is_tried(server, tmp_path):
     assert is_whole(tmp_path / "a.bin")
 
 
-def test_a_web_page_is_taken_where_one_is_wanted(server, tmp_path):
+def test_a_web_page_is_accepted_for_an_html_source(server, tmp_path):
     url = server.put("/page", b"<html>hello</html>", headers={"Content-Type": "text/html"})
     fetch(Source("a.html", url), tmp_path / "a.html")
     assert is_whole(tmp_path / "a.html", b"<html>hello</html>")
@@ -264,21 +265,21 @@ def test_a_wrong_checksum_is_followed_by_a_good_mirror(server, tmp_path):
     assert [path for path, *_ in server.log] == ["/bad", "/good"]
 
 
-def test_a_wrong_size_is_seen_before_the_download(server, tmp_path):
+def test_a_wrong_size_is_noticed_before_the_download(server, tmp_path):
     url = server.put("/a.bin", CONTENT, gate=(0, threading.Event()))
-    with pytest.raises(ConnectionError, match="300000 bytes in place of 5"):
+    with pytest.raises(ConnectionError, match=r"300000 .* 5"):
         fetch(Source("a.bin", url, size=5), tmp_path / "a.bin")
 
 
 def test_a_body_that_is_always_cut_is_a_failure(server, tmp_path):
     url = server.put("/a.bin", CONTENT, ranges=False, drops=[200_000] * 100)
-    with pytest.raises(ConnectionError, match="the connection broke"):
+    with pytest.raises(ConnectionError, match="connection"):
         fetch(Source("a.bin", url), tmp_path / "a.bin")
-    assert server.sent() == [200_000] * fetching.ATTEMPTS
+    assert server.sent() == [200_000] * _http.ATTEMPTS
     assert not (tmp_path / "a.bin").exists()
 
 
-def test_when_all_mirrors_fail_one_line_says_why_and_what_to_do(server, tmp_path):
+def test_when_all_mirrors_fail_one_line_gives_the_reasons_and_the_fix(server, tmp_path):
     urls = (server.root + "/missing", dead_url(), server.put("/bad", OTHER))
     source = Source("a.bin", urls, checksum=MD5, page="https://example.org/data")
     with pytest.raises(ConnectionError) as caught:
@@ -286,16 +287,16 @@ def test_when_all_mirrors_fail_one_line_says_why_and_what_to_do(server, tmp_path
     host, wrong = server.root.removeprefix("http://"), hashlib.md5(OTHER).hexdigest()
     assert str(caught.value) == (
         f"a.bin could not be downloaded ({host}: HTTP 404; 127.0.0.1:9: cannot connect; {host}: the file has md5 "
-        f"{wrong} in place of {MD5[4:]}): fetch it by hand from https://example.org/data and put it at "
+        f"{wrong} instead of {MD5[4:]}): download it by hand from https://example.org/data and put it at "
         f"'{tmp_path / 'a.bin'}'"
     )
     assert not list(tmp_path.iterdir())
 
 
 def test_without_a_page_the_addresses_are_named(tmp_path):
-    with pytest.raises(ConnectionError, match=r"from http://127\.0\.0\.1:9/a\.bin and put it at '.*/a\.bin'"):
+    with pytest.raises(ConnectionError, match=r"http://127\.0\.0\.1:9/a\.bin .*'.*/a\.bin'"):
         fetch(Source("a.bin", dead_url()), tmp_path / "a.bin")
-    with pytest.raises(ConnectionError, match=r"a\.bin cannot be downloaded: fetch it by hand from its authors"):
+    with pytest.raises(ConnectionError, match=r"a\.bin .*authors"):
         fetch(Source("a.bin"), tmp_path / "a.bin")
 
 
@@ -304,7 +305,7 @@ def test_without_a_page_the_addresses_are_named(tmp_path):
 
 def test_a_full_disk_keeps_the_part(server, tmp_path, monkeypatch):
     url = server.put("/a.bin", CONTENT)
-    chunks = fetching._chunks
+    chunks = _http._chunks
 
     def full(response):
         for number, chunk in enumerate(chunks(response)):
@@ -313,17 +314,17 @@ def test_a_full_disk_keeps_the_part(server, tmp_path, monkeypatch):
             yield chunk
 
     with monkeypatch.context() as patch:
-        patch.setattr(fetching, "_chunks", full)
-        with pytest.raises(OSError, match=r"a\.bin\.part': No space left on device, \d+ bytes are missing"):
+        patch.setattr(_http, "_chunks", full)
+        with pytest.raises(OSError, match=r"a\.bin\.part': No space left on device, \d+ bytes"):
             fetch(Source("a.bin", url), tmp_path / "a.bin")
     server.forget()
     fetch(Source("a.bin", url), tmp_path / "a.bin")
     assert is_whole(tmp_path / "a.bin")
-    assert server.sent() == [300_000 - 2 * fetching.CHUNK]
+    assert server.sent() == [300_000 - 2 * _http.CHUNK]
 
 
-def test_a_file_that_may_not_grow_is_said(server, tmp_path):
-    """A real refusal of the system, in a process of its own."""
+def test_a_file_size_limit_is_reported(server, tmp_path):
+    """The operating system refuses the write, in a separate process."""
     url = server.put("/a.bin", CONTENT)
     code = (
         "import resource, signal, sys; from unskew.download.fetch import *\n"
@@ -341,10 +342,10 @@ def test_a_file_that_may_not_grow_is_said(server, tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, len(CONTENT)])
-def test_too_little_room_is_seen_before_the_download(server, tmp_path, monkeypatch, size):
-    usage = fetching.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(OSError, match="needs 300000 more bytes and the disk has 1000 left"):
+def test_too_little_space_is_noticed_before_the_download(server, tmp_path, monkeypatch, size):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(OSError, match=r"300000 .* 1000 "):
         fetch(Source("a.bin", server.put("/a.bin", CONTENT), size=size), tmp_path / "a.bin")
     assert not (tmp_path / "a.bin.part").exists()
 
@@ -354,7 +355,7 @@ def test_too_little_room_is_seen_before_the_download(server, tmp_path, monkeypat
 
 @pytest.fixture
 def drive(server, monkeypatch):
-    """Google Drive's address leads to the server; gdown itself is the real one."""
+    """A function that serves a file as Google Drive; gdown is the real one."""
     send = requests.adapters.HTTPAdapter.send
 
     def redirected(self, request, *args, **kwargs):
@@ -379,14 +380,14 @@ def test_drive_gives_a_file(tmp_path, drive, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_drive_goes_on_with_a_part(server, tmp_path, drive):
+def test_drive_resumes_a_partial_file(server, tmp_path, drive):
     (tmp_path / "a.bin.drive12345678.part").write_bytes(CONTENT[:100_000])
     fetch(drive(CONTENT), tmp_path / "a.bin")
     assert is_whole(tmp_path / "a.bin")
     assert server.log[-1] == ("/uc?id=ID", "bytes=100000-", 206, 200_000)
 
 
-def test_a_part_that_drive_cannot_go_on_with_is_fetched_anew(tmp_path, drive):
+def test_a_partial_file_that_drive_cannot_resume_is_downloaded_again(tmp_path, drive):
     for part in (CONTENT, OTHER[:100_000]):
         (tmp_path / "a.bin.drive12345678.part").write_bytes(part)
         fetch(drive(CONTENT), tmp_path / "a.bin")
@@ -396,7 +397,7 @@ def test_a_part_that_drive_cannot_go_on_with_is_fetched_anew(tmp_path, drive):
 
 def test_drives_pages_are_failures_of_a_mirror(tmp_path, drive):
     quota = b'<html><p class="uc-error-subcaption">Too many users have viewed or downloaded this file</p></html>'
-    with pytest.raises(ConnectionError, match=r"drive:ID: Drive gives a page.*from https://drive\.google\.com/.*ID"):
+    with pytest.raises(ConnectionError, match=r"drive:ID: .*page.*https://drive\.google\.com/.*ID"):
         fetch(drive(quota, "text/html; charset=utf-8"), tmp_path / "a.bin")
     with pytest.raises(ConnectionError, match="drive:ID: HTTP 404"):
         fetch(drive(b"", status=404), tmp_path / "a.bin")
@@ -406,7 +407,7 @@ def test_drives_pages_are_failures_of_a_mirror(tmp_path, drive):
 def test_a_drive_that_cannot_be_reached_is_followed_by_the_next_mirror(server, tmp_path, monkeypatch):
     for name in ("HTTPS_PROXY", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    with pytest.raises(ConnectionError, match="drive:ID: the proxy does not answer"):
+    with pytest.raises(ConnectionError, match=r"drive:ID: .*proxy"):
         fetch(Source("a.bin", "drive:ID"), tmp_path / "a.bin")
     fetch(Source("a.bin", ("drive:ID", server.put("/a.bin", CONTENT))), tmp_path / "a.bin")
     assert is_whole(tmp_path / "a.bin")

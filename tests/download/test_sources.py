@@ -1,11 +1,11 @@
-"""Sources: what a dataset's file leaves, and checksums."""
+"""Tests of sources: targets, equality and checksums."""
 
 import pytest
 
 from unskew.download.sources import Source
 
 
-def test_targets_are_what_an_archive_makes_else_the_file():
+def test_targets_are_the_members_of_an_archive_or_the_file():
     assert Source("labels.txt").targets == ("labels.txt",)
     assert Source("a.tar", makes={"images": "2750", ".": "all"}).targets == ("2750", "all")
 
@@ -17,6 +17,6 @@ def test_a_source_is_a_value():
 
 
 @pytest.mark.parametrize("checksum", ["sha1:0a", "0a1b", "MD5:0a"])
-def test_a_checksum_says_its_kind(checksum):
-    with pytest.raises(ValueError, match=rf"checksum of a\.tar must start with 'md5:' or 'sha256:'; got '{checksum}'"):
+def test_a_checksum_without_a_known_algorithm_is_refused(checksum):
+    with pytest.raises(ValueError, match=rf"a\.tar .*'{checksum}'"):
         Source("a.tar", checksum=checksum)

@@ -38,7 +38,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
     catalogue.dataset_class(arguments.name)
     with setup_logger(None, console=True):
-        catalogue.bring(arguments.name, arguments.root)
+        catalogue.download(arguments.name, arguments.root)
     _verify(argparse.Namespace(**vars(arguments), full=False, opts=[]))
 
 

@@ -29,7 +29,7 @@ def dataset_class(name: str) -> type[DatasetBase]:
 def state(dataset: type[DatasetBase], data: Path) -> str:
     """ "ready", "incomplete" or "missing" below the folder of datasets; "built in"; "yours"."""
     if not issubclass(dataset, PublishedDataset):
-        return "built in" if hasattr(dataset, "card") else "yours"
+        return "built in" if hasattr(dataset, "info") else "yours"
     folder = data / dataset.dataset_dir
     there = [source.is_there(folder) for source in dataset.sources]
     if all(there):
@@ -42,8 +42,8 @@ def table(data: str | Path) -> str:
     data, rows = expand(data), []
     for name in config.names("datasets"):
         dataset = dataset_class(name)
-        card = getattr(dataset, "card", None)
-        facts = (f"{card.classes:,}", f"{card.images:,}", card.size, card.licence) if card else ("", "", "", "")
+        info = getattr(dataset, "info", None)
+        facts = (f"{info.classes:,}", f"{info.images:,}", info.size, info.licence) if info else ("", "", "", "")
         rows.append((name, state(dataset, data), *facts))
     order = ("built in", "ready", "incomplete", "missing", "yours")
     rows.sort(key=lambda row: order.index(row[1]))  # stable: by name within a state
@@ -52,7 +52,7 @@ def table(data: str | Path) -> str:
     return tabulate(rows, header, tablefmt="github", colalign=align, disable_numparse=True)
 
 
-def bring(name: str, data: str | Path) -> None:
+def download(name: str, data: str | Path) -> None:
     """Download, check and lay out a published dataset below ``data``; what is there already stays.
 
     Raises:

@@ -29,14 +29,14 @@ class PublishedDataset(DatasetBase):
     """A dataset in CoOp's folder layout. A subclass says where its files are and reads them in `read`.
 
     Attributes:
-        card: its published numbers.
+        info: its published numbers.
         sources: its files and where they come from, for ``unskew data prepare``.
         split_file: CoOp's split, below the dataset's folder; empty: it has its own.
         image_dir: what the split file's paths are relative to, below the dataset's folder.
         imagenet_templates: whether the zero-shot ensemble is OpenAI's 80 prompts for ImageNet.
     """
 
-    card: DatasetInfo
+    info: DatasetInfo
     sources: Sequence[Source] = ()
     split_file = ""
     image_dir = ""
@@ -54,9 +54,9 @@ class PublishedDataset(DatasetBase):
         return None
 
     @classmethod
-    def card_of(cls, cfg) -> DatasetInfo:
+    def info_of(cls, cfg) -> DatasetInfo:
         """The published numbers under a config."""
-        return cls.card
+        return cls.info
 
     @classmethod
     def arrange(cls, root: Path) -> None:

@@ -71,9 +71,9 @@ def verify(cfg, full: bool = False) -> Report:
     Raises:
         FileNotFoundError, ValueError: the dataset's own files are missing or broken.
     """
-    items, card = all_images(cfg)
+    items, info = all_images(cfg)
     report = Report({split: Counter(item.label for item in found) for split, found in items.items()})
-    report.wrong = [] if card is None else _wrong_numbers(report.counts, card)
+    report.wrong = [] if info is None else _wrong_numbers(report.counts, info)
     names = dict(sorted({(item.label, item.classname) for found in items.values() for item in found}))
     report.classnames = list(names.values())
     named = Counter(item.impath for found in items.values() for item in found)
@@ -92,22 +92,22 @@ def all_images(cfg) -> tuple[dict[str, list[Datum]], DatasetInfo | None]:
     """All images of a config's dataset by split, and its published numbers."""
     dataset: type[DatasetBase] = DATASET_REGISTRY.get(cfg.DATASET.NAME)
     if issubclass(dataset, PublishedDataset):
-        return dict(zip(SPLITS, dataset.splits(cfg, dataset.root(cfg)), strict=True)), dataset.card_of(cfg)
+        return dict(zip(SPLITS, dataset.splits(cfg, dataset.root(cfg)), strict=True)), dataset.info_of(cfg)
     built = build_dataset(cfg)
     splits = dict(zip(SPLITS, (built.train_x, built.val, built.test), strict=True))
-    return {split: found or [] for split, found in splits.items()}, getattr(dataset, "card", None)
+    return {split: found or [] for split, found in splits.items()}, getattr(dataset, "info", None)
 
 
-def _wrong_numbers(counts: Mapping[str, Counter], card: DatasetInfo) -> list[str]:
+def _wrong_numbers(counts: Mapping[str, Counter], info: DatasetInfo) -> list[str]:
     wrong = []
     classes = len(set().union(*counts.values()))
-    if classes != card.classes:
-        wrong.append(f"{classes:,} classes; published are {card.classes:,}")
+    if classes != info.classes:
+        wrong.append(f"{classes:,} classes; published are {info.classes:,}")
     for split, found in counts.items():
-        published = getattr(card, split)
+        published = getattr(info, split)
         if sum(found.values()) != published:
             wrong.append(f"{split}: {sum(found.values()):,} images; published are {published:,}")
-        each = card.per_class.get(split)
+        each = info.per_class.get(split)
         wrong += [
             f"{split}: class {label} has {count} images; published are {each}"
             for label, count in sorted(found.items())

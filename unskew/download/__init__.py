@@ -1,1 +1,1 @@
-"""Downloads: sources, transfer, archives, installation."""
+"""Download, check and unpack the files of datasets."""

@@ -1,4 +1,4 @@
-"""Unpacking archives that come from elsewhere: nothing of them lands outside the folder, and not without end."""
+"""Safe unpacking of archives: no file outside the folder, and a limit on the unpacked size."""
 
 import gzip
 import os
@@ -10,40 +10,44 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 from tqdm import tqdm
 
 CHUNK = 2**20
 
-# What reading a damaged archive may end in.
-_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, NotImplementedError)
+_Stream = IO[bytes] | gzip.GzipFile
+
+# Exceptions that a damaged archive may raise.
+_DAMAGED_ARCHIVE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, NotImplementedError)
 
 
 class _RefusedError(Exception):
-    """What an archive holds that it should not."""
+    """An archive holds a member that is not allowed."""
 
 
 class _Member(NamedTuple):
     """A folder, a file (``stream``) or a symbolic link (``link``) of an archive, at ``parts`` below its top."""
 
     parts: tuple[str, ...]
-    stream: BinaryIO | None = None
+    stream: IO[bytes] | None = None
     link: str = ""
 
 
-def extract(archive, folder, *, limit: int | None = None) -> None:
-    """Unpack a .tar, .tar.gz or .zip into a new or empty folder; if that fails, the folder is removed.
+def extract(archive: str | Path, folder: str | Path, *, limit: int | None = None) -> None:
+    """Unpack a .tar, .tar.gz or .zip into a new or empty folder; remove the folder if that fails.
 
-    What macOS adds (``__MACOSX``, ``._*``, ``.DS_Store``) is left out. Owners, times and permissions are
-    those of new files.
+    Files that macOS adds (``__MACOSX``, ``._*``, ``.DS_Store``) are skipped. Owners, times and permissions are those of
+    new files.
 
     Args:
-        limit: bytes that it may unpack to; default 20 times the archive's size and 1 GiB.
+        archive: the archive's path.
+        folder: the folder to unpack into.
+        limit: largest unpacked size in bytes; default 20 times the archive's size plus 1 GiB.
 
     Raises:
-        ValueError: the archive is damaged, cut short or of another kind, holds more than ``limit``, or a
-            member is not a file, folder or link inside the folder.
+        ValueError: the archive is damaged, cut short or of another kind, exceeds ``limit``, or has a member that is
+            not a file, folder or link inside the folder.
         OSError: the disk is full.
     """
     archive, folder = Path(archive), Path(folder)
@@ -51,30 +55,30 @@ def extract(archive, folder, *, limit: int | None = None) -> None:
     limit = 20 * size + 2**30 if limit is None else limit
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
-        raise ValueError(f"'{archive}' is not unpacked into '{folder}': the folder is not empty")
+        raise ValueError(f"'{archive}' was not unpacked: '{folder}' is not empty; give a new folder")
     name = f"unpack {archive.name.lstrip('.')}"
     bar = tqdm(total=size, desc=name, unit="B", unit_scale=True, leave=False, disable=None)
     try:
         with archive.open("rb") as file, bar:
-            # The place in the archive tells how far it is, also where the unpacked size is not known.
+            # The position in the archive shows the progress; the unpacked size may be unknown.
             _write(_members(file, folder, limit), folder, limit, lambda: bar.update(max(0, file.tell() - bar.n)))
-    except BaseException as error:  # an interrupt too: half a folder is of no use
+    except BaseException as error:  # also for an interrupt: an incomplete folder is useless
         shutil.rmtree(folder, ignore_errors=True)
-        translated = _translated(error, archive)
-        if translated is None:
+        explained = _explain(error, archive)
+        if explained is None:
             raise
-        raise translated from error
+        raise explained from error
 
 
-def _translated(error: BaseException, archive: Path) -> Exception | None:
-    """An error that names the archive; ``None`` for one that is not about it."""
+def _explain(error: BaseException, archive: Path) -> Exception | None:
+    """Return an error that names the archive, or ``None`` if the error is not about the archive."""
     if isinstance(error, _RefusedError | tarfile.FilterError):
         return ValueError(f"'{archive}' was not unpacked: {error}")
-    if isinstance(error, _DAMAGE):
+    if isinstance(error, _DAMAGED_ARCHIVE):
         reason = " ".join(str(error).split())
         return ValueError(f"'{archive}' is damaged, cut short or no .tar, .tar.gz or .zip archive ({reason})")
     if isinstance(error, OSError) and error.errno:
-        reason = f"cannot unpack '{archive}': {error.strerror}; make room there and run the same command again"
+        reason = f"cannot unpack '{archive}': {error.strerror}; make room on the disk and run the same command again"
         return type(error)(error.errno, reason)
     return None
 
@@ -82,17 +86,19 @@ def _translated(error: BaseException, archive: Path) -> Exception | None:
 # --- writing -------------------------------------------------------------------------------------------
 
 
-def _write(members: Iterable[_Member], folder: Path, limit: int, advance: Callable[[], None]) -> None:
-    left, made, links = limit, set(), []
+def _write(members: Iterable[_Member], folder: Path, limit: int, advance: Callable[[], object]) -> None:
+    left = limit
+    created: set[str] = set()
+    links: list[tuple[str, str]] = []
     for member in members:
         path = os.path.join(folder, *member.parts)
         if member.link:
             links.append((path, member.link))
             continue
         parent = path if member.stream is None else os.path.dirname(path)
-        if parent not in made:
+        if parent not in created:
             os.makedirs(parent, exist_ok=True)
-            made.add(parent)
+            created.add(parent)
         if member.stream is None:
             continue
         with open(path, "wb") as target:
@@ -110,25 +116,25 @@ def _too_much(limit: int) -> _RefusedError:
 
 
 def _link(links: list[tuple[str, str]], root: str) -> None:
-    """Make the symbolic links, after all files: so no file is written through one.
+    """Create the symbolic links after all files, so that no file is written through a link.
 
-    Each is followed once it is made, so the next one is not made through a link that leads out.
+    Each link is resolved before the next one is created, so that none is created through a link that leads out.
     """
     for path, link in links:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         try:
             os.symlink(link, path)
-            found = os.path.realpath(path, strict=True)
+            target = os.path.realpath(path, strict=True)
         except OSError as error:
             raise _RefusedError(f"its link {os.path.basename(path)!r} to {link!r} leads nowhere") from error
-        if os.path.commonpath([found, root]) != root:
+        if os.path.commonpath([target, root]) != root:
             raise _RefusedError(f"its link {os.path.basename(path)!r} to {link!r} leads out of the folder")
 
 
 # --- reading -------------------------------------------------------------------------------------------
 
 
-def _members(file: BinaryIO, folder: Path, limit: int) -> Iterator[_Member]:
+def _members(file: IO[bytes], folder: Path, limit: int) -> Iterator[_Member]:
     start = file.read(4)
     file.seek(0)
     if start.startswith(b"PK"):
@@ -145,37 +151,38 @@ def _is_junk(name: str) -> bool:
 
 
 def _parts(name: str) -> tuple[str, ...]:
-    """A member's path, refused rather than mended if it could lead out of the folder."""
+    """Split a member's path; refuse one that could lead out of the folder."""
     parts = tuple(part for part in name.split("/") if part not in ("", "."))
     if name.startswith("/") or os.path.isabs(name) or ".." in parts or "\\" in name or "\0" in name:
-        raise _RefusedError(f"it holds {name!r}, which is no path inside a folder")
+        raise _RefusedError(f"it holds {name!r}, which is not a path inside the folder")
     return parts
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """Without it, tarfile takes a damaged header behind the first one for the end."""
+    """A header reader that raises for damage; tarfile's own one takes a damaged header for the end."""
 
     @classmethod
-    def fromtarfile(cls, tar):
+    def fromtarfile(cls, tar: tarfile.TarFile) -> "_StrictTarInfo":
+        """Read the next header."""
         try:
             return super().fromtarfile(tar)
-        except tarfile.EOFHeaderError:  # the block of zeros that ends an archive
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # zeros that end the archive; not in typeshed
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(str(error)) from error
 
 
-def _tar_members(file: BinaryIO, folder: Path, limit: int) -> Iterator[_Member]:
+def _tar_members(file: _Stream, folder: Path, limit: int) -> Iterator[_Member]:
     if not hasattr(tarfile, "data_filter"):
         needed = "Python 3.10.12, 3.11.4 or newer"
-        raise _RefusedError(f"to unpack tar files safely needs {needed}, this is {platform.python_version()}")
+        raise _RefusedError(f"unpacking tar files safely needs {needed}; this is Python {platform.python_version()}")
     with file, tarfile.open(fileobj=file, mode="r|", tarinfo=_StrictTarInfo) as tar:
         while (member := tar.next()) is not None:
-            tar.members.clear()  # it would keep all of them
+            tar.members.clear()  # type: ignore[attr-defined]  # frees memory; not in typeshed
             if _is_junk(member.name):
                 continue
             parts = _parts(member.name)
-            tarfile.data_filter(member, os.fspath(folder))  # refuses devices and links that lead out
+            tarfile.data_filter(member, os.fspath(folder))  # raises for devices and for links that lead out
             if member.isdir():
                 yield _Member(parts)
             elif member.issym():
@@ -183,22 +190,22 @@ def _tar_members(file: BinaryIO, folder: Path, limit: int) -> Iterator[_Member]:
             elif member.islnk():
                 with _open_linked(member, folder) as stream:
                     yield _Member(parts, stream)
-            else:
-                with tar.extractfile(member) as stream:
-                    yield _Member(parts, stream)
+            elif content := tar.extractfile(member):
+                with content:
+                    yield _Member(parts, content)
         _read_to_end(file, limit)
 
 
-def _open_linked(member: tarfile.TarInfo, folder: Path) -> BinaryIO:
-    """The file that a hard link means; it was written before, and is copied."""
+def _open_linked(member: tarfile.TarInfo, folder: Path) -> IO[bytes]:
+    """Open the target of a hard link, a file that is unpacked already; the link becomes a copy."""
     path = folder.joinpath(*_parts(member.linkname))
     if not path.is_file():
         raise _RefusedError(f"its link {member.name!r} to {member.linkname!r} leads nowhere")
     return path.open("rb")
 
 
-def _read_to_end(file: BinaryIO, limit: int) -> None:
-    """Past the last member, for the checksum at the end of a .gz."""
+def _read_to_end(file: _Stream, limit: int) -> None:
+    """Read past the last member to verify the checksum at the end of a .gz."""
     left = limit
     while block := file.read(CHUNK):
         left -= len(block)
@@ -206,16 +213,16 @@ def _read_to_end(file: BinaryIO, limit: int) -> None:
             raise _too_much(limit)
 
 
-def _zip_members(file: BinaryIO, folder: Path, limit: int) -> Iterator[_Member]:
+def _zip_members(file: IO[bytes], folder: Path, limit: int) -> Iterator[_Member]:
     with zipfile.ZipFile(file) as archive:
         members = [member for member in archive.infolist() if not _is_junk(member.filename)]
         needed, free = sum(member.file_size for member in members), shutil.disk_usage(folder).free
         if needed > limit:
             raise _too_much(limit)
         if needed > free:
-            raise OSError(f"'{folder}' needs {needed} bytes and the disk has {free}; make room there and try again")
+            raise OSError(f"'{folder}' needs {needed} bytes and the disk has {free}; make room on the disk")
         for member in members:
-            parts = _parts(member.orig_filename)  # filename is cleaned already
+            parts = _parts(member.orig_filename)  # zipfile has cleaned filename
             kind = stat.S_IFMT(member.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise _RefusedError(f"it holds {member.filename!r}, which is a link or a device")

@@ -1,4 +1,4 @@
-"""Bringing a dataset's files into its folder: what is there is kept, what is missing is fetched and unpacked."""
+"""Installation of a dataset's files into its folder: download and unpack the missing ones, keep the others."""
 
 import contextlib
 import logging
@@ -9,77 +9,79 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from unskew.download._partial import remove_parts
 from unskew.download.archives import extract
-from unskew.download.fetch import fetch, mismatch, remove_parts
+from unskew.download.fetch import fetch, mismatch
 from unskew.download.sources import Source
 
 logger = logging.getLogger("unskew")
 
 
-def prepare(folder, sources: Sequence[Source]) -> list[str]:
-    """Bring every source into a dataset's folder, and say in the log what was done.
+def prepare(folder: str | Path, sources: Sequence[Source]) -> list[str]:
+    """Install every source in a dataset's folder and log each step.
 
-    A source whose targets are all there costs nothing. A second process waits for the first one. After a
-    kill at any moment the same call goes on; a target appears whole or not at all.
+    A source whose targets exist costs nothing. A second process waits for the first one. After a kill at any moment,
+    the same call resumes; a target appears complete or not at all.
 
     Returns:
-        The names of the sources that were brought.
+        The names of the sources that were installed by this call.
 
     Raises:
-        FileNotFoundError: files have to be fetched by hand, or no mirror of theirs works; all are listed,
-            after everything else was done.
-        ValueError: a file that was put there is not the expected one, an archive is damaged or lacks a
-            wanted member, or the folder cannot be written.
+        FileNotFoundError: files have to be downloaded by hand, or none of their mirrors works. The error comes after
+            the other sources are installed and lists all of these files.
+        ValueError: a file in the folder is not the expected one, an archive is damaged or lacks a member, or the
+            folder is read-only.
         OSError: the disk is full.
     """
     folder, sources = Path(folder), list(sources)
-    waiting = [source for source in sources if not _is_done(folder, source)]
-    if not waiting:
+    missing = [source for source in sources if not _is_installed(folder, source)]
+    if not missing:
         logger.info(f"'{folder}' has everything")
         return []
-    brought, absent = [], []
-    with alone(folder):
-        for source in waiting:
-            if _is_done(folder, source):  # by another process, meanwhile
+    installed, failures = [], []
+    with exclusive_lock(folder):
+        for source in missing:
+            if _is_installed(folder, source):  # another process was faster
                 continue
             try:
-                logger.info(f"{source.name}: {_bring(folder, source)}")
-                brought.append(source.name)
+                logger.info(f"{source.name}: {_install(folder, source)}")
+                installed.append(source.name)
             except ConnectionError as error:
-                logger.warning(f"{source.name}: not fetched")
-                absent.append(str(error))
-    if absent:
-        raise FileNotFoundError(f"'{folder}' is not complete: {'; '.join(absent)}; then run the same command again")
-    return brought
+                logger.warning(f"{source.name}: not downloaded")
+                failures.append(str(error))
+    if failures:
+        raise FileNotFoundError(f"'{folder}' is not complete: {'; '.join(failures)}; then run the same command again")
+    return installed
 
 
-def _is_done(folder: Path, source: Source) -> bool:
-    """Whether all targets are there; then what a kill may have left of the work is removed."""
-    if _missing(folder, source):
+def _is_installed(folder: Path, source: Source) -> bool:
+    """Whether all targets exist; if so, delete temporary files that a killed process has left."""
+    if _missing_targets(folder, source):
         return False
-    placed = folder / source.name
+    manual = folder / source.name
     if not source.makes:
-        _check(source, placed)
-        remove_parts(placed)
+        _check(source, manual)
+        remove_parts(manual)
     else:
-        _remove_work(_hidden(placed))
+        _remove_temporary(_hidden(manual))
     return True
 
 
-def _missing(folder: Path, source: Source) -> list[tuple[str, str]]:
-    pairs = source.makes or ((source.name, source.name),)
+def _missing_targets(folder: Path, source: Source) -> list[tuple[str, str]]:
+    """Return the pairs (archive member, target) whose target does not exist."""
+    pairs = source.pairs or ((source.name, source.name),)
     return [(member, target) for member, target in pairs if not (folder / target).exists()]
 
 
 def _check(source: Source, path: Path) -> None:
-    wrong = mismatch(source, path)
-    if wrong:
-        raise ValueError(f"'{path}' {wrong}; replace it, or delete it to have it fetched")
+    problem = mismatch(source, path)
+    if problem:
+        raise ValueError(f"'{path}' {problem}; replace it, or delete it and run the same command again")
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock: of several processes that prepare it one goes on, the others wait."""
+def exclusive_lock(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; other processes that prepare the same folder wait."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".prepare.lock")
@@ -99,56 +101,59 @@ def alone(folder: Path) -> Iterator[None]:
 # --- one source ----------------------------------------------------------------------------------------
 
 
-def _hidden(placed: Path) -> Path:
-    """Where a downloaded archive lies until its targets are in place; a person's own is ``placed``."""
-    return placed.with_name(f".{placed.name}")
+def _hidden(manual: Path) -> Path:
+    """Return where a downloaded archive is kept until its targets exist; ``manual`` is a file that the user put there.
+
+    The archive of the user is never deleted.
+    """
+    return manual.with_name(f".{manual.name}")
 
 
-def _work(hidden: Path) -> Path:
+def _workspace(hidden: Path) -> Path:
     return hidden.with_name(f"{hidden.name}.unpack")
 
 
-def _remove_work(hidden: Path) -> None:
-    shutil.rmtree(_work(hidden), ignore_errors=True)
+def _remove_temporary(hidden: Path) -> None:
+    shutil.rmtree(_workspace(hidden), ignore_errors=True)
     if hidden.exists():
         hidden.unlink(missing_ok=True)
     remove_parts(hidden)
 
 
-def _bring(folder: Path, source: Source) -> str:
-    """Fetch or unpack one source; returns what was done."""
-    placed = folder / source.name
+def _install(folder: Path, source: Source) -> str:
+    """Download or unpack one source; return a description of the step for the log."""
+    manual = folder / source.name
     if not source.makes:
-        fetch(source, placed)
-        return "fetched"
-    hidden = _hidden(placed)
-    if placed.is_file():
-        _check(source, placed)
-        _unpack(folder, source, placed, _work(hidden))
+        fetch(source, manual)
+        return "downloaded"
+    hidden = _hidden(manual)
+    if manual.is_file():
+        _check(source, manual)
+        _unpack(folder, source, manual, _workspace(hidden))
     else:
-        fetch(source, hidden, place=placed)
+        fetch(source, hidden, place=manual)
         try:
-            _unpack(folder, source, hidden, _work(hidden))
+            _unpack(folder, source, hidden, _workspace(hidden))
         except ValueError as error:
-            hidden.unlink()  # of no use
-            advice = f"run the same command again to fetch it anew, or put another file at '{placed}'"
+            hidden.unlink()
+            advice = f"run the same command again to download it again, or put another file at '{manual}'"
             raise ValueError(f"{error}; {advice}") from error
-    _remove_work(hidden)
-    return f"unpacked to {', '.join(target for _, target in source.makes)}"
+    _remove_temporary(hidden)
+    return f"unpacked to {', '.join(source.targets)}"
 
 
-def _unpack(folder: Path, source: Source, archive: Path, work: Path) -> None:
-    """Unpack aside, then rename the targets that are missing into place."""
-    if work.exists():
-        shutil.rmtree(work)
-    extract(archive, work)
-    wanted = _missing(folder, source)
-    lacking = [member for member, _ in wanted if not (work / member).exists()]
-    if lacking:
-        found = sorted(path.name for path in work.iterdir())
-        shutil.rmtree(work)
-        shown = ", ".join(found[:10]) + (f" and {len(found) - 10} more" if len(found) > 10 else "")
-        raise ValueError(f"'{archive}' lacks {', '.join(lacking)}; at its top it has {shown or 'nothing'}")
-    for member, target in wanted:
+def _unpack(folder: Path, source: Source, archive: Path, workspace: Path) -> None:
+    """Unpack into the workspace, then rename the missing targets into place."""
+    if workspace.exists():
+        shutil.rmtree(workspace)
+    extract(archive, workspace)
+    missing = _missing_targets(folder, source)
+    absent = [member for member, _ in missing if not (workspace / member).exists()]
+    if absent:
+        names = sorted(path.name for path in workspace.iterdir())
+        shutil.rmtree(workspace)
+        listed = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+        raise ValueError(f"'{archive}' lacks {', '.join(absent)}; its top level holds {listed or 'nothing'}")
+    for member, target in missing:
         (folder / target).parent.mkdir(parents=True, exist_ok=True)
-        os.rename(work / member, folder / target)
+        os.rename(workspace / member, folder / target)

@@ -1,4 +1,4 @@
-"""The published facts of a dataset: its numbers, and where its files come from."""
+"""The published facts of a dataset: its numbers, its files and their URLs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,18 +9,19 @@ ALGORITHMS = ("md5", "sha256")
 
 @dataclass(frozen=True)
 class Source:
-    """One file of a dataset, and where it comes from.
+    """One file of a dataset and its mirrors.
 
     Attributes:
-        name: file name below the dataset's folder; a person may put the file there.
-        urls: tried in order; "drive:ID" is a file of Google Drive. Without any it is fetched by hand.
-        makes: of an archive: file or folder in it -> path below the dataset's folder; "." is all of it.
-            Empty: the file itself stays, under its name.
+        name: file name below the dataset's folder; the user may put the file there.
+        urls: mirrors in the order to try; "drive:ID" is a file on Google Drive. A source without URLs has to be
+            downloaded by hand.
+        makes: for an archive: file or folder in it -> path below the dataset's folder; "." is the whole archive.
+            Empty: the file itself is the target.
         checksum: "md5:..." or "sha256:...", if known.
         size: bytes; 0 if unknown.
-        page: the web page where a person finds it.
-        elsewhere: paths from the dataset's folder, such as "../imagenet/classnames.txt"; where one is there, the
-            source is not needed.
+        page: the web page for a download by hand.
+        elsewhere: paths relative to the dataset's folder, such as "../imagenet/classnames.txt"; if one of them
+            exists, the source is not needed.
     """
 
     name: str
@@ -33,24 +34,29 @@ class Source:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "urls", (self.urls,) if isinstance(self.urls, str) else tuple(self.urls))
-        object.__setattr__(self, "makes", tuple(dict(self.makes).items()))  # pairs, so that it can be hashed
+        object.__setattr__(self, "makes", tuple(dict(self.makes).items()))  # hashable
         if self.checksum and self.checksum.partition(":")[0] not in ALGORITHMS:
             raise ValueError(f"the checksum of {self.name} must start with 'md5:' or 'sha256:'; got '{self.checksum}'")
 
     @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """The pairs (archive member, target) of ``makes``."""
+        return tuple(dict(self.makes).items())
+
+    @property
     def targets(self) -> tuple[str, ...]:
-        """What it leaves below the dataset's folder."""
-        return tuple(target for _, target in self.makes) or (self.name,)
+        """The paths below the dataset's folder that the source makes."""
+        return tuple(target for _, target in self.pairs) or (self.name,)
 
     def is_there(self, folder: Path) -> bool:
-        """Whether a dataset's folder has all that it leaves."""
-        return all(_holds(folder / target) for target in self.targets) or any(
-            _holds(folder / place) for place in self.elsewhere
+        """Whether a dataset's folder has all targets, or one of ``elsewhere`` exists."""
+        return all(_has_content(folder / target) for target in self.targets) or any(
+            _has_content(folder / place) for place in self.elsewhere
         )
 
 
-def _holds(path: Path) -> bool:
-    """Whether it is a file, or a folder with anything in it."""
+def _has_content(path: Path) -> bool:
+    """Whether the path is a file or a folder that is not empty."""
     return path.is_file() or (path.is_dir() and any(path.iterdir()))
 
 
@@ -59,12 +65,14 @@ class DatasetInfo:
     """The published numbers of a dataset.
 
     Attributes:
-        classes: how many; of a test-only set, those that its images have.
-        train, val, test: images; 0 where there is no such split.
-        size: what has to be downloaded, "0.8 GB".
-        licence: a note, a few words.
-        page: the dataset's home, for people.
-        per_class: images of every class, by split, where they are the same number.
+        classes: number of classes; for a test-only set, of the classes that have images.
+        train: number of training images; 0 if there is no such split.
+        val: number of validation images.
+        test: number of test images.
+        size: size of the download, such as "0.8 GB".
+        licence: a few words on the licence.
+        page: the dataset's home page.
+        per_class: images per class, for the splits in which all classes have the same number.
     """
 
     classes: int
@@ -78,4 +86,5 @@ class DatasetInfo:
 
     @property
     def images(self) -> int:
+        """The number of images in all splits."""
         return self.train + self.val + self.test

@@ -7,7 +7,7 @@ from unskew.utils.files import expand
 
 
 class EmbeddedDataset(DatasetBase):
-    """A subclass says its name in the world, which is its folder's too, and the numbers of its images (``card``)."""
+    """A subclass says its name in the world, which is its folder's too, and the numbers of its images (``info``)."""
 
     def __init__(self, cfg):
         root = expand(cfg.DATASET.ROOT) / self.dataset_dir
