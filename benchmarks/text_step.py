@@ -56,7 +56,7 @@ def problem(backbone: str, classes: int, device: str, threads: int) -> Problem:
     import open_clip
 
     torch.set_num_threads(threads)
-    loaded = backbones.load(backbone, device=device)
+    loaded = backbones.load_backbone(backbone, device=device)
     names = list(open_clip.IMAGENET_CLASSNAMES[:classes])
     generator = torch.Generator().manual_seed(0)
     learner = LearnableContext(loaded, names, CONTEXT, generator=generator).to(device)

@@ -41,7 +41,7 @@ def add_architectures(folder):
 
 
 def load(name, **options):
-    return backbones.load(f"{name}@random", **options)
+    return backbones.load_backbone(f"{name}@random", **options)
 
 
 def learners(backbone, names=NAMES):

@@ -36,7 +36,7 @@ def build_tower(name):
         return VisionTransformer(16, 8, 16, 2, 2, 2.0, output_dim=6, **VITS[name]), torch.randn(3, 3, 16, 16)
     if name == "timm":
         return TimmModel("test_vit", 16, 160, pool="token"), torch.randn(2, 3, 160, 160)
-    return backbones.load(name).visual, torch.randn(3, 3, 32, 32)
+    return backbones.load_backbone(name).visual, torch.randn(3, 3, 32, 32)
 
 
 def adapted(visual, name, width=3, deep=True, seed=1):

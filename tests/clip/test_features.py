@@ -170,7 +170,7 @@ def test_without_a_place_to_write_features_are_kept_in_memory(cache, paths, warn
     tower = Tower()
     rows = [features.extract(tower, paths, PLAIN) for _ in range(2)]
     assert tower.seen == 60 and torch.equal(*rows)
-    assert len(warned()) == 1 and "in memory alone" in warned()[0]
+    assert len(warned()) == 1 and "in memory" in warned()[0]
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_the_next_ones_too(cache, paths, monkeypatch):
@@ -248,12 +248,12 @@ def test_one_process_at_a_time(tmp_path):
 
     def second():
         entered.wait(10)
-        with FeatureStore(tmp_path).alone():
+        with FeatureStore(tmp_path).exclusive_lock():
             order.append("second")
 
     thread = threading.Thread(target=second)
     thread.start()
-    with FeatureStore(tmp_path).alone():
+    with FeatureStore(tmp_path).exclusive_lock():
         entered.set()
         thread.join(0.3)
         order.append("first")

@@ -103,16 +103,16 @@ def test_tiles_of_any_size_give_the_plain_features_and_gradients(monkeypatch, fr
 
 def test_no_part_is_cut_and_no_place_is_given_twice():
     layout = _packing.pack(5, (3, 30, 31, 1, 1, 7), None, torch.device("cpu"))
-    assert layout.packed.unique().numel() == len(layout.packed) == 5 + 3 + 30 + 31 + 1 + 1 + 7
-    assert torch.equal(layout.tiled[layout.packed], torch.arange(78))
-    tiles = (layout.packed // 32).split([5, 3, 30, 31, 1, 1, 7])
+    assert layout.row_places.unique().numel() == len(layout.row_places) == 5 + 3 + 30 + 31 + 1 + 1 + 7
+    assert torch.equal(layout.tile_rows[layout.row_places], torch.arange(78))
+    tiles = (layout.row_places // 32).split([5, 3, 30, 31, 1, 1, 7])
     assert [tile.unique().tolist() for tile in tiles] == [[0], [0], [1], [2], [2], [3], [3]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_mask_leaves_out_all_or_nothing(dtype):
     layout = _packing.pack(5, (3, 30, 1), None, torch.device("cpu"), dtype)
-    for mask in (layout.seen, layout.end_seen):
+    for mask in (layout.mask, layout.end_mask):
         assert mask.dtype == dtype and mask.unique().tolist() == [-torch.inf, 0]
 
 
@@ -121,12 +121,12 @@ def test_what_classes_of_a_tile_have_in_common_is_encoded_once(monkeypatch, fres
     names = [f"{colour} {thing}" for colour in ("red", "blue") for thing in ("box", "cup", "red box", "box")]
     learner = LearnableContext(backbone, names, 3)
     prompts = learner()
-    words = prompts.own.split(prompts.lengths)
+    words = prompts.suffix.split(prompts.lengths)
     distinct = {tuple(map(tuple, rows[: n + 1].tolist())) for rows in words for n in range(len(rows))}
     rows = []
     monkeypatch.setattr(text, "_block", lambda *a, block=text._block: rows.append(len(x := block(*a))) or x)
     features = text.encode_prompts(backbone, learner())
-    assert set(rows) == {len(prompts.prefix) + len(distinct)} and len(distinct) < len(prompts.own)
+    assert set(rows) == {len(prompts.prefix) + len(distinct)} and len(distinct) < len(prompts.suffix)
     assert_close(features, text.encode_plain(backbone, learner()))
     assert torch.equal(features[0], features[3])  # the same name twice
 
@@ -151,8 +151,8 @@ MANY = [f"{number} {name}" for number in range(8) for name in NAMES]
 
 def bytes_per_block(backbone, learner):
     prompts = learner()
-    layout = _packing.pack(len(prompts.prefix), prompts.lengths, prompts.histories, prompts.own.device)
-    return text._activation_bytes(torch.cat([prompts.prefix, prompts.own]), layout)
+    layout = _packing.pack(len(prompts.prefix), prompts.lengths, prompts.prefix_ids, prompts.suffix.device)
+    return text._activation_bytes(torch.cat([prompts.prefix, prompts.suffix]), layout)
 
 
 @pytest.mark.parametrize(("name", "most"), [("tiny-quick", 1.1), ("tiny", 1.4)])
@@ -206,8 +206,8 @@ def test_nothing_is_recomputed_where_there_is_no_backward_pass(monkeypatch):
 
 def test_names_alone_need_no_gradient():
     backbone = load("tiny")
-    assert not LearnableContext(backbone, NAMES, 4)().own.requires_grad
-    assert LearnableContext(backbone, NAMES, 4, position="middle")().own.requires_grad
+    assert not LearnableContext(backbone, NAMES, 4)().suffix.requires_grad
+    assert LearnableContext(backbone, NAMES, 4, position="middle")().suffix.requires_grad
 
 
 def test_low_precision_and_autocast(monkeypatch):

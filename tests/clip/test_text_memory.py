@@ -87,9 +87,9 @@ def test_fixed_names_are_projected_once(monkeypatch, again):
         monkeypatch.setattr(text, "ACTIVATION_BYTES", 0)
     backbone = load("tiny")
     learner, counts = LearnableContext(backbone, NAMES, 4), []
-    project = text._projected
-    monkeypatch.setattr(text, "_projected", lambda block, x: counts.append(len(x)) or project(block, x))
-    prefix, own = len(learner().prefix), len(learner().own)
+    project = text._project
+    monkeypatch.setattr(text, "_project", lambda block, x: counts.append(len(x)) or project(block, x))
+    prefix, own = len(learner().prefix), len(learner().suffix)
     for _ in range(3):
         outputs_and_gradient(text.encode_prompts, backbone, learner)
     step = [prefix, prefix + own, *([prefix + own, prefix] if again else [])]  # the second block has all rows

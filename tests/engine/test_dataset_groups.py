@@ -142,7 +142,7 @@ def test_without_the_default_backbone_there_is_one_warning_and_the_run_goes_on(d
         raise FileNotFoundError(f"backbone '{name}': its weights are not in the cache")
 
     dataset_groups._dataset_groups.cache_clear()
-    monkeypatch.setattr(dataset_groups.backbones, "load", load)
+    monkeypatch.setattr(dataset_groups.backbones, "load_backbone", load)
     cfg = load_cfg(data_root, dataset="digits", backbone="micro-vit")
     assert dataset_groups.dataset_groups(cfg) == dataset_groups.dataset_groups(cfg) == {}
     assert [record.levelno for record in caplog.records] == [logging.WARNING]

@@ -328,7 +328,7 @@ def test_other_numbers_of_crops_are_an_error(data_root, tmp_path):
     with pytest.raises(ValueError, match=r"TEST\.CROPS must be 1, 5 or 10, got 3"):
         finetune(data_root, tmp_path, "", "TEST.CROPS", 3)
     cfg = finetune(data_root, tmp_path).cfg
-    one = build_transform(cfg, backbones.load("micro"), False, crop=6)
+    one = build_transform(cfg, backbones.load_backbone("micro"), False, crop=6)
     assert "number=6" in repr(one)  # the key of cached features
     image = Image.effect_noise((50, 40), 60).convert("RGB")
     larger = T.Resize(37, T.InterpolationMode.BICUBIC)(image)

@@ -1,4 +1,4 @@
-"""Where the rows of a packed text stand: the prefix once, then the classes side by side in tiles of attention."""
+"""Layout of packed prompts: the shared prefix once, then the classes side by side in tiles of attention."""
 
 import functools
 import itertools
@@ -8,102 +8,114 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-TILE = 32  # places in a tile of attention: several short names fill it, and few pairs of strangers are looked at
+TILE = 32  # places in a tile: enough for several short names, and few masked pairs
 
 
 class Layout(NamedTuple):
-    """Where the R rows of [prefix; taken from own] stand: in n tiles of T places for attention.
+    """Positions of the R rows [prefix; chosen suffix rows] in n tiles of T places for attention.
 
-    P rows are the prefix, C the ends of the classes; a tile holds at most E of them.
+    The prefix has P rows. There are C end tokens, at most E of them in one tile.
     """
 
-    taken: Tensor | None  # [R - P], the rows of ``own``; ``None`` for all of them in their order
-    places: Tensor  # [R], each row's place in its prompt
-    tiled: Tensor  # [n * T], the row at each place of the tiles; any row where there is none
-    packed: Tensor  # [R], each row's place in the tiles
-    seen: Tensor  # [n, 1, T, P + T], 0 for each row of the prefix and each place of its tile that a place looks at,
-    # minus infinity for the others
-    ends: Tensor  # [C], the rows of the end tokens
-    end_tiled: Tensor  # [n * E], the class of each end in the tiles; any class where there is none
-    end_packed: Tensor  # [C], each end among those of the tiles
-    end_seen: Tensor  # [n, 1, E, P + T]
+    chosen: Tensor | None  # [R - P], rows of the suffix; ``None`` for all of them in their order
+    positions: Tensor  # [R], position of each row in its prompt
+    tile_rows: Tensor  # [n * T], row at each place of the tiles; an arbitrary row at an empty place
+    row_places: Tensor  # [R], place of each row in the tiles
+    mask: Tensor  # [n, 1, T, P + T], 0 for the rows of the prefix and of its tile that a place attends to, else -inf
+    ends: Tensor  # [C], rows of the end tokens
+    tile_ends: Tensor  # [n * E], class of each end token in the tiles; an arbitrary class at an empty place
+    end_places: Tensor  # [C], place of each end token among the tiles' end tokens
+    end_mask: Tensor  # [n, 1, E, P + T]
+
+    def to(self, device: torch.device) -> "Layout":
+        """Return the layout on ``device``."""
+        chosen, *tensors = self
+        return Layout(chosen if chosen is None else chosen.to(device), *(tensor.to(device) for tensor in tensors))
 
 
-@functools.lru_cache(maxsize=64)  # the same at each step, and built on the host: no step waits for the device
-@torch.inference_mode(False)  # else a first call for predictions would leave tensors that training cannot use
+@functools.lru_cache(maxsize=64)  # equal at each step, and built on the host: no step waits for the device
+@torch.inference_mode(False)  # otherwise a first call for predictions would leave tensors that training cannot use
 def pack(
     prefix: int,
     lengths: tuple[int, ...],
-    histories: tuple[int, ...] | None,
+    prefix_ids: tuple[int, ...] | None,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> Layout:
-    """The layout of `Prompts` whose prefix has ``prefix`` rows; the masks are in ``dtype``, as attention takes them."""
+    """Lay out `Prompts` whose prefix has ``prefix`` rows.
+
+    Args:
+        prefix: number of rows in the shared prefix.
+        lengths: `Prompts.lengths`.
+        prefix_ids: `Prompts.prefix_ids`.
+        device: device of the layout's tensors.
+        dtype: type of the masks; attention requires the type of its queries.
+    """
     size = max(TILE, prefix, *lengths)
-    taken, depths, places, ways = _put(prefix, lengths, histories or tuple(range(sum(lengths))), size)
-    packed = torch.tensor([*range(prefix), *places])
-    tiles = int(packed.max()) // size + 1
-    tiled = torch.zeros(tiles * size, dtype=torch.long).index_copy(0, packed, torch.arange(len(packed)))
+    chosen, depths, places, paths = _place_rows(prefix, lengths, prefix_ids or tuple(range(sum(lengths))), size)
+    row_places = torch.tensor([*range(prefix), *places])
+    tiles = int(row_places.max()) // size + 1
+    tile_rows = torch.zeros(tiles * size, dtype=torch.long).index_copy(0, row_places, torch.arange(len(row_places)))
 
-    # A row looks at what is on its way; an empty place looks at itself, since a row of no weights at all would be NaN.
-    own = torch.eye(size, dtype=torch.bool).repeat(tiles, 1, 1)  # [n, T, T]
-    own[0, :prefix, :prefix] = torch.ones(prefix, prefix, dtype=torch.bool).tril()
+    # A row attends to its path. An empty place attends to itself: a row of the mask with no zero would give NaN.
+    within = torch.eye(size, dtype=torch.bool).repeat(tiles, 1, 1)  # [n, T, T]
+    within[0, :prefix, :prefix] = torch.ones(prefix, prefix, dtype=torch.bool).tril()
     longest = max(lengths)
-    padded = torch.tensor([[*way, *[way[-1]] * (longest - len(way))] for way in ways])  # [C, L], places of the tiles
+    padded = torch.tensor([[*path, *[path[-1]] * (longest - len(path))] for path in paths])  # [C, L], places
     later, earlier = torch.tril_indices(longest, longest)
-    own[padded[:, :1] // size, padded[:, later] % size, padded[:, earlier] % size] = True
-    shared = torch.zeros(tiles * size, dtype=torch.bool).index_fill(0, packed[prefix:], True).view(tiles, size, 1)
-    looked = torch.cat([shared.expand(-1, -1, prefix), own], -1)
-    seen = torch.zeros(looked.shape, dtype=dtype).masked_fill(~looked, -torch.inf)
+    within[padded[:, :1] // size, padded[:, later] % size, padded[:, earlier] % size] = True
+    to_prefix = torch.zeros(tiles * size, dtype=torch.bool).index_fill(0, row_places[prefix:], True)
+    attended = torch.cat([to_prefix.view(tiles, size, 1).expand(-1, -1, prefix), within], -1)
+    mask = torch.zeros(attended.shape, dtype=dtype).masked_fill(~attended, -torch.inf)
 
-    # The same once more for the end tokens alone, all that the last block is asked for.
+    # The last block needs queries of the end tokens only.
     ends = padded[:, -1]  # [C], places of the tiles
     count, number = [0] * tiles, []
     for tile in (ends // size).tolist():
         number.append(count[tile])
         count[tile] += 1
-    end_packed = ends // size * max(count) + torch.tensor(number)
-    end_places = torch.zeros(tiles * max(count), dtype=torch.long).index_copy(0, end_packed, ends % size)
-    layout = Layout(
-        taken=None if taken == list(range(sum(lengths))) else torch.tensor(taken),
-        places=torch.tensor([*range(prefix), *(prefix + depth for depth in depths)]),
-        tiled=tiled,
-        packed=packed,
-        seen=seen[:, None],
-        ends=tiled[ends],
-        end_tiled=torch.zeros_like(end_places).index_copy(0, end_packed, torch.arange(len(ends))),
-        end_packed=end_packed,
-        end_seen=seen[torch.arange(tiles)[:, None], end_places.view(tiles, -1)][:, None],
-    )
-    return Layout(*(tensor if tensor is None else tensor.to(device) for tensor in layout))
+    end_places = ends // size * max(count) + torch.tensor(number)
+    in_tile = torch.zeros(tiles * max(count), dtype=torch.long).index_copy(0, end_places, ends % size)
+    return Layout(
+        chosen=None if chosen == list(range(sum(lengths))) else torch.tensor(chosen),
+        positions=torch.tensor([*range(prefix), *(prefix + depth for depth in depths)]),
+        tile_rows=tile_rows,
+        row_places=row_places,
+        mask=mask[:, None],
+        ends=tile_rows[ends],
+        tile_ends=torch.zeros_like(in_tile).index_copy(0, end_places, torch.arange(len(ends))),
+        end_places=end_places,
+        end_mask=mask[torch.arange(tiles)[:, None], in_tile.view(tiles, -1)][:, None],
+    ).to(device)
 
 
-def _put(
-    prefix: int, lengths: Sequence[int], histories: Sequence[int], size: int
+def _place_rows(
+    prefix: int, lengths: Sequence[int], prefix_ids: Sequence[int], size: int
 ) -> tuple[list[int], list[int], list[int], list[list[int]]]:
-    """Put the classes side by side in tiles of ``size`` places, none of them cut, the prefix before all.
+    """Put the classes side by side in tiles of ``size`` places, after the prefix; no class is split.
 
-    In a tile a row stands once for all classes that have its history, for which these are neighbours.
+    Classes with a common beginning are neighbours; a tile holds the rows of that beginning once.
 
     Returns:
-        Of each row that is taken its index in ``own``, its place in its class and in the tiles; of each class
-        the places of its rows in the tiles.
+        For each chosen row its index in the suffix, its position in its class and its place in the tiles; for each
+        class the places of its rows in the tiles.
     """
     ends = [*itertools.accumulate(lengths)]
-    classes = [histories[end - length : end] for end, length in zip(ends, lengths, strict=True)]
-    taken, depths, places = [], [], []
-    ways: list[list[int]] = [[]] * len(classes)
-    here, free, first = {}, size - prefix, prefix  # rows of this tile, its free places, the first of them
-    for c in sorted(range(len(classes)), key=classes.__getitem__):
-        if sum(row not in here for row in classes[c]) > free:
-            here, first = {}, first + free
+    classes = [tuple(prefix_ids[end - length : end]) for end, length in zip(ends, lengths, strict=True)]
+    chosen, depths, places = [], [], []
+    paths: list[list[int]] = [[]] * len(classes)
+    placed: dict[int, int] = {}  # place of each row in the current tile
+    free, first = size - prefix, prefix  # free places of the current tile, and the first of them
+    for c in sorted(range(len(classes)), key=lambda c: classes[c]):
+        if sum(row not in placed for row in classes[c]) > free:
+            placed, first = {}, first + free
             free = size
         for depth, row in enumerate(classes[c]):
-            if row not in here:
-                here[row] = first
-                taken.append(row)
+            if row not in placed:
+                placed[row] = first
+                chosen.append(row)
                 depths.append(depth)
                 places.append(first)
                 first, free = first + 1, free - 1
-        ways[c] = [here[row] for row in classes[c]]
-    return taken, depths, places, ways
+        paths[c] = [placed[row] for row in classes[c]]
+    return chosen, depths, places, paths

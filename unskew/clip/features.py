@@ -114,7 +114,7 @@ def extract(
     store = _store(backbone, repr(transform), tuple(chosen)) if keep else FeatureStore(None)
     keys = np.fromiter(map(_key, paths), np.int64, len(paths))
     if store.missing(keys).any():
-        with store.alone():
+        with store.exclusive_lock():
             store.refresh()
             _, first = np.unique(keys, return_index=True)
             wanted = np.sort(first[store.missing(keys[first])])

@@ -1,4 +1,4 @@
-"""The cosine head of long-tailed recognition, and what it may start from."""
+"""The cosine head of long-tailed recognition and its initialisations."""
 
 from collections.abc import Callable
 
@@ -10,10 +10,11 @@ STARTS = ("text", "class_mean", "linear_probe", "random")
 
 
 class CosineHead(nn.Module):
-    """scale * cos(feature, row): [B, D] -> [B, C], in float32; no class gains from a longer row.
+    """A head scale * cos(feature, row): [B, D] -> [B, C], in float32; the length of a row has no effect.
 
     Args:
-        rows: [C, D], the start; normalised.
+        rows: [C, D], the initial rows; they are normalised.
+        scale: factor of the cosine.
     """
 
     def __init__(self, rows: Tensor, scale: float = 25.0) -> None:
@@ -21,33 +22,37 @@ class CosineHead(nn.Module):
         self.weight, self.scale = nn.Parameter(F.normalize(rows.detach().float(), dim=-1).clone()), scale
 
     def forward(self, features: Tensor) -> Tensor:
-        with torch.autocast(features.device.type, enabled=False):  # half a cosine's digits would be lost
+        """Return logits [B, C] of features [B, D]."""
+        with torch.autocast(features.device.type, enabled=False):  # low precision would lose half of the digits
             return self.scale * F.normalize(features.float(), dim=-1) @ F.normalize(self.weight, dim=-1).T
 
 
 def class_means(features: Tensor, labels: Tensor, fallback: Tensor) -> Tensor:
-    """The mean of each class's normalised features, normalised; of a class without images its row of ``fallback``.
+    """Return the normalised mean [C, D] of each class's normalised features.
 
     Args:
         features: [N, D].
         labels: [N].
-        fallback: [C, D].
+        fallback: [C, D], rows of the classes without images.
     """
     sums = torch.zeros_like(fallback).index_add_(0, labels, F.normalize(features, dim=-1).to(fallback))
     absent = torch.bincount(labels, minlength=len(fallback)) == 0
     return F.normalize(torch.where(absent[:, None], fallback, sums), dim=-1)
 
 
-def linear_probe(features: Tensor, labels: Tensor, start: Tensor, loss: Callable, scale: float = 25.0) -> Tensor:
-    """Rows [C, D] of the cosine head that minimises ``loss`` on fixed features, by L-BFGS.
+def linear_probe(
+    features: Tensor, labels: Tensor, start: Tensor, loss: Callable[[Tensor, Tensor], Tensor], scale: float = 25.0
+) -> Tensor:
+    """Return rows [C, D] of the cosine head that minimises ``loss`` on fixed features, by L-BFGS.
 
-    Cosines are bounded, so that there is a minimum whatever the features; it is a local one.
+    Cosines are bounded, so a minimum exists for all features. L-BFGS finds a local one.
 
     Args:
         features: [N, D].
         labels: [N].
-        start: [C, D], where the search starts.
-        loss: of logits [N, C] and labels.
+        start: [C, D], the initial rows.
+        loss: function of logits [N, C] and labels [N].
+        scale: factor of the cosine.
     """
     head = CosineHead(start, scale)
     search = torch.optim.LBFGS(head.parameters(), max_iter=200, tolerance_grad=1e-6, line_search_fn="strong_wolfe")

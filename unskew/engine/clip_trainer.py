@@ -105,7 +105,7 @@ class CLIPTrainer(TrainerX):
 
     def build_data_loader(self) -> None:
         cfg = self.cfg
-        self.backbone = backbones.load(cfg.MODEL.BACKBONE.NAME, cfg.TRAINER.PREC, self.device)
+        self.backbone = backbones.load_backbone(cfg.MODEL.BACKBONE.NAME, cfg.TRAINER.PREC, self.device)
         self.dm = DataManager(cfg, backbone=self.backbone)
         self.train_loader_x, self.train_loader_u = self.dm.train_loader_x, self.dm.train_loader_u
         self.val_loader, self.test_loader = self.dm.val_loader, None  # test labels are the evaluator's alone

@@ -50,7 +50,7 @@ def _dataset_groups(name: str, own: str, same: tuple, longtail: bool, device, wo
     opts = (*chain.from_iterable(same), "DATASET.NUM_SHOTS", shots, "SEED", SEED)
     try:
         cfg = config.load(name, own, "ZeroshotCLIP", opts)
-        backbone = backbones.load(cfg.MODEL.BACKBONE.NAME, "fp32", device)
+        backbone = backbones.load_backbone(cfg.MODEL.BACKBONE.NAME, "fp32", device)
     except (OSError, ValueError) as error:
         logger.warning(
             f"p_many, p_medium and p_few need the default backbone of '{name}', so they are left out: {error}"
