@@ -1,4 +1,4 @@
-"""Dassl, both ways: scripts written for it on this engine, and this project's trainers in a real one.
+"""Dassl's API: run scripts written for Dassl on this engine, or this project's trainers in an installed Dassl.
 
 ``python -m unskew.dassl train.py ARGS...`` runs a script as if Dassl were installed.
 """

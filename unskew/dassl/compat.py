@@ -1,4 +1,7 @@
-"""What scripts of PyTorch 1's time ask of a current PyTorch; applied for `python -m unskew.dassl` and `--plugin`."""
+"""Patches that let scripts written for PyTorch 1 run on a current PyTorch, and make their files safe to read.
+
+Applied by `python -m unskew.dassl` and by `--plugin`.
+"""
 
 import functools
 import multiprocessing
@@ -7,8 +10,10 @@ import pickle
 import re
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -18,21 +23,21 @@ from unskew.utils import safe_pickle
 
 
 def apply() -> None:
-    """Give scripts the names that have moved, and files of others, of which nothing is run."""
+    """Restore names that PyTorch and Python moved, and read pickled files without running code from them."""
     _amp_names()
     pickle.load = _restricted_for_samples(pickle.load)
     torch.load = _reading_old_checkpoints(torch.load)
-    if not hasattr(re, "template"):  # gone from Python 3.13; imported by some, used by none
-        re.template = re.compile
+    if not hasattr(re, "template"):  # removed in Python 3.13; some scripts import it, none uses it
+        vars(re)["template"] = re.compile
     if sys.platform == "linux":
-        # Python 3.14 starts worker processes anew, and these would not find `dassl`.
+        # From Python 3.14 worker processes are not forked by default, and new ones would not find `dassl`.
         multiprocessing.set_start_method("fork", force=True)
 
 
 def _amp_names() -> None:
-    """``torch.cuda.amp``'s classes are ``torch.amp``'s for a GPU: deprecated, and said at every use, or gone."""
+    """Restore ``torch.cuda.amp``'s classes, which are deprecated or removed, and silence their warnings."""
     if not hasattr(torch.cuda, "amp"):
-        torch.cuda.amp = sys.modules["torch.cuda.amp"] = ModuleType("torch.cuda.amp")
+        vars(torch.cuda)["amp"] = sys.modules["torch.cuda.amp"] = ModuleType("torch.cuda.amp")
     for name in ("GradScaler", "autocast"):
         if not hasattr(torch.cuda.amp, name):
             setattr(torch.cuda.amp, name, functools.partial(getattr(torch.amp, name), "cuda"))
@@ -40,12 +45,12 @@ def _amp_names() -> None:
         warnings.filterwarnings("ignore", f".?torch.{name}.* is deprecated", FutureWarning)
 
 
-def _restricted_for_samples(load):
-    """`pickle.load`, but files of few-shot samples and other .pkl are read without running anything in them."""
+def _restricted_for_samples(load: Callable) -> Callable:
+    """Return `pickle.load`, changed to read few-shot samples and other .pkl files without running code from them."""
 
     @functools.wraps(load)
-    def wrapped(file, **options):
-        name = getattr(file, "name", None)  # a number for a pipe
+    def wrapped(file: Any, **options: Any) -> Any:
+        name = getattr(file, "name", None)  # an integer for a pipe
         path = Path(os.fsdecode(name)) if isinstance(name, str | bytes | os.PathLike) else Path()
         if path.suffix.lower() == ".pkl" or "split_fewshot" in path.absolute().parts[:-1]:
             return safe_pickle.read_plain(file, Datum, **options)
@@ -54,12 +59,12 @@ def _restricted_for_samples(load):
     return wrapped
 
 
-def _reading_old_checkpoints(load):
-    """`torch.load`, which is safe by default, with arrays of numbers, and our reader of CoOp's own checkpoints."""
+def _reading_old_checkpoints(load: Callable) -> Callable:
+    """Return `torch.load`, changed to read also NumPy arrays and CoOp's checkpoints, still without running code."""
 
     @functools.wraps(load)
-    def wrapped(f, *args, **kwargs):
-        if "weights_only" in kwargs:  # a script's own choice; our reader, too, asks for it
+    def wrapped(f: Any, *args: Any, **kwargs: Any) -> Any:
+        if "weights_only" in kwargs:  # the script's choice; `load_checkpoint` sets it too
             return load(f, *args, **kwargs)
         try:
             with torch.serialization.safe_globals(safe_pickle.array_stand_ins()):

@@ -1,4 +1,6 @@
-"""Dassl's configuration: our default tree with the nodes of its own trainers, and its seed."""
+"""`dassl.config`: our default tree with the nodes of Dassl's trainers, and its seed."""
+
+from typing import Any
 
 from yacs.config import CfgNode
 
@@ -6,9 +8,9 @@ from unskew import config
 
 __all__ = ["clean_cfg", "get_cfg_default"]
 
-# The nodes of Dassl's trainers for domain adaptation, domain generalisation and semi-supervised learning. None of
-# these trainers is here, but other people's scripts and config files set and read the keys.
-TRAINERS = {
+# Nodes of Dassl's trainers for domain adaptation, domain generalisation and semi-supervised learning. This package has
+# none of these trainers, but scripts and config files set and read the keys.
+TRAINERS: dict[str, dict[str, Any]] = {
     "MCD": {"N_STEP_F": 4},
     "MME": {"LMDA": 0.1},
     "CDAC": {
@@ -42,7 +44,7 @@ TRAINERS = {
 
 
 def get_cfg_default() -> CfgNode:
-    """Every key of Dassl with its default, and ours."""
+    """Return a config with every key of Dassl and of this package, with default values."""
     cfg = config.get_cfg_default()
     cfg.SEED = -1
     for name, values in TRAINERS.items():
@@ -51,7 +53,7 @@ def get_cfg_default() -> CfgNode:
 
 
 def clean_cfg(cfg: CfgNode, trainer: str) -> None:
-    """Remove the nodes of all trainers but one, so that ``print(cfg)`` shows what counts."""
+    """Remove the nodes of all other trainers, so that ``print(cfg)`` is short."""
     for name, value in list(cfg.TRAINER.items()):
         if isinstance(value, CfgNode) and name != trainer.upper():
             del cfg.TRAINER[name]

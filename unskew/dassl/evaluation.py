@@ -1,9 +1,12 @@
-"""`dassl.evaluation`: the evaluator whose subclasses read and fill Dassl's own attributes."""
+"""`dassl.evaluation`: an evaluator with Dassl's attributes, which subclasses read and write."""
 
 import logging
 from collections import OrderedDict, defaultdict
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
+from yacs.config import CfgNode
 
 from unskew.engine import evaluator
 from unskew.engine.evaluator import EVALUATOR_REGISTRY, EvaluatorBase
@@ -14,19 +17,23 @@ logger = logging.getLogger("unskew")
 
 
 class Classification(evaluator.Classification):
-    """Ours, with Dassl's attributes. A subclass may replace any method by one that knows of these alone.
+    """Our evaluator with Dassl's attributes. A subclass may override any method and use only these attributes.
 
     Attributes:
         _y_true, _y_pred: labels and predicted classes of all images.
         _correct, _total: counts of images.
-        _per_class_res: by label a list of 1 (right) and 0; ``None`` without ``TEST.PER_CLASS_RESULT``.
+        _per_class_res: list of 1 (correct) and 0 per label; ``None`` without ``TEST.PER_CLASS_RESULT``.
     """
 
-    def __init__(self, cfg, lab2cname=None, **kwargs) -> None:
-        self._per_class_res = defaultdict(list) if cfg.TEST.PER_CLASS_RESULT else None  # a subclass's reset() asks
+    def __init__(self, cfg: CfgNode, lab2cname: Mapping[int, str] | None = None, **kwargs: Any) -> None:
+        # Before super().__init__, because reset() of a subclass reads it.
+        self._per_class_res: defaultdict[int, list[int]] | None = (
+            defaultdict(list) if cfg.TEST.PER_CLASS_RESULT else None
+        )
         super().__init__(cfg, lab2cname, **kwargs)
 
     def reset(self) -> None:
+        """Forget all images."""
         super().reset()
         self._correct, self._total = 0, 0
         self._y_true: list[int] = []
@@ -34,9 +41,10 @@ class Classification(evaluator.Classification):
         if self._per_class_res is not None:
             self._per_class_res = defaultdict(list)
 
-    def process(self, mo: Tensor, gt: Tensor, extra=None) -> None:
+    def process(self, mo: Tensor, gt: Tensor, extra: Mapping[str, Tensor] | None = None) -> None:
+        """Add a batch of logits [B, C] and labels [B]."""
         if not self._total:
-            super().reset()  # a subclass's reset() need not
+            super().reset()  # reset() of a subclass may not call it
         super().process(mo, gt, extra)
         labels, predicted = gt.tolist(), mo.argmax(1).tolist()
         matches = [int(label == guess) for label, guess in zip(labels, predicted, strict=True)]
@@ -49,10 +57,10 @@ class Classification(evaluator.Classification):
                 self._per_class_res[label].append(match)
 
     def evaluate(self) -> OrderedDict:
-        """Our metrics; where a subclass's ``process`` kept the predicted classes alone, those that these have.
+        """Return our metrics, or accuracy, error and F1 if a subclass's ``process`` kept only the predicted classes.
 
         Raises:
-            ValueError: nothing was processed.
+            ValueError: no images were processed.
         """
         if not self._total or sum(map(len, getattr(self, "_labels", []))) == self._total:
             return super().evaluate()
@@ -72,9 +80,9 @@ class Classification(evaluator.Classification):
         return OrderedDict(accuracy=accuracy, error_rate=100 - accuracy, macro_f1=macro_f1)
 
 
-def build_evaluator(cfg, **kwargs):
-    """The evaluator that ``cfg.TEST.EVALUATOR`` names; "Classification" is the one with Dassl's attributes."""
-    found = EVALUATOR_REGISTRY.get(cfg.TEST.EVALUATOR)
+def build_evaluator(cfg: CfgNode, **kwargs: Any) -> EvaluatorBase:
+    """Build the evaluator that ``cfg.TEST.EVALUATOR`` names; "Classification" has Dassl's attributes."""
+    kind = EVALUATOR_REGISTRY.get(cfg.TEST.EVALUATOR)
     if cfg.VERBOSE:
         logger.info(f"Loading evaluator: {cfg.TEST.EVALUATOR}")
-    return (Classification if found is evaluator.Classification else found)(cfg, **kwargs)
+    return (Classification if kind is evaluator.Classification else kind)(cfg, **kwargs)

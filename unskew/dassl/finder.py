@@ -1,4 +1,4 @@
-"""Makes ``import dassl`` give this engine: a finder of modules whose names come from ours."""
+"""An import finder that maps the module names of Dassl to this package's modules."""
 
 import importlib
 import importlib.abc
@@ -7,16 +7,16 @@ import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-# The release of Dassl whose names and behaviour these are.
+# The release of Dassl that this package follows.
 API_VERSION = "0.6.3"
 
 
 def _table(ours: dict[str, str]) -> dict[str, str]:
-    """``{Dassl's dotted name: our module}``; the words of a key name modules inside the first of them."""
+    """Return ``{Dassl's dotted name: our module}``; each key lists a module of Dassl and then its submodules."""
     table = {"dassl": ""}
     for names, module in ours.items():
-        top, *inside = names.split()
-        table |= {f"dassl.{name}": module for name in (top, *(f"{top}.{part}" for part in inside))}
+        parent, *submodules = names.split()
+        table |= {f"dassl.{name}": module for name in (parent, *(f"{parent}.{name}" for name in submodules))}
     return table
 
 
@@ -43,11 +43,11 @@ MODULES = _table(
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    def find_spec(self, fullname: str, path=None, target=None) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
         if fullname not in MODULES:
             return None
-        inside = any(name.startswith(f"{fullname}.") for name in MODULES)
-        return ModuleSpec(fullname, self, origin="unskew", is_package=inside)
+        has_submodules = any(name.startswith(f"{fullname}.") for name in MODULES)
+        return ModuleSpec(fullname, self, origin="unskew", is_package=has_submodules)
 
     def create_module(self, spec: ModuleSpec) -> None:
         return None
@@ -56,23 +56,22 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         source = MODULES[module.__name__]
         if source:
             ours = importlib.import_module(source)
-            module.__all__ = list(ours.__all__)
-            vars(module).update((name, getattr(ours, name)) for name in ours.__all__)
+            vars(module).update({name: getattr(ours, name) for name in ours.__all__}, __all__=list(ours.__all__))
         else:
-            module.__version__ = API_VERSION
+            vars(module)["__version__"] = API_VERSION
 
 
 def installed() -> str | None:
-    """The file of a real Dassl, if Python would find one."""
+    """Return the file of an installed Dassl, or ``None``."""
     spec = importlib.util.find_spec("dassl")
-    return None if spec is None else spec.origin  # a mere folder of that name has no origin
+    return None if spec is None else spec.origin  # a folder named dassl has no origin
 
 
 def install(force: bool = False) -> bool:
-    """Let ``import dassl`` and its submodules give this engine from now on.
+    """Let ``import dassl`` and its submodules import this engine from now on.
 
     Args:
-        force: even if a real Dassl is installed, which is otherwise left alone.
+        force: replace an installed Dassl, which is otherwise used.
 
     Returns:
         Whether ``dassl`` is this engine now.

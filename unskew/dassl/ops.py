@@ -1,6 +1,7 @@
-"""`dassl.modeling.ops`: the operations that Dassl's own trainers are made of."""
+"""`dassl.modeling.ops`: operations of Dassl's trainers."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,80 +22,86 @@ __all__ = [
 ]
 
 
-def mixup(x1, x2, y1, y2, beta, preserve_order=False) -> tuple[Tensor, Tensor]:
-    """``l * x1 + (1 - l) * x2`` and the same of the labels, ``l ~ Beta(beta, beta)`` (arXiv 1710.09412).
+def mixup(
+    x1: Tensor, x2: Tensor, y1: Tensor, y2: Tensor, beta: float, preserve_order: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Mix two batches: ``l * x1 + (1 - l) * x2``, ``l ~ Beta(beta, beta)``, labels alike (mixup, arXiv 1710.09412).
 
-    Args:
-        x1, x2: [B, C, H, W]. y1, y2: [B, K].
-        preserve_order: take ``max(l, 1 - l)``, so that each is nearer to its first part (MixMatch, arXiv 1905.02249).
+    Images are [B, C, H, W], labels [B, K]. With ``preserve_order`` the share is ``max(l, 1 - l)``, so that each result
+    is nearer to the first batch (MixMatch, arXiv 1905.02249).
     """
     share = Beta(beta, beta).sample((len(x1),)).to(x1)  # [B]
     share = torch.maximum(share, 1 - share) if preserve_order else share
-    weights = (share.view(-1, *[1] * (tensor.ndim - 1)) for tensor in (x1, y1))
-    return tuple(w * first + (1 - w) * second for w, first, second in zip(weights, (x1, y1), (x2, y2), strict=True))
+
+    def mix(first: Tensor, second: Tensor) -> Tensor:
+        weight = share.view(-1, *[1] * (first.ndim - 1))
+        return weight * first + (1 - weight) * second
+
+    return mix(x1, x2), mix(y1, y2)
 
 
 class _Reversed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, input, scale):
+    def forward(ctx: Any, input: Tensor, scale: float) -> Tensor:
         ctx.scale = scale
         return input.view_as(input)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return -ctx.scale * gradient, None
 
 
 class ReverseGrad(nn.Module):
-    """The identity, whose gradient is multiplied by ``-grad_scaling`` (DANN, arXiv 1505.07818)."""
+    """The identity with its gradient multiplied by ``-grad_scaling`` (DANN, arXiv 1505.07818)."""
 
     def forward(self, x: Tensor, grad_scaling: float = 1.0) -> Tensor:
+        """Return ``x``."""
         if grad_scaling < 0:
             raise ValueError(f"grad_scaling must be 0 or more, got {grad_scaling}")
         return _Reversed.apply(x, grad_scaling)
 
 
-def cross_entropy(input, target, label_smooth=0, reduction="mean") -> Tensor:
-    """PyTorch's, under Dassl's argument names: logits [B, C], labels [B]."""
+def cross_entropy(input: Tensor, target: Tensor, label_smooth: float = 0, reduction: str = "mean") -> Tensor:
+    """Return PyTorch's cross-entropy of logits [B, C] and labels [B], with Dassl's argument names."""
     return F.cross_entropy(input, target, label_smoothing=label_smooth, reduction=reduction)
 
 
-def sharpen_prob(p, temperature=2) -> Tensor:
-    """``p ** temperature``, normalised over the classes: [B, C], rows that sum to one."""
+def sharpen_prob(p: Tensor, temperature: float = 2) -> Tensor:
+    """Return ``p ** temperature`` [B, C], normalised over the classes."""
     powers = p.pow(temperature)
     return powers / powers.sum(1, keepdim=True)
 
 
-def create_onehot(label, num_classes) -> Tensor:
-    """Labels [B] -> [B, C], float32."""
+def create_onehot(label: Tensor, num_classes: int) -> Tensor:
+    """Return labels [B] as one-hot vectors [B, C], float32."""
     return F.one_hot(label, num_classes).float()
 
 
-def reverse_index(data, label) -> tuple[Tensor, Tensor]:
-    """Both from the last row to the first."""
+def reverse_index(data: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Reverse the rows of both tensors."""
     return data.flip(0), label.flip(0)
 
 
-def shuffle_index(data, label) -> tuple[Tensor, Tensor]:
-    """Both in the same random order of their rows."""
+def shuffle_index(data: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Shuffle the rows of both tensors in the same order."""
     order = torch.randperm(len(data), device=data.device)
     return data[order], label[order]
 
 
-def linear_rampup(current, rampup_length) -> float:
-    """``current / rampup_length``, at least 0 and at most 1."""
+def linear_rampup(current: float, rampup_length: float) -> float:
+    """Return ``current / rampup_length``, clipped to [0, 1]."""
     if rampup_length <= 0:
         raise ValueError(f"rampup_length must be above 0, got {rampup_length}")
     return float(min(max(current / rampup_length, 0.0), 1.0))
 
 
-def sigmoid_rampup(current, rampup_length) -> float:
-    """``exp(-5 (1 - t)^2)`` of `linear_rampup`'s t (Laine and Aila, arXiv 1610.02242)."""
+def sigmoid_rampup(current: float, rampup_length: float) -> float:
+    """Return ``exp(-5 (1 - t)^2)`` for t of `linear_rampup` (Laine and Aila, arXiv 1610.02242)."""
     return math.exp(-5 * (1 - linear_rampup(current, rampup_length)) ** 2)
 
 
 @torch.no_grad()
-def ema_model_update(model, ema_model, alpha) -> None:
-    """``ema = alpha * ema + (1 - alpha) * parameter``, in place (mean teacher, arXiv 1703.01780)."""
+def ema_model_update(model: nn.Module, ema_model: nn.Module, alpha: float) -> None:
+    """Update in place: ``ema = alpha * ema + (1 - alpha) * parameter`` (mean teacher, arXiv 1703.01780)."""
     for average, parameter in zip(ema_model.parameters(), model.parameters(), strict=True):
         average.mul_(alpha).add_(parameter, alpha=1 - alpha)

@@ -1,4 +1,4 @@
-"""FixMatch's and UDA's variants of RandAugment: operations at strengths drawn anew for each image."""
+"""FixMatch's and Dassl's variants of RandAugment, which draw the strength of each operation per image."""
 
 from collections.abc import Callable, Mapping
 
@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 
 
-def _enhance(kind) -> Callable:
+def _enhance(kind: Callable) -> Callable:
     return lambda image, strength: kind(image).enhance(strength)
 
 
@@ -14,7 +14,7 @@ def _affine(matrix: Callable) -> Callable:
     return lambda image, v: image.transform(image.size, Image.Transform.AFFINE, matrix(v, *image.size))
 
 
-# Image and strength -> image; shears by a slope, translations by a part of the side.
+# (image, strength) -> image. The strength of a shear is its slope, that of a translation a fraction of the side.
 OPERATIONS: dict[str, Callable] = {
     "autocontrast": lambda image, _: ImageOps.autocontrast(image),
     "brightness": _enhance(ImageEnhance.Brightness),
@@ -48,10 +48,12 @@ RANDAUGMENT2 = {**_SHARED, **dict.fromkeys(_COLOURS, (0.1, 1.9)), "invert": (0, 
 
 
 class RandomOperations(torch.nn.Module):
-    """``n`` operations drawn from a table, each applied with probability ``p`` at a strength drawn from its range.
+    """Draw ``n`` operations and apply each with probability ``p`` at a strength drawn from its range.
 
     Args:
-        ranges: lowest and highest strength by operation, as `FIXMATCH`.
+        ranges: lowest and highest strength by operation, such as `FIXMATCH`.
+        n: the number of operations.
+        p: the probability that a drawn operation is applied.
     """
 
     def __init__(self, ranges: Mapping[str, tuple[float, float]], n: int, p: float = 1.0) -> None:
@@ -59,6 +61,7 @@ class RandomOperations(torch.nn.Module):
         self.ranges, self.n, self.p = dict(ranges), n, p
 
     def forward(self, image: Image.Image) -> Image.Image:
+        """Return the augmented image."""
         names = list(self.ranges)
         for number in torch.randint(len(names), (self.n,)).tolist():
             used, place = torch.rand(2).tolist()
@@ -68,4 +71,5 @@ class RandomOperations(torch.nn.Module):
         return image
 
     def extra_repr(self) -> str:
+        """Return the settings, which are part of cache keys."""
         return f"{self.ranges}, n={self.n}, p={self.p}"

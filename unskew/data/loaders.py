@@ -1,7 +1,7 @@
-"""Images on disk -> batches: `DatasetWrapper`, `DataManager`, with Dassl's names.
+"""Loaders of images: `DatasetWrapper`, `build_data_loader` and `DataManager`, with Dassl's names.
 
-One generator a loader decides its order and its workers' seeds. `seed_loader` sets it from (seed,
-epoch), so that an epoch is the same whether the run came there in one go or was resumed.
+One generator per loader decides its order and the seeds of its workers. `seed_loader` seeds it from (seed, epoch), so
+that an epoch of a resumed run equals the same epoch of an uninterrupted run.
 """
 
 import logging
@@ -13,22 +13,23 @@ import torch
 from PIL import Image
 from tabulate import tabulate
 from torch.utils.data import DataLoader, Dataset
+from yacs.config import CfgNode
 
-from unskew.data.dataset import build_dataset
+from unskew.data.dataset import DatasetBase, Datum, build_dataset
 from unskew.data.images import read_image
 from unskew.data.samplers import build_sampler
-from unskew.data.transforms import build_crops, build_transform
+from unskew.data.transforms import Preprocessing, build_crops, build_transform
 from unskew.utils.logging import warn_once
 from unskew.utils.seeds import derive_seed
 
 logger = logging.getLogger("unskew")
 
-# Fewer images than this are read before a worker process has started.
+# Fewer images than this are read faster than a worker process starts.
 WORKERS_FROM = 256
 
 
-def seed_loader(loader, seed: int, epoch: int) -> None:
-    """Make the loader's next pass that of ``epoch``. A loader with its own ``set_epoch`` is told the epoch."""
+def seed_loader(loader: Any, seed: int, epoch: int) -> None:
+    """Seed a loader for ``epoch``: its generator, and its ``set_epoch`` if it has this method."""
     generator = getattr(loader, "generator", None)
     if generator is not None and seed >= 0:
         generator.manual_seed(derive_seed(seed, epoch))
@@ -36,11 +37,8 @@ def seed_loader(loader, seed: int, epoch: int) -> None:
         loader.set_epoch(epoch)
 
 
-# --- loaders -----------------------------------------------------------------------------------------
-
-
 class Unlabelled(NamedTuple):
-    """An image whose label is nobody's business, with `Datum`'s attributes."""
+    """An unlabelled item (label -1) for prediction."""
 
     impath: str
     label: int = -1
@@ -48,19 +46,28 @@ class Unlabelled(NamedTuple):
     classname: str = ""
 
 
-class DatasetWrapper(Dataset):
-    """Items -> ``{"label", "domain", "impath", "index", "img"}``.
+Items = Sequence[Datum | Unlabelled]
+
+
+class DatasetWrapper(Dataset[dict[str, Any]]):
+    """A dataset of dicts with ``label``, ``domain``, ``impath``, ``index`` and ``img``.
 
     A tuple of transforms gives ``img``, ``img2`` and so on. Without a transform ``img`` is the PIL image.
     """
 
-    def __init__(self, cfg, data_source: Sequence, transform=None, is_train: bool = False) -> None:
+    def __init__(
+        self,
+        cfg: CfgNode,
+        data_source: Items,
+        transform: Callable | Sequence[Callable] | None = None,
+        is_train: bool = False,
+    ) -> None:
         self.cfg, self.data_source, self.transform, self.is_train = cfg, data_source, transform, is_train
 
     def __len__(self) -> int:
         return len(self.data_source)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         item = self.data_source[index]
         image = read_image(item.impath, self.cfg.DATASET.NAME)
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": index}
@@ -81,48 +88,57 @@ class DatasetWrapper(Dataset):
 
 
 def build_data_loader(
-    cfg,
+    cfg: CfgNode,
     sampler_type: str = "SequentialSampler",
-    data_source: Sequence | None = None,
+    data_source: Items | None = None,
     batch_size: int = 64,
     n_domain: int = 0,
     n_ins: int = 2,
-    tfm=None,
+    tfm: Callable | Sequence[Callable] | None = None,
     is_train: bool = True,
-    dataset_wrapper=None,
+    dataset_wrapper: Callable[..., Dataset] | None = None,
     *,
     own_generator: bool = True,
 ) -> DataLoader:
-    """A loader of `DatasetWrapper`'s dicts.
+    """Build a loader of `DatasetWrapper`'s dicts.
 
-    In training an incomplete last batch is dropped if there is a complete one.
+    In training, the loader drops an incomplete last batch if there is a complete one.
 
     Args:
-        own_generator: the loader draws from a generator of its own, seeded with ``cfg.SEED``; else from the global one.
+        cfg: the config.
+        sampler_type: name of the sampler.
+        data_source: the items.
+        batch_size: images per batch.
+        n_domain: see `build_sampler`.
+        n_ins: see `build_sampler`.
+        tfm: the transform or transforms of `DatasetWrapper`.
+        is_train: whether the loader is for training.
+        dataset_wrapper: replaces `DatasetWrapper`.
+        own_generator: draw from a new generator seeded with ``cfg.SEED``, not from the global one.
 
     Raises:
-        ValueError: no images.
+        ValueError: there are no images, or a key needs Dassl's API.
     """
     if not data_source:
         raise ValueError(f"dataset '{cfg.DATASET.NAME}' has no images for a loader; check its folder and its split")
-    generator = torch.Generator().manual_seed(derive_seed(cfg.SEED)) if own_generator else None
-    sampler = build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins, generator)
-    workers = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1) if len(data_source) >= WORKERS_FROM else 0
     if dataset_wrapper is None:
         _check_keys(cfg.DATALOADER)
         dataset_wrapper = DatasetWrapper
+    generator = torch.Generator().manual_seed(derive_seed(cfg.SEED)) if own_generator else None
+    sampler = build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins, generator)
+    workers = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1) if len(data_source) >= WORKERS_FROM else 0
     return DataLoader(
         dataset_wrapper(cfg, data_source, transform=tfm, is_train=is_train),
         batch_size=batch_size,
         sampler=sampler,
         num_workers=workers,
-        drop_last=is_train and len(sampler) >= batch_size,
+        drop_last=is_train and len(sampler) >= batch_size,  # type: ignore[arg-type]  # all our samplers have a length
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
         generator=generator,
     )
 
 
-def _check_keys(node) -> None:
+def _check_keys(node: CfgNode) -> None:
     if node.K_TRANSFORMS != 1 or node.RETURN_IMG0:
         raise ValueError(
             f"DATALOADER.K_TRANSFORMS {node.K_TRANSFORMS} and RETURN_IMG0 {node.RETURN_IMG0} need a trainer of Dassl's "
@@ -130,10 +146,10 @@ def _check_keys(node) -> None:
         )
 
 
-def keep_test_apart(dataset, name: str):
-    """The dataset without a ``train_x`` or ``val`` that has test images, on which nothing may be fitted.
+def keep_test_apart(dataset: DatasetBase, name: str) -> DatasetBase:
+    """Empty ``train_x`` or ``val`` of a dataset if it has test images, on which nothing may be fitted.
 
-    Datasets written for Dassl may give test images as val too, and those that are only tested as training images.
+    Datasets written for Dassl may repeat their test images as val, and test-only ones as training images.
     """
     tested = {item.impath for item in dataset.test or ()}
     for split in ("train_x", "val"):
@@ -147,22 +163,31 @@ class DataManager:
     """The dataset of a config with its loaders.
 
     Args:
-        custom_tfm_train, custom_tfm_test: in place of `build_transform`'s.
-        dataset_wrapper: in place of `DatasetWrapper`.
+        cfg: the config.
+        custom_tfm_train: replaces the training transform of `build_transform`.
+        custom_tfm_test: replaces the test transform.
+        dataset_wrapper: replaces `DatasetWrapper`.
         backbone: decides size and normalisation, see `build_transform`.
-        dataset: in place of ``build_dataset(cfg)``.
+        dataset: replaces ``build_dataset(cfg)``.
 
     Attributes:
-        dataset: with ``train_x``, ``train_u``, ``val``, ``test``.
-        train_loader_x, train_loader_u, val_loader, test_loader: ``None`` where the split is empty.
-        tfm_crops: the transforms of the views of which predictions are the mean; ``[tfm_test]`` for one.
-        tfm_train, tfm_test, num_classes, num_source_domains, lab2cname.
+        dataset: has ``train_x``, ``train_u``, ``val`` and ``test``.
+        train_loader_x, train_loader_u, val_loader, test_loader: ``None`` if the split is empty.
+        tfm_train, tfm_test: the transforms for training and testing.
+        tfm_crops: the transforms of the views over which predictions are averaged; ``[tfm_test]`` for one view.
+        num_classes, num_source_domains, lab2cname: as in Dassl.
     """
 
-    _build_loader = staticmethod(build_data_loader)
+    _build_loader: Callable[..., DataLoader] = staticmethod(build_data_loader)
 
     def __init__(
-        self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None, backbone=None, dataset=None
+        self,
+        cfg: CfgNode,
+        custom_tfm_train: Callable | None = None,
+        custom_tfm_test: Callable | None = None,
+        dataset_wrapper: Callable[..., Dataset] | None = None,
+        backbone: Preprocessing | None = None,
+        dataset: DatasetBase | None = None,
     ) -> None:
         self.cfg, self.dataset_wrapper = cfg, dataset_wrapper
         self.dataset = keep_test_apart(build_dataset(cfg), cfg.DATASET.NAME) if dataset is None else dataset
@@ -181,56 +206,35 @@ class DataManager:
         if cfg.VERBOSE:
             self.show_dataset_summary(cfg)
 
-    def _train_loader(self, items, node) -> DataLoader:
-        return self._build_loader(
-            self.cfg,
-            node.SAMPLER,
-            items,
-            node.BATCH_SIZE,
-            node.N_DOMAIN,
-            node.N_INS,
-            self.tfm_train,
-            is_train=True,
-            dataset_wrapper=self.dataset_wrapper,
-        )
+    def _train_loader(self, items: Items, node: CfgNode) -> DataLoader:
+        sampling = (node.SAMPLER, items, node.BATCH_SIZE, node.N_DOMAIN, node.N_INS)
+        return self._build_loader(self.cfg, *sampling, self.tfm_train, True, self.dataset_wrapper)
 
-    def _test_loader(self, items) -> DataLoader:
-        node = self.cfg.DATALOADER.TEST
-        return self._build_loader(
-            self.cfg,
-            node.SAMPLER,
-            items,
-            node.BATCH_SIZE,
-            tfm=self.tfm_test,
-            is_train=False,
-            dataset_wrapper=self.dataset_wrapper,
-        )
+    def _test_loader(self, items: Items) -> DataLoader:
+        return self._loader_for_testing(self.cfg.DATALOADER.TEST.SAMPLER, items, self.tfm_test)
 
     def path_loader(self, paths: Sequence[str]) -> DataLoader:
-        """The images of ``paths`` in their order, as for testing; every label and domain is -1.
+        """Load the images of ``paths`` in order, as for testing; every label and domain is -1.
 
         With several crops they are ``img``, ``img2`` and so on.
         """
-        return self._build_loader(
-            self.cfg,
-            "SequentialSampler",
-            [Unlabelled(path) for path in paths],
-            self.cfg.DATALOADER.TEST.BATCH_SIZE,
-            tfm=self.tfm_crops if len(self.tfm_crops) > 1 else self.tfm_crops[0],
-            is_train=False,
-            dataset_wrapper=self.dataset_wrapper,
-        )
+        transform = self.tfm_crops if len(self.tfm_crops) > 1 else self.tfm_crops[0]
+        return self._loader_for_testing("SequentialSampler", [Unlabelled(path) for path in paths], transform)
 
-    def show_dataset_summary(self, cfg) -> None:
-        rows = [["Dataset", cfg.DATASET.NAME]]
-        rows += [[name, list(d)] for name, d in _domains(cfg) if d]
-        rows.append(["# classes", f"{self.num_classes:,}"])
+    def _loader_for_testing(self, sampler: str, items: Items, transform: Any) -> DataLoader:
+        size = self.cfg.DATALOADER.TEST.BATCH_SIZE
+        options = {"tfm": transform, "is_train": False, "dataset_wrapper": self.dataset_wrapper}
+        return self._build_loader(self.cfg, sampler, items, size, **options)
+
+    def show_dataset_summary(self, cfg: CfgNode) -> None:
+        """Log a table of the dataset's classes and split sizes."""
+        rows: list[tuple[str, object]] = [("Dataset", cfg.DATASET.NAME)]
+        for name, domains in (("Source", cfg.DATASET.SOURCE_DOMAINS), ("Target", cfg.DATASET.TARGET_DOMAINS)):
+            if domains:
+                rows.append((name, list(domains)))
+        rows.append(("# classes", f"{self.num_classes:,}"))
         for split in ("train_x", "train_u", "val", "test"):
             items = getattr(self.dataset, split)
             if items:
-                rows.append([f"# {split}", f"{len(items):,}"])
+                rows.append((f"# {split}", f"{len(items):,}"))
         logger.info(tabulate(rows))
-
-
-def _domains(cfg) -> list[tuple[str, Sequence[str]]]:
-    return [("Source", cfg.DATASET.SOURCE_DOMAINS), ("Target", cfg.DATASET.TARGET_DOMAINS)]

@@ -1,6 +1,7 @@
-"""The only transforms: PIL image -> tensor, by Dassl's names and in its order."""
+"""Transforms by Dassl's names: PIL image -> tensor."""
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from PIL import Image
@@ -8,6 +9,7 @@ from torch import Tensor
 from torchvision import transforms as T
 from torchvision.transforms import functional as F
 from torchvision.transforms import v2
+from yacs.config import CfgNode
 
 from unskew.utils.registry import unknown_name
 
@@ -17,16 +19,33 @@ INTERPOLATION_MODES = {
     "nearest": T.InterpolationMode.NEAREST,
 }
 
+Size = tuple[int, int]  # (height, width)
+Transform = Callable[[Image.Image], Tensor]
+
+
+class Preprocessing(Protocol):
+    """The input format of a backbone; ``resize_mode`` "squash" (optional) ignores the aspect ratio."""
+
+    @property
+    def size(self) -> int | Sequence[int]: ...  # noqa: D102 - see the class
+
+    @property
+    def mean(self) -> Sequence[float]: ...  # noqa: D102
+
+    @property
+    def std(self) -> Sequence[float]: ...  # noqa: D102
+
 
 class Cutout(torch.nn.Module):
-    """Zero ``holes`` squares of side ``length`` around random pixels; the border may cut them (DeVries 2017)."""
+    """Zero ``holes`` squares of side ``length`` around random pixels, clipped at the border (DeVries 2017)."""
 
     def __init__(self, holes: int, length: int) -> None:
         super().__init__()
         self.holes, self.length = holes, length
 
     def forward(self, image: Tensor) -> Tensor:
-        image = image.clone()  # [3, H, W]
+        """Return a copy of the image [3, H, W] with holes."""
+        image = image.clone()
         _, height, width = image.shape
         for _ in range(self.holes):
             y, x = int(torch.randint(height, ())), int(torch.randint(width, ()))
@@ -35,40 +54,44 @@ class Cutout(torch.nn.Module):
         return image
 
     def extra_repr(self) -> str:
+        """Return the settings, which are part of cache keys."""
         return f"holes={self.holes}, length={self.length}"
 
 
 class Crop(torch.nn.Module):
-    """One of torchvision's ten crops: of the corners and the centre, then of the mirrored image's."""
+    """One of torchvision's ten crops: four corners and the centre, then the same of the mirrored image."""
 
-    def __init__(self, size: tuple[int, int], number: int) -> None:
+    def __init__(self, size: Size, number: int) -> None:
         super().__init__()
         self.size, self.number = size, number
 
     def forward(self, image: Image.Image) -> Image.Image:
+        """Return the crop of an image."""
         image = F.hflip(image) if self.number >= 5 else image
         return F.five_crop(image, self.size)[self.number % 5]
 
     def extra_repr(self) -> str:
+        """Return the settings, which are part of cache keys."""
         return f"size={self.size}, number={self.number}"
 
 
 class InstanceNorm(torch.nn.Module):
-    """Each channel of an image to mean 0 and standard deviation 1."""
+    """Normalise each channel of an image to mean 0 and standard deviation 1."""
 
     def forward(self, image: Tensor) -> Tensor:
+        """Return the normalised image [3, H, W]."""
         mean, std = image.mean((1, 2), keepdim=True), image.std((1, 2), keepdim=True)
         return (image - mean) / (std + 1e-8)
 
 
-def _translation(cfg, size) -> Callable:
+def _translation(node: CfgNode, size: Size) -> Callable:
     larger = tuple(round(1.125 * side) for side in size)
     return T.RandomApply([T.Resize(larger), T.RandomCrop(size)], p=0.5)
 
 
-# Dassl's names, in the order in which they are applied: on the image, and on its tensor in [0, 1].
+# Transforms of a PIL image in the order of application: (INPUT node, size) -> transform.
 # None: a transform of Dassl's API, which `unskew.dassl.transforms` adds.
-ON_IMAGE: dict[str, Callable | None] = {
+ON_IMAGE: dict[str, Callable[[CfgNode, Size], Callable] | None] = {
     "random_translation": _translation,
     "random_crop": lambda i, size: T.RandomCrop(size, padding=i.CROP_PADDING),
     "random_resized_crop": lambda i, size: T.RandomResizedCrop(size, i.RRCROP_SCALE, interpolation=interpolation(i)),
@@ -85,9 +108,10 @@ ON_IMAGE: dict[str, Callable | None] = {
     "gaussian_blur": lambda i, size: T.RandomApply([T.GaussianBlur(i.GB_K)], p=i.GB_P),
 }
 
-_BEFORE_NORMALIZE: dict[str, Callable] = {"cutout": lambda i: Cutout(i.CUTOUT_N, i.CUTOUT_LEN)}
+# Transforms of a tensor in [0, 1].
+_BEFORE_NORMALIZE: dict[str, Callable[[CfgNode], Callable]] = {"cutout": lambda i: Cutout(i.CUTOUT_N, i.CUTOUT_LEN)}
 
-_AFTER_NORMALIZE: dict[str, Callable] = {
+_AFTER_NORMALIZE: dict[str, Callable[[CfgNode], Callable]] = {
     "gaussian_noise": lambda i: T.RandomApply([v2.GaussianNoise(i.GN_MEAN, i.GN_STD, clip=False)], p=0.5),
     "instance_norm": lambda i: InstanceNorm(),
 }
@@ -95,13 +119,15 @@ _AFTER_NORMALIZE: dict[str, Callable] = {
 TRANSFORMS = (*ON_IMAGE, "center_crop", *_BEFORE_NORMALIZE, "normalize", *_AFTER_NORMALIZE)
 
 
-def interpolation(node) -> T.InterpolationMode:
+def interpolation(node: CfgNode) -> T.InterpolationMode:
+    """Return torchvision's mode for ``INPUT.INTERPOLATION``."""
     if node.INTERPOLATION not in INTERPOLATION_MODES:
         raise ValueError(unknown_name("INPUT.INTERPOLATION", node.INTERPOLATION, INTERPOLATION_MODES))
     return INTERPOLATION_MODES[node.INTERPOLATION]
 
 
-def pair(size) -> tuple[int, int]:
+def pair(size: int | Sequence[int]) -> Size:
+    """Return an image size as (height, width)."""
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[-1]))
 
 
@@ -117,31 +143,38 @@ def _check_transforms(choices: Sequence[str]) -> None:
 
 
 def build_transform(
-    cfg, backbone=None, train: bool = True, choices: Sequence[str] | None = None, crop: int | None = None
-) -> Callable | None:
-    """PIL image -> tensor [3, H, W].
+    cfg: CfgNode,
+    backbone: Preprocessing | None = None,
+    train: bool = True,
+    choices: Sequence[str] | None = None,
+    crop: int | None = None,
+) -> Transform | None:
+    """Build the transform of a PIL image to a tensor [3, H, W].
 
-    For training the names in ``cfg.INPUT.TRANSFORMS``, in Dassl's order whatever their own; for testing:
-    resize the shorter side, crop the centre, normalise. A backbone decides size, mean and standard
-    deviation, its images are always normalised and resized by bicubic interpolation for testing.
+    Training applies the transforms in ``cfg.INPUT.TRANSFORMS``, in Dassl's order. Testing resizes the shorter side,
+    crops the centre and normalises. With a backbone, images are always normalised, and testing resizes with bicubic
+    interpolation.
 
     Args:
-        backbone: anything with ``.size .mean .std``; without one they come from ``cfg.INPUT``.
-        choices: names in place of ``cfg.INPUT.TRANSFORMS``.
-        crop: for testing, this one of the ten crops of the image resized to 8/7 of the size, in place of the centre.
+        cfg: the config.
+        backbone: its size, mean and standard deviation replace those of ``cfg.INPUT``.
+        train: build the transform for training, not for testing.
+        choices: names that replace ``cfg.INPUT.TRANSFORMS``.
+        crop: for testing, take this one of ten crops of the image resized to 8/7 of the size, not the centre.
 
     Returns:
-        The transform; its ``repr`` says all that decides its output. ``None`` with ``cfg.INPUT.NO_TRANSFORM``.
+        The transform, whose ``repr`` contains all settings that decide its output; ``None`` with
+        ``cfg.INPUT.NO_TRANSFORM``.
 
     Raises:
-        ValueError: an unknown transform or interpolation; the near names are listed.
+        ValueError: a transform or an interpolation is unknown, or needs `unskew.dassl`.
     """
     node = cfg.INPUT
     choices = list(node.TRANSFORMS if choices is None else choices)
     _check_transforms(choices)
     if node.NO_TRANSFORM:
         return None
-    size = pair(backbone.size if backbone is not None else node.SIZE)
+    size = pair(node.SIZE if backbone is None else backbone.size)
     steps = _train_steps(node, size, choices) if train else _test_steps(node, size, backbone, crop)
     steps.append(T.ToTensor())
     if train:
@@ -154,8 +187,8 @@ def build_transform(
     return T.Compose([*steps, *(make(node) for name, make in late.items() if name in choices)])
 
 
-def _train_steps(node, size, choices) -> list:
-    steps = []
+def _train_steps(node: CfgNode, size: Size, choices: Sequence[str]) -> list[Callable]:
+    steps: list[Callable] = []
     if "random_crop" not in choices and "random_resized_crop" not in choices:
         if "center_crop" in choices:
             steps = [T.Resize(max(size), interpolation(node)), T.CenterCrop(size)]
@@ -164,20 +197,20 @@ def _train_steps(node, size, choices) -> list:
     return steps + [make(node, size) for name, make in ON_IMAGE.items() if make is not None and name in choices]
 
 
-def _test_steps(node, size, backbone, crop) -> list:
+def _test_steps(node: CfgNode, size: Size, backbone: Preprocessing | None, crop: int | None) -> list[Callable]:
     mode = interpolation(node) if backbone is None else T.InterpolationMode.BICUBIC
     squash = getattr(backbone, "resize_mode", "shortest") == "squash"  # SigLIP's and CLIPA's weights
     if crop is not None:
-        larger = tuple(round(side * 8 / 7) for side in size)
-        return [T.Resize(larger if squash else max(larger), mode), Crop(size, crop)]
+        height, width = (round(side * 8 / 7) for side in size)
+        return [T.Resize((height, width) if squash else max(height, width), mode), Crop(size, crop)]
     return [T.Resize(size, mode)] if squash else [T.Resize(max(size), mode), T.CenterCrop(size)]
 
 
-def build_crops(cfg, backbone=None) -> list[Callable | None]:
-    """The transforms of ``cfg.TEST.CROPS`` views of a test image, over which logits are averaged.
+def build_crops(cfg: CfgNode, backbone: Preprocessing | None = None) -> list[Transform | None]:
+    """Build the transforms of the ``cfg.TEST.CROPS`` views of a test image, over which logits are averaged.
 
     Raises:
-        ValueError: it is not 1 (the transform for testing as it is), 5 or 10 (those of torchvision's `TenCrop`).
+        ValueError: ``TEST.CROPS`` is not 1 (the transform for testing), 5 or 10 (torchvision's `TenCrop`).
     """
     count = cfg.TEST.CROPS
     if count not in (1, 5, 10):

@@ -1,4 +1,4 @@
-"""Running averages that leave their values on the device until somebody looks."""
+"""Running averages that keep their values on the device until they are read."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 class AverageMeter:
-    """Current value and mean; a tensor goes in without waiting for its device, ``val`` and ``avg`` wait.
+    """Current value and mean. `update` does not wait for the device of a tensor; reading ``val`` or ``avg`` does.
 
     Args:
-        ema: an exponential moving average (0.9) in place of the mean.
+        ema: use an exponential moving average (0.9) instead of the mean.
     """
 
     def __init__(self, ema: bool = False) -> None:
@@ -19,10 +19,14 @@ class AverageMeter:
         self.reset()
 
     def reset(self) -> None:
-        self._val = self._sum = self._ema = 0.0
+        """Forget all values."""
+        self._val: float | Tensor = 0.0
+        self._sum: float | Tensor = 0.0
+        self._ema: float | Tensor = 0.0
         self.count = 0
 
     def update(self, val: float | Tensor, n: int = 1) -> None:
+        """Add a value with weight ``n``."""
         if isinstance(val, Tensor):
             val = val.detach().float().reshape(())
         self._val = val
@@ -32,30 +36,38 @@ class AverageMeter:
             self._ema = self._ema * 0.9 + val * 0.1
 
     def raw(self) -> tuple[float | Tensor, float | Tensor]:
-        """Value and mean as they lie on the device."""
+        """Return value and mean without a transfer from the device."""
         return self._val, self._ema if self.ema else self._sum / max(1, self.count)
 
     @property
     def val(self) -> float:
+        """The last value."""
         return float(self.raw()[0])
 
     @property
     def avg(self) -> float:
+        """The mean, or the moving average."""
         return float(self.raw()[1])
 
     @property
     def sum(self) -> float:
+        """The sum of all values."""
         return float(self._sum)
 
 
 class MetricMeter:
-    """An `AverageMeter` for each name; ``str()`` gives "loss 0.4321 (0.5432) acc 81.2500 (79.6875)"."""
+    """An `AverageMeter` per name; ``str()`` returns "loss 0.4321 (0.5432) acc 81.2500 (79.6875)"."""
 
     def __init__(self, delimiter: str = " ") -> None:
         self.meters: dict[str, AverageMeter] = defaultdict(AverageMeter)
         self.delimiter = delimiter
 
     def update(self, input_dict: Mapping[str, float | Tensor] | None) -> None:
+        """Add a value per name.
+
+        Raises:
+            TypeError: ``input_dict`` is neither a dict nor ``None``.
+        """
         if input_dict is None:
             return
         if not isinstance(input_dict, Mapping):
@@ -64,10 +76,10 @@ class MetricMeter:
             self.meters[name].update(value)
 
     def gather(self, reduce: Callable[[Tensor], Tensor] = lambda values: values) -> dict[str, tuple[float, float]]:
-        """``{name: (value, mean)}``, in one transfer from the device.
+        """Return ``{name: (value, mean)}``, in one transfer from the device.
 
         Args:
-            reduce: applied to all numbers [2M] before the transfer, such as the mean over processes.
+            reduce: function of all numbers [2M] before the transfer, such as the mean over processes.
         """
         raw = [number for meter in self.meters.values() for number in meter.raw()]
         device = next((number.device for number in raw if isinstance(number, Tensor)), None)
@@ -76,6 +88,7 @@ class MetricMeter:
         return {name: (values[2 * i], values[2 * i + 1]) for i, name in enumerate(self.meters)}
 
     def format(self, values: Mapping[str, tuple[float, float]]) -> str:
+        """Return the values of `gather` as text."""
         return self.delimiter.join(f"{name} {val:.4f} ({avg:.4f})" for name, (val, avg) in values.items())
 
     def __str__(self) -> str:

@@ -1,10 +1,13 @@
-"""Optimisers and learning-rate schedules from the config's ``OPTIM`` node, as Dassl has them."""
+"""Optimizers and learning-rate schedules from the config's ``OPTIM`` node, as in Dassl."""
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
+from yacs.config import CfgNode
 
 from unskew.utils.registry import unknown_name
 
@@ -15,25 +18,27 @@ AVAI_SCHEDS = ("single_step", "multi_step", "cosine")
 AVAI_WARMUPS = ("constant", "linear")
 
 
-def build_optimizer(model, optim_cfg, param_groups=None) -> torch.optim.Optimizer:
-    """The optimiser that ``optim_cfg.NAME`` names.
+def build_optimizer(
+    model: nn.Module | Iterable[nn.Parameter] | None, optim_cfg: CfgNode, param_groups: Iterable[Any] | None = None
+) -> torch.optim.Optimizer:
+    """Build the optimizer that ``optim_cfg.NAME`` names.
 
     Args:
         model: a module, or an iterable of parameters.
-        param_groups: if given, what is optimised in place of ``model``.
+        optim_cfg: the config's ``OPTIM`` node.
+        param_groups: parameters or groups of parameters to optimize instead of ``model``.
 
     Raises:
-        ValueError: an unknown optimiser, or ``STAGED_LR``, which `unskew.dassl.optim` provides.
+        ValueError: the optimizer is unknown, or ``STAGED_LR`` is set, which only `unskew.dassl.optim` supports.
     """
     if optim_cfg.STAGED_LR:
         raise ValueError("OPTIM.STAGED_LR is a key of Dassl's API: build the optimizer with `dassl.optim`, or unset it")
-    if param_groups is None:
-        param_groups = model.parameters() if isinstance(model, nn.Module) else model
-    return make_optimizer(param_groups, optim_cfg)
+    parameters = model.parameters() if isinstance(model, nn.Module) else model
+    return make_optimizer(parameters if param_groups is None else param_groups, optim_cfg)
 
 
-def make_optimizer(param_groups, optim_cfg) -> torch.optim.Optimizer:
-    """Make the optimizer that ``optim_cfg.NAME`` names, for parameters or groups of parameters.
+def make_optimizer(param_groups: Any, optim_cfg: CfgNode) -> torch.optim.Optimizer:
+    """Build the optimizer that ``optim_cfg.NAME`` names, for parameters or groups of parameters.
 
     Raises:
         ValueError: the optimizer is unknown.
@@ -51,7 +56,7 @@ def make_optimizer(param_groups, optim_cfg) -> torch.optim.Optimizer:
             settings = {"momentum": optim_cfg.MOMENTUM, "alpha": optim_cfg.RMSPROP_ALPHA}
             return torch.optim.RMSprop(param_groups, **common, **settings)
         case "radam":
-            # Dassl's is that of the paper's authors, whose weight decay is AdamW's.
+            # Dassl's RAdam is the authors' implementation, with the weight decay of AdamW.
             return torch.optim.RAdam(param_groups, **common, betas=betas, decoupled_weight_decay=True)
         case "adamw":
             return torch.optim.AdamW(param_groups, **common, betas=betas)
@@ -59,8 +64,8 @@ def make_optimizer(param_groups, optim_cfg) -> torch.optim.Optimizer:
             return torch.optim.Adam(param_groups, **common, betas=betas, amsgrad=name == "amsgrad")
 
 
-def _decay(optim_cfg, count: int) -> float:
-    """The main schedule after ``count`` steps, as a factor of the base rate."""
+def _decay(optim_cfg: CfgNode, count: int) -> float:
+    """Return the main schedule after ``count`` steps, as a factor of the base rate."""
     stepsize, max_epoch = optim_cfg.STEPSIZE, optim_cfg.MAX_EPOCH
     match optim_cfg.LR_SCHEDULER:
         case "cosine":
@@ -72,13 +77,13 @@ def _decay(optim_cfg, count: int) -> float:
             return optim_cfg.GAMMA ** (count // (step if step > 0 else max(1, max_epoch)))
 
 
-def learning_rate(optim_cfg, epoch: int, base_lr: float) -> float:
-    """The learning rate of ``epoch`` (from 0), in closed form.
+def learning_rate(optim_cfg: CfgNode, epoch: int, base_lr: float) -> float:
+    """Return the learning rate of ``epoch`` (from 0), in closed form.
 
     The first ``WARMUP_EPOCH`` epochs run at ``WARMUP_CONS_LR`` (constant), or at ``WARMUP_MIN_LR`` and then
-    ``base_lr * epoch / WARMUP_EPOCH`` (linear). The main schedule starts from ``base_lr`` after them: from its own
-    beginning with ``WARMUP_RECOUNT``, so that cosine over MAX_EPOCH does not come down to zero; else at the point that
-    it would have reached, relative to the rate there, as stepping Dassl's schedulers gives it.
+    ``base_lr * epoch / WARMUP_EPOCH`` (linear). After them the main schedule starts from ``base_lr``. With
+    ``WARMUP_RECOUNT`` it counts from 0, so that cosine over MAX_EPOCH does not reach zero. Without, it counts from
+    ``WARMUP_EPOCH`` and is divided by its value there, as if Dassl's schedulers were stepped.
     """
     warmup = max(0, optim_cfg.WARMUP_EPOCH)
     if epoch < warmup:
@@ -91,24 +96,26 @@ def learning_rate(optim_cfg, epoch: int, base_lr: float) -> float:
 
 
 class EpochSchedule(LRScheduler):
-    """`learning_rate` as a PyTorch scheduler, stepped once an epoch; its state is plain numbers."""
+    """`learning_rate` as a PyTorch scheduler, stepped once per epoch; its state is plain numbers."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, optim_cfg) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, optim_cfg: CfgNode) -> None:
         self.optim_cfg = optim_cfg
         super().__init__(optimizer)
 
-    def get_lr(self) -> list[float]:
-        return [learning_rate(self.optim_cfg, self.last_epoch, base_lr) for base_lr in self.base_lrs]
+    def get_lr(self) -> list[float | torch.Tensor]:
+        """Return the learning rate of each parameter group."""
+        return [learning_rate(self.optim_cfg, self.last_epoch, float(base_lr)) for base_lr in self.base_lrs]
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state without the config."""
         return {key: value for key, value in super().state_dict().items() if key != "optim_cfg"}
 
 
-def build_lr_scheduler(optimizer: torch.optim.Optimizer, optim_cfg) -> EpochSchedule:
-    """The schedule that ``optim_cfg.LR_SCHEDULER`` names, with warm-up; equal to Dassl's epoch by epoch.
+def build_lr_scheduler(optimizer: torch.optim.Optimizer, optim_cfg: CfgNode) -> EpochSchedule:
+    """Build the schedule that ``optim_cfg.LR_SCHEDULER`` names, with warm-up; its rates equal Dassl's.
 
     Raises:
-        ValueError: an unknown schedule or warm-up, or a ``STEPSIZE`` that does not fit the schedule.
+        ValueError: the schedule or the warm-up is unknown, or ``STEPSIZE`` does not fit the schedule.
     """
     name, stepsize = optim_cfg.LR_SCHEDULER, optim_cfg.STEPSIZE
     if name not in AVAI_SCHEDS:
