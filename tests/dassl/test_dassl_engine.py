@@ -209,7 +209,7 @@ def test_an_epoch_of_fewer_batches_than_print_freq_has_a_line_for_each(make, lin
 def test_a_loss_that_is_not_finite_stops_before_its_step(make):
     trainer = make()
     before = weights(trainer)
-    with pytest.raises(FloatingPointError, match="infinite or NaN"):
+    with pytest.raises(FloatingPointError, match="NaN"):
         trainer.model_backward_and_update(trainer.model[2].weight.sum() * math.nan)
     assert all(torch.equal(weights(trainer)[key], value) for key, value in before.items())
 
@@ -261,7 +261,7 @@ def test_testing_goes_through_the_loader_and_the_evaluator_batch_by_batch(make):
     assert trainer.results["accuracy"] > 100 / CLASSES
     assert trainer.test("val") == trainer.results["accuracy"]
     assert trainer.evaluator.sizes == [5, 1]
-    with pytest.raises(ValueError, match="'test' or 'val'"):
+    with pytest.raises(ValueError, match="'val'"):
         trainer.test("train")
 
 
@@ -303,7 +303,7 @@ def test_a_trainer_may_name_its_loaders_otherwise(make, monkeypatch, has_dm):
     trainer.train()
     assert len(trainer.seen) == 12
     assert trainer.results["accuracy"] > 100 / CLASSES
-    with pytest.raises(ValueError, match="no val split"):
+    with pytest.raises(ValueError, match="val"):
         trainer.test("val")
 
 
@@ -314,7 +314,7 @@ def test_what_is_known_to_be_empty_is_refused(make, split):
         trainer.train_loader_x, trainer.dm.dataset.train_x = None, []
     else:
         trainer.val_loader, trainer.dm.dataset.val = None, []
-    with pytest.raises(ValueError, match={"train": "test images only", "val": "no val split"}[split]):
+    with pytest.raises(ValueError, match={"train": "eval-only", "val": "FINAL_MODEL"}[split]):
         trainer.train()
 
 
@@ -342,5 +342,5 @@ def test_the_default_model_is_backbone_head_and_classifier(make, monkeypatch, li
 
 
 def test_an_unknown_trainer_is_said(make):
-    with pytest.raises(ValueError, match="unknown trainer 'DasslToyY'; did you mean DasslToyX"):
+    with pytest.raises(ValueError, match=r"'DasslToyY'.*DasslToyX"):
         make("DasslToyY")

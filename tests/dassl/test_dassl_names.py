@@ -260,9 +260,9 @@ def test_registry_takes_dassls_calls():
     registry.register(type("Cat", (), {}), force=True)
     assert registry.registered_names() == ["Cat", "int", "float"]
     assert registry.get("Cat") is not Cat
-    with pytest.raises(KeyError, match="'int' is already in the registry 'ANIMAL'"):
+    with pytest.raises(KeyError, match=r"'int'.*'ANIMAL'"):
         registry.register(int)
-    with pytest.raises(ValueError, match="unknown animal 'Dog'"):
+    with pytest.raises(ValueError, match="'Dog'"):
         registry.get("Dog")
 
 

@@ -152,7 +152,7 @@ def test_all_our_trainers_are_registered_once(register, registry, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_name_that_the_script_has_stays_its_own(register, registry, capsys):
+def test_a_trainer_of_the_script_keeps_its_name(register, registry, capsys):
     class CoOp:
         pass
 
@@ -162,7 +162,7 @@ def test_a_name_that_the_script_has_stays_its_own(register, registry, capsys):
     assert "CoOp" in capsys.readouterr().out
 
 
-def test_keys_are_added_beside_those_that_are_there(register, registry):
+def test_keys_are_added_and_existing_keys_keep_their_values(register, registry):
     cfg = dassl_cfg(register, theirs={"N_CTX": 7, "PREC": "fp16"})
     assert (cfg.TRAINER.COOP.N_CTX, cfg.TRAINER.COOP.PREC, cfg.TRAINER.COOP.CSC) == (7, "fp16", False)
     assert cfg.TRAINER.GLA.BASE == "ResidualPrompt" and cfg.DATASET.SUBSAMPLE_CLASSES == "all"
@@ -172,7 +172,7 @@ def test_keys_are_added_beside_those_that_are_there(register, registry):
 # --- the config ---------------------------------------------------------------------------------------
 
 
-def test_our_settings_stand_under_the_users(register, registry):
+def test_settings_of_the_user_override_ours(register, registry):
     cfg = register.trainer_config("ProGrad", dassl_cfg(register, "DATASET.NUM_SHOTS", 8, "OPTIM.LR", 0.5))
     alone = config.load("eurosat", "micro", "ProGrad", ("DATASET.NUM_SHOTS", 8))
     assert cfg.OPTIM.LR == 0.5 and cfg.MODEL.BACKBONE.NAME == "micro" and cfg.INPUT.VIEWS == 2
@@ -181,7 +181,7 @@ def test_our_settings_stand_under_the_users(register, registry):
     assert cfg.DATASET.NAME == "EuroSAT" and cfg.TRAINER.NAME == "ProGrad"
 
 
-def test_a_default_that_the_command_line_names_is_the_users(register, registry, monkeypatch, tmp_path):
+def test_a_default_value_on_the_command_line_counts_as_set(register, registry, monkeypatch, tmp_path):
     cfg = dassl_cfg(register)
     ours = register.trainer_config("CoOp", cfg)
     assert ours.OPTIM.MAX_EPOCH == 200 and ours.DATALOADER.TEST.BATCH_SIZE == 100
@@ -191,12 +191,12 @@ def test_a_default_that_the_command_line_names_is_the_users(register, registry, 
     assert ours.OPTIM.MAX_EPOCH == 10 and ours.DATALOADER.TEST.BATCH_SIZE == 32  # Dassl's own defaults
 
 
-def test_a_key_that_means_another_thing_to_them_is_not_taken_over(register, registry):
+def test_a_key_of_another_type_is_not_copied(register, registry):
     cfg = dassl_cfg(register, "TRAINER.COOP.CTX_INIT", True, theirs={"CTX_INIT": False, "N_CTX": 16})
     assert register.trainer_config("CoOp", cfg).TRAINER.COOP.CTX_INIT == ""
 
 
-def test_a_dataset_that_is_none_of_ours_needs_no_yaml(register, registry):
+def test_a_dataset_of_the_script_needs_no_yaml(register, registry):
     cfg = register.trainer_config("CoOp", dassl_cfg(register, dataset="Office31"))
     assert cfg.DATASET.NAME == "Office31" and cfg.OPTIM.MAX_EPOCH == 200
 

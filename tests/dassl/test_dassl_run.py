@@ -214,18 +214,20 @@ def test_a_script_sees_itself_as_the_program(script, tmp_path):
     assert code == 7
 
 
-def test_a_real_dassl_is_left_alone_unless_forced(script, runs):
+def test_an_installed_dassl_is_used_unless_forced(script, runs):
     output, code = script("import dassl, sys; print(dassl.__version__, 'torch' in sys.modules)")
     assert (output.splitlines()[-1], code) == ("real False", 0)
-    assert re.match(r"unskew: the Dassl in \S+__init__.py is used as it is; --force", output)
+    assert re.match(r"unskew: .*dassl/__init__\.py.*--force", output)
     assert "=> result" in runs.outputs["tested"]  # forced, where there is one
 
 
-def test_a_mistake_that_the_engine_finds_is_one_line_and_the_scripts_own_says_where(script):
-    said = "unskew: error: unknown animal 'cat'; choose one of (known: ) (UNSKEW_DEBUG=1 shows where)\n"
+def test_errors_of_the_engine_are_one_line_and_errors_of_the_script_have_a_traceback(script):
     text = "from unskew.utils.registry import Registry; Registry('animal').get('cat')"
     output, code = script(text)
-    assert (output.splitlines(keepends=True)[1:], code) == ([said], 2)
+    assert (
+        re.fullmatch(r"unskew: error: .*'cat'.*UNSKEW_DEBUG.*", output.splitlines()[-1]) and "Traceback" not in output
+    )
+    assert code == 2
     output, code = script("a, b = [1]")
     assert 'File "script.py", line 1' in output
     assert code == 1

@@ -32,7 +32,7 @@ def test_json_is_indented_and_its_folder_made(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     utils.write_json([], "here.json")  # a bare name has no folder to make
     assert (tmp_path / "here.json").read_text() == "[]"
-    with pytest.raises(FileNotFoundError, match=r"no file '.*none\.json'"):
+    with pytest.raises(FileNotFoundError, match=r"none\.json"):
         utils.read_json(tmp_path / "none.json")
 
 
@@ -97,9 +97,9 @@ def test_a_logger_that_is_set_up_already_stays(output):
     assert logger.handlers == [handler]
 
 
-def test_a_log_that_cannot_be_written_is_said(tmp_path, output):
+def test_a_log_that_cannot_be_written_is_an_error(tmp_path, output):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"the log '.*log\.txt' cannot be written"):
+    with pytest.raises(ValueError, match=r"log\.txt"):
         utils.setup_logger(str(tmp_path / "file"))
 
 
@@ -110,7 +110,7 @@ def test_names():
     assert utils.get_most_similar_str_to_a_from_b("coop", ["cocoop", "zsclip"]) == "cocoop"
     assert utils.get_most_similar_str_to_a_from_b("coop", []) is None
     utils.check_availability("sgd", ["adam", "sgd"])
-    with pytest.raises(ValueError, match="'sgdd' is none of adam, sgd; did you mean 'sgd'"):
+    with pytest.raises(ValueError, match=r"'sgdd'.*adam, sgd.*'sgd'"):
         utils.check_availability("sgdd", ["adam", "sgd"])
     assert utils.tolist_if_not("a") == ["a"]
     assert utils.tolist_if_not(["a"]) == ["a"]
@@ -131,7 +131,7 @@ def test_parameters_are_counted():
     model = network()
     assert utils.count_num_param(model) == 112 + 8 + 10
     assert utils.count_num_param(params=[{"params": model.head.weight}, model.head.bias]) == 10
-    with pytest.raises(ValueError, match="needs a model or params"):
+    with pytest.raises(ValueError, match="count_num_param"):
         utils.count_num_param()
 
 
@@ -145,14 +145,14 @@ def test_layers_are_opened():
     utils.open_all_layers(model)
     assert model.training
     assert all(p.requires_grad for p in model.parameters())
-    with pytest.raises(ValueError, match="Sequential has no layer 'tail'"):
+    with pytest.raises(ValueError, match=r"Sequential.*'tail'"):
         utils.open_specified_layers(model, "tail")
 
 
 @pytest.mark.parametrize(
     "kind, deviation", [("normal", 0.02), ("xavier", 0.02 * (2 / 512) ** 0.5), ("kaiming", (2 / 256) ** 0.5)]
 )
-def test_weights_are_drawn_anew(kind, deviation):
+def test_weights_are_initialised(kind, deviation):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(256, 256), nn.BatchNorm1d(256), nn.Linear(256, 4, bias=False), nn.ReLU())
     nn.init.constant_(model[1].weight, 3.0)
@@ -166,5 +166,5 @@ def test_orthogonal_weights_and_unknown_ones():
     model = nn.Sequential(nn.Linear(8, 8))
     utils.init_network_weights(model, "orthogonal", gain=2.0)
     torch.testing.assert_close(model[0].weight @ model[0].weight.T, 4 * torch.eye(8))
-    with pytest.raises(ValueError, match="did you mean 'xavier'"):
+    with pytest.raises(ValueError, match="'xavier'"):
         utils.init_network_weights(model, "xavierr")

@@ -105,9 +105,9 @@ def test_instance_norm_and_cutout():
 
 def test_no_transform_and_bad_names():
     assert transforms.build_transform(make_cfg("INPUT.NO_TRANSFORM", True)) is None
-    with pytest.raises(ValueError, match="did you mean random_flip"):
+    with pytest.raises(ValueError, match=r"random_filp.*random_flip"):
         transforms.build_transform(make_cfg("INPUT.TRANSFORMS", ["random_filp"]))
-    with pytest.raises(ValueError, match="did you mean bicubic"):
+    with pytest.raises(ValueError, match="bicubik"):
         transforms.build_transform(make_cfg("INPUT.INTERPOLATION", "bicubik"), train=False)
 
 
@@ -117,14 +117,14 @@ def test_no_transform_and_bad_names():
 def test_images_are_rgb_and_broken_ones_are_named(tmp_path):
     Image.new("L", (3, 3)).save(tmp_path / "grey.png")
     assert images.read_image(str(tmp_path / "grey.png")).mode == "RGB"
-    with pytest.raises(FileNotFoundError, match=r"nothing\.png' of dataset 'pets' is missing"):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.png.*'pets'"):
         images.read_image(str(tmp_path / "nothing.png"), "pets")
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(ValueError, match=r"text\.png' is not an image"):
+    with pytest.raises(ValueError, match=r"text\.png"):
         images.read_image(str(tmp_path / "text.png"))
     whole = (tmp_path / "big.jpg", write_image(tmp_path / "big.jpg", 200, 200))[0].read_bytes()
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"cut\.jpg' cannot be read .*truncated"):
+    with pytest.raises(ValueError, match=r"cut\.jpg.*truncated"):
         images.read_image(str(tmp_path / "cut.jpg"))
 
 
@@ -212,7 +212,7 @@ def test_a_small_training_set_still_has_a_batch(items):
     for count, batches in ((5, 1), (8, 1), (9, 1), (16, 2)):
         loader = loaders.build_data_loader(cfg, "RandomSampler", items[:count], 8, tfm=transforms.build_transform(cfg))
         assert len(list(loader)) == batches
-    with pytest.raises(ValueError, match="no images"):
+    with pytest.raises(ValueError, match="'toy'"):
         loaders.build_data_loader(cfg, "RandomSampler", [], 8)
 
 

@@ -1,4 +1,4 @@
-"""`dassl.data`: datasets that keep their state in Dassl's attributes, and the manager that takes its arguments."""
+"""`dassl.data`: datasets with Dassl's attributes, and loaders and a data manager with its arguments."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 from yacs.config import CfgNode
 
@@ -39,17 +39,20 @@ __all__ = [
 
 logger = logging.getLogger("unskew")
 
+Items = Sequence[dataset.Datum]
+
 
 def _kept_in(name: str) -> property:
-    """A property whose value is another attribute's, which may also be read and set by its own name."""
+    """Return a property that reads and writes another attribute."""
     return property(lambda self: getattr(self, name), lambda self, value: setattr(self, name, value))
 
 
 class Datum(dataset.Datum):
-    """`unskew.data.Datum` with Dassl's pickles; it may be relabelled, and the label -1 says that there is none."""
+    """A mutable `unskew.data.Datum` that pickles as Dassl's; the label -1 means unlabelled."""
 
     lowest = -1
-    __setattr__, __eq__, __hash__ = object.__setattr__, object.__eq__, object.__hash__  # two images are never one
+    # Items are compared by identity, as in Dassl.
+    __setattr__, __eq__, __hash__ = object.__setattr__, object.__eq__, object.__hash__
     _impath, _label = _kept_in("impath"), _kept_in("label")
     _domain, _classname = _kept_in("domain"), _kept_in("classname")
 
@@ -62,18 +65,18 @@ class Datum(dataset.Datum):
             setattr(self, name, value)
 
 
-# Few-shot files pickle a class by its module and name; so either side reads the other's.
+# A pickle names a class by its module, so with this name Dassl reads our few-shot files and we read Dassl's.
 Datum.__module__ = "dassl.data.datasets.base_dataset"
 
 
 class DatasetBase(dataset.DatasetBase):
-    """A dataset whose classes are those of its training images, as in Dassl: val and test may number theirs anew.
+    """A dataset whose classes are the classes of its training images, as in Dassl; val and test may number others.
 
     Attributes:
         domains: names of all domains.
 
     Raises:
-        ValueError: no training images.
+        ValueError: there are no training images.
     """
 
     domains: Sequence[str] = ()
@@ -81,84 +84,95 @@ class DatasetBase(dataset.DatasetBase):
     val, test = _kept_in("_val"), _kept_in("_test")
     num_classes, lab2cname, classnames = _kept_in("_num_classes"), _kept_in("_lab2cname"), _kept_in("_classnames")
 
-    def __init__(self, train_x=None, train_u=None, val=None, test=None) -> None:
+    def __init__(
+        self,
+        train_x: Items | None = None,
+        train_u: Items | None = None,
+        val: Items | None = None,
+        test: Items | None = None,
+    ) -> None:
         if not train_x:
             raise ValueError(
-                f"{type(self).__name__}: train_x has no images, and the classes are those of train_x; a dataset that "
-                "is only tested passes its test images there too"
+                f"{type(self).__name__}: train_x has no images, so the classes are unknown; for a test-only dataset, "
+                "pass the test images as train_x too"
             )
         lab2cname, classnames = self.get_lab2cname(train_x)
         super().__init__(train_x, train_u, val, test, classnames)
         self._num_classes, self._lab2cname, self._classnames = self.get_num_classes(train_x), lab2cname, classnames
 
     @staticmethod
-    def get_num_classes(data_source) -> int:
-        """The highest label and one."""
+    def get_num_classes(data_source: Items) -> int:
+        """Return the highest label plus 1."""
         return max(item.label for item in data_source) + 1
 
     @staticmethod
-    def get_lab2cname(data_source) -> tuple[dict[int, str], list[str]]:
-        """``{label: class name}``, and the names, both in label order."""
+    def get_lab2cname(data_source: Items) -> tuple[dict[int, str], list[str]]:
+        """Return ``{label: class name}`` and the class names, both in label order."""
         names = {item.label: item.classname for item in data_source}
         names = {label: names[label] for label in sorted(names)}
         return names, list(names.values())
 
-    def generate_fewshot_dataset(self, *data_sources, num_shots=-1, repeat=False):
-        """``num_shots`` images per class of each source, by Python's global generator; fewer than 1: all of them."""
+    # An instance method as in Dassl, whose signature has no generator.
+    def generate_fewshot_dataset(  # type: ignore[override]
+        self, *data_sources: Items, num_shots: int = -1, repeat: bool = False
+    ) -> Any:
+        """Draw ``num_shots`` images per class of each source with Python's global generator; all if below 1."""
         if num_shots >= 1:
             logger.info(f"Creating a {num_shots}-shot dataset")
         return super().generate_fewshot_dataset(*data_sources, num_shots=num_shots, repeat=repeat)
 
-    def check_input_domains(self, source_domains, target_domains) -> None:
-        """Raise ``ValueError`` unless both name domains of the dataset."""
+    def check_input_domains(self, source_domains: Sequence[str], target_domains: Sequence[str]) -> None:
+        """Raise ``ValueError`` unless both are non-empty and name domains of the dataset."""
         for role, domains in (("source", source_domains), ("target", target_domains)):
             if not domains:
                 raise ValueError(f"no {role} domains; set DATASET.{role.upper()}_DOMAINS to some of {self.domains}")
             self.is_input_domain_valid(domains)
 
-    def is_input_domain_valid(self, input_domains) -> None:
-        """Raise ``ValueError`` for a domain that the dataset has not."""
+    def is_input_domain_valid(self, input_domains: Sequence[str]) -> None:
+        """Raise ``ValueError`` for an unknown domain."""
         for domain in input_domains:
             if domain not in self.domains:
                 raise ValueError(f"unknown domain '{domain}'; choose from {self.domains}")
 
-    def download_data(self, url, dst, from_gdrive=True) -> None:
-        """Download an archive to ``dst``, if it is not there, and unpack it beside.
+    def download_data(self, url: str, dst: str | Path, from_gdrive: bool = True) -> None:
+        """Download an archive unless it exists, and extract it into its folder.
 
         Args:
-            url: of a file of Google Drive ("https://drive.google.com/uc?id=ID"), else of any file.
+            url: the archive's URL, such as "https://drive.google.com/uc?id=ID".
+            dst: path of the archive.
+            from_gdrive: whether ``url`` is a file of Google Drive.
 
         Raises:
-            ConnectionError: it cannot be downloaded; it says what to fetch by hand.
-            ValueError: it is damaged, or no .zip, .tar or .tar.gz archive.
+            ConnectionError: the download fails.
+            ValueError: the archive is damaged, or is not a .zip, .tar or .tar.gz file.
         """
         archive = Path(dst)
         fetch(_source(archive.name, url, from_gdrive), archive)
         with tempfile.TemporaryDirectory(prefix=".", dir=archive.parent) as work:
             extract(archive, work)
-            for part in Path(work).iterdir():
-                target = archive.parent / part.name
+            for entry in Path(work).iterdir():
+                target = archive.parent / entry.name
                 if target.is_dir():
-                    shutil.copytree(part, target, symlinks=True, copy_function=os.replace, dirs_exist_ok=True)
+                    shutil.copytree(entry, target, symlinks=True, copy_function=os.replace, dirs_exist_ok=True)
                 else:
-                    os.replace(part, target)
+                    os.replace(entry, target)
         logger.info(f"File extracted to {archive.parent}")
 
 
 def _source(name: str, url: str, from_gdrive: bool) -> Source:
-    identity = re.search(r"(?:[?&]id=|/d/)([\w-]+)", url) if from_gdrive else None
-    return Source(name, f"drive:{identity[1]}" if identity else url)
+    file_id = re.search(r"(?:[?&]id=|/d/)([\w-]+)", url) if from_gdrive else None
+    return Source(name, (f"drive:{file_id[1]}" if file_id else url,))
 
 
-def build_dataset(cfg):
-    """The dataset registered as ``cfg.DATASET.NAME``."""
+def build_dataset(cfg: CfgNode) -> dataset.DatasetBase:
+    """Build the dataset registered as ``cfg.DATASET.NAME``."""
     if cfg.VERBOSE:
         logger.info(f"Loading dataset: {cfg.DATASET.NAME}")
     return dataset.build_dataset(cfg)
 
 
 class DatasetWrapper(loaders.DatasetWrapper):
-    """Items -> ``{"label", "domain", "impath", "index", "img"}``.
+    """A dataset of dicts with ``label``, ``domain``, ``impath``, ``index`` and ``img``.
 
     ``DATALOADER.K_TRANSFORMS`` > 1 gives a list of K augmented tensors as ``img`` in training, and
     ``DATALOADER.RETURN_IMG0`` adds the image without augmentation as ``img0``.
@@ -185,17 +199,17 @@ class DatasetWrapper(loaders.DatasetWrapper):
 
 
 def build_data_loader(
-    cfg,
+    cfg: CfgNode,
     sampler_type: str = "SequentialSampler",
-    data_source: Sequence | None = None,
+    data_source: loaders.Items | None = None,
     batch_size: int = 64,
     n_domain: int = 0,
     n_ins: int = 2,
-    tfm=None,
+    tfm: Callable | Sequence[Callable] | None = None,
     is_train: bool = True,
-    dataset_wrapper=None,
+    dataset_wrapper: Callable[..., Dataset] | None = None,
 ) -> DataLoader:
-    """`unskew.data.loaders.build_data_loader`, whose loader draws from PyTorch's global generator."""
+    """Build a loader that draws from PyTorch's global generator; see `unskew.data.loaders.build_data_loader`."""
     sampling = (sampler_type, data_source, batch_size, n_domain, n_ins)
     wrapper = dataset_wrapper or DatasetWrapper
     return loaders.build_data_loader(cfg, *sampling, tfm, is_train, wrapper, own_generator=False)
@@ -205,19 +219,27 @@ class DataManager(loaders.DataManager):
     """The dataset of a config with Dassl's loaders and transforms.
 
     Args:
-        custom_tfm_train, custom_tfm_test: in place of `build_transform`'s.
-        dataset_wrapper: in place of `DatasetWrapper`.
+        cfg: the config.
+        custom_tfm_train: replaces the training transform of `build_transform`.
+        custom_tfm_test: replaces the test transform.
+        dataset_wrapper: replaces `DatasetWrapper`.
     """
 
     num_classes, lab2cname = _kept_in("_num_classes"), _kept_in("_lab2cname")
     num_source_domains = _kept_in("_num_source_domains")
     _build_loader = staticmethod(build_data_loader)
 
-    def __init__(self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None) -> None:
+    def __init__(
+        self,
+        cfg: CfgNode,
+        custom_tfm_train: Callable | None = None,
+        custom_tfm_test: Callable | None = None,
+        dataset_wrapper: Callable[..., Dataset] | None = None,
+    ) -> None:
         dataset = build_dataset(cfg)
         transforms = []
         for custom, use, is_train in ((custom_tfm_train, "training", True), (custom_tfm_test, "testing", False)):
             if custom is not None:
                 logger.info(f"* Using custom transform for {use}")
             transforms.append(build_transform(cfg, is_train) if custom is None else custom)
-        super().__init__(cfg, *transforms, dataset_wrapper, dataset=dataset)
+        super().__init__(cfg, transforms[0], transforms[1], dataset_wrapper, dataset=dataset)

@@ -1,23 +1,26 @@
-"""Dassl's trainers: our engine's, with what scripts written for Dassl rely on and ours do otherwise."""
+"""`dassl.engine`: the trainers of our engine, with the behaviour that scripts written for Dassl rely on."""
 
 import logging
 import random
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, repeat
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
+from yacs.config import CfgNode
 
 from unskew.dassl.data import DataManager
-from unskew.dassl.evaluation import build_evaluator
+from unskew.dassl.evaluation import EvaluatorBase, build_evaluator
 from unskew.dassl.modeling import build_backbone, build_head
 from unskew.dassl.optim import build_lr_scheduler, build_optimizer
 from unskew.dassl.utils import count_num_param, load_pretrained_weights
-from unskew.engine import loop
-from unskew.engine.trainer import TRAINER_REGISTRY, SimpleTrainer, TrainerX
+from unskew.engine import loop, trainer
+from unskew.engine.trainer import TRAINER_REGISTRY
 
 __all__ = [
     "TRAINER_REGISTRY",
@@ -32,34 +35,36 @@ __all__ = [
 logger = logging.getLogger("unskew")
 
 
-def build_trainer(cfg):
-    """The trainer that ``cfg.TRAINER.NAME`` names.
+def build_trainer(cfg: CfgNode) -> loop.TrainerBase:
+    """Build the trainer that ``cfg.TRAINER.NAME`` names.
 
     Raises:
-        ValueError: no such trainer is registered; the near names are listed.
+        ValueError: the trainer is not registered.
     """
-    trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    trainer_class = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
     if cfg.VERBOSE:
         logger.info(f"Loading trainer: {cfg.TRAINER.NAME}")
-    return trainer(cfg)
+    return trainer_class(cfg)
 
 
 class SimpleNet(nn.Module):
-    """A registered backbone, a head if the config names one with hidden layers, and a linear classifier.
+    """A registered backbone, a head if the config has one with hidden layers, and a linear classifier.
 
     Args:
+        cfg: the config.
         model_cfg: the config's ``MODEL`` node.
         num_classes: 0 for no classifier.
 
     Attributes:
-        fdim: width of what goes into the classifier.
+        fdim: width of the classifier's input.
     """
 
-    def __init__(self, cfg, model_cfg, num_classes: int, **kwargs) -> None:
+    def __init__(self, cfg: CfgNode, model_cfg: CfgNode, num_classes: int, **kwargs) -> None:
         super().__init__()
         backbone, head = model_cfg.BACKBONE, model_cfg.HEAD
         self.backbone = build_backbone(backbone.NAME, verbose=cfg.VERBOSE, pretrained=backbone.PRETRAINED, **kwargs)
-        self.head = self.classifier = None
+        self.head: nn.Module | None = None
+        self.classifier: nn.Module | None = None
         if head.NAME and head.HIDDEN_LAYERS:
             self.head = build_head(
                 head.NAME,
@@ -71,12 +76,13 @@ class SimpleNet(nn.Module):
                 dropout=head.DROPOUT,
                 **kwargs,
             )
-        self.fdim = (self.backbone if self.head is None else self.head).out_features
+        last: Any = self.backbone if self.head is None else self.head
+        self.fdim: int = last.out_features
         if num_classes > 0:
             self.classifier = nn.Linear(self.fdim, num_classes)
 
     def forward(self, x: Tensor, return_feature: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits [B, C] of images, with ``return_feature`` features [B, D] too; features alone without a classifier."""
+        """Return logits [B, C], or (logits, features [B, D]) with ``return_feature``; features without a classifier."""
         features = self.backbone(x)
         if self.head is not None:
             features = self.head(features)
@@ -87,23 +93,26 @@ class SimpleNet(nn.Module):
 
 
 class TrainerBase(loop.TrainerBase):
-    """The loop over epochs and the models that it trains, for a trainer that brings its own data."""
+    """The loop over epochs, for a trainer that loads its own data."""
 
-    def init_writer(self, log_dir) -> None:
+    def init_writer(self, log_dir: Any) -> None:
+        """Open the tensorboard writer, once."""
         if self._writer is None:
             logger.info(f"Initialize tensorboard (log_dir={log_dir})")
         super().init_writer(log_dir)
 
     def model_backward(self, loss: Tensor) -> None:
-        """Gradients of the loss; ``FloatingPointError`` at once if it is not finite."""
+        """Compute gradients; raise ``FloatingPointError`` at once if the loss is not finite."""
         self.detect_anomaly(loss)
         super().model_backward(loss)
 
-    def prograd_backward_and_update(self, loss_a: Tensor, loss_b: Tensor, lambda_: float = 1, names=None) -> None:
-        """ProGrad's step, which the Dassl that comes with it has.
+    def prograd_backward_and_update(
+        self, loss_a: Tensor, loss_b: Tensor, lambda_: float = 1, names: str | Sequence[str] | None = None
+    ) -> None:
+        """Take ProGrad's step, a method of the Dassl in ProGrad's repository.
 
-        Along the gradient of ``loss_a``, less ``lambda_`` times its part along that of ``loss_b`` for each parameter
-        where the two disagree.
+        The step follows the gradient of ``loss_a``. For each parameter where it disagrees with the gradient of
+        ``loss_b``, ``lambda_`` times its component along that gradient is subtracted.
         """
         for loss in (loss_a, loss_b):
             self.detect_anomaly(loss)
@@ -116,25 +125,26 @@ class TrainerBase(loop.TrainerBase):
             if parameter.grad is None or other is None:
                 continue
             unit = other / torch.linalg.norm(other)
-            along = torch.dot(parameter.grad.flatten(), unit.flatten())  # NaN, not below 0, where the other is zero
+            along = torch.dot(parameter.grad.flatten(), unit.flatten())  # NaN if the other gradient is zero
             if along < 0:
                 parameter.grad = parameter.grad - lambda_ * along * unit
         self.model_update(names)
 
 
-class SimpleTrainer(TrainerBase, SimpleTrainer):
-    """A trainer built from a config: ``build_model`` and ``forward_backward`` are the method's.
+class SimpleTrainer(TrainerBase, trainer.SimpleTrainer):
+    """A trainer built from a config; a subclass defines ``build_model`` and ``forward_backward``.
 
-    A method that builds its own loaders may do without ``dm``, but for `predict`.
-    Its random draws are Dassl's, so that a seed gives the same run: all from the global generators, epoch after epoch.
-    Checkpoints keep their states, and a resumed run draws on as if it had not stopped.
+    A subclass that builds its own loaders needs ``dm`` only for `predict`. As in Dassl, all random draws come from the
+    global generators, so that a seed gives the same run. Checkpoints contain the states of these generators, so that a
+    resumed run continues their sequence.
     """
 
     show_progress = False  # scripts print their own lines
-    _build_data, _build_evaluator = staticmethod(DataManager), staticmethod(build_evaluator)
+    _build_data: Callable[..., DataManager] = staticmethod(DataManager)
+    _build_evaluator: Callable[..., EvaluatorBase] = staticmethod(build_evaluator)
 
     def build_model(self) -> None:
-        """A `SimpleNet`, trained as ``cfg.OPTIM`` says."""
+        """Build a `SimpleNet` and its optimizer."""
         cfg = self.cfg
         logger.info("Building model")
         self.model = SimpleNet(cfg, cfg.MODEL, self.num_classes)
@@ -147,17 +157,20 @@ class SimpleTrainer(TrainerBase, SimpleTrainer):
         self.register_model("model", self.model, self.optim, self.sched)
 
     def seed_epoch(self) -> None:
-        """The draws of an epoch go on from those of the one before."""
+        """Do nothing: the draws of an epoch continue those of the previous epoch."""
 
-    def extra_state(self) -> dict:
-        _, words, *rest = np.random.get_state()  # noqa: NPY002 - scripts draw from it
+    def extra_state(self) -> dict[str, Any]:
+        """Return the states of the global generators."""
+        numpy_state: Any = np.random.get_state()  # noqa: NPY002 - scripts draw from it
+        _, words, *rest = numpy_state
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         numbers = {"python": random.getstate(), "numpy": [words.tolist(), *rest]}
         return {"random_state": {**numbers, "torch": torch.get_rng_state(), "cuda": cuda}}
 
-    def load_extra_state(self, state: dict) -> None:
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore the states of the global generators."""
         saved = state.get("random_state")
-        if saved is None:  # a checkpoint of a real Dassl
+        if saved is None:  # a checkpoint of Dassl
             return
         random.setstate(saved["python"])
         np.random.set_state(("MT19937", *saved["numpy"]))  # noqa: NPY002
@@ -166,7 +179,7 @@ class SimpleTrainer(TrainerBase, SimpleTrainer):
             torch.cuda.set_rng_state(saved["cuda"], self.device)
 
     def print_frequency(self) -> int:
-        """``TRAIN.PRINT_FREQ``; 1 in an epoch that has fewer batches."""
+        """Return ``TRAIN.PRINT_FREQ``, or 1 if an epoch has fewer batches."""
         frequency = self.cfg.TRAIN.PRINT_FREQ
         return 1 if self.num_batches < frequency else max(1, frequency)
 
@@ -177,7 +190,7 @@ class SimpleTrainer(TrainerBase, SimpleTrainer):
         return getattr(getattr(self, _loader_name(split), None), "dataset", None) or []
 
     def _is_empty(self, split: str) -> bool:
-        # A trainer without the attribute may have the images under another name.
+        # A trainer without this attribute may hold its images under another name.
         return getattr(self, _loader_name(split), ...) is None and not self._items(split)
 
     def _has_test_classes(self) -> bool:
@@ -188,10 +201,10 @@ class SimpleTrainer(TrainerBase, SimpleTrainer):
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
-        """The first metric (accuracy in percent) of the split's loader, whose batches have labels.
+        """Return the first metric (accuracy in percent) of a split's loader, whose batches have labels.
 
-        Every batch goes through ``parse_batch_test``, ``model_inference`` and ``evaluator.process``, which a trainer or
-        an evaluator may have changed. All metrics are kept in ``results``.
+        Every batch goes through ``parse_batch_test``, ``model_inference`` and ``evaluator.process``, which subclasses
+        may override. ``results`` holds all metrics.
 
         Raises:
             ValueError: the split is unknown or has no images.
@@ -212,7 +225,7 @@ class SimpleTrainer(TrainerBase, SimpleTrainer):
         return next(iter(self.results.values()))
 
 
-def _dataset_of(trainer):
+def _dataset_of(trainer: SimpleTrainer) -> Any:
     return getattr(getattr(trainer, "dm", None), "dataset", None)
 
 
@@ -220,14 +233,18 @@ def _loader_name(split: str) -> str:
     return {"train_x": "train_loader_x"}.get(split, f"{split}_loader")
 
 
-class TrainerX(SimpleTrainer, TrainerX):
+class TrainerX(SimpleTrainer, trainer.TrainerX):
     """Training on labelled images only."""
 
 
 class TrainerXU(SimpleTrainer):
     """Training on labelled and unlabelled images; ``forward_backward(batch_x, batch_u)``."""
 
+    train_loader_x: DataLoader
+    train_loader_u: DataLoader
+
     def run_epoch(self) -> None:
+        """Train on as many batches as ``TRAIN.COUNT_ITER`` says: of train_x, train_u or smaller_one."""
         lengths = {"train_x": len(self.train_loader_x), "train_u": len(self.train_loader_u)}
         lengths["smaller_one"] = min(lengths.values())
         count = self.cfg.TRAIN.COUNT_ITER
@@ -237,12 +254,16 @@ class TrainerXU(SimpleTrainer):
         pairs = zip(_endless(self.train_loader_x), _endless(self.train_loader_u), strict=False)
         self._run_batches(pair for _, pair in zip(range(self.num_batches), pairs, strict=False))
 
-    def parse_batch_train(self, batch_x: dict, batch_u: dict) -> tuple[Tensor, Tensor, Tensor]:
-        """Labelled images, their labels, and unlabelled images on the device."""
-        inputs = (batch_x["img"], batch_x["label"], batch_u["img"])
-        return tuple(tensor.to(self.device, non_blocking=True) for tensor in inputs)
+    def parse_batch_train(  # type: ignore[override]  # Dassl's signature
+        self, batch_x: dict[str, Any], batch_u: dict[str, Any]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return labelled images, their labels and unlabelled images on the device."""
+        images, labels, unlabelled = (
+            tensor.to(self.device, non_blocking=True) for tensor in (batch_x["img"], batch_x["label"], batch_u["img"])
+        )
+        return images, labels, unlabelled
 
 
-def _endless(loader) -> Iterator:
+def _endless(loader: DataLoader) -> Iterator[dict[str, Any]]:
     """Iterate forever. The first iterator is created eagerly so that its random draws happen now, as in Dassl."""
     return chain(iter(loader), chain.from_iterable(repeat(loader)))

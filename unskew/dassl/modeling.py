@@ -1,7 +1,8 @@
-"""`dassl.modeling`: registries of backbones, heads and networks, with torchvision's backbones under Dassl's names."""
+"""`dassl.modeling`: registries of backbones, heads and networks; torchvision's backbones under Dassl's names."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torchvision.models import get_model
@@ -22,29 +23,31 @@ __all__ = [
 
 logger = logging.getLogger("unskew")
 
-BACKBONE_REGISTRY = Registry("BACKBONE")
-HEAD_REGISTRY = Registry("HEAD")
-NETWORK_REGISTRY = Registry("NETWORK")
+Factory = Callable[..., nn.Module]
+
+BACKBONE_REGISTRY = Registry[Factory]("BACKBONE")
+HEAD_REGISTRY = Registry[Factory]("HEAD")
+NETWORK_REGISTRY = Registry[Factory]("NETWORK")
 
 
-def _build(registry: Registry, kind: str, name: str, verbose: bool, kwargs: dict):
+def _build(registry: Registry[Factory], kind: str, name: str, verbose: bool, kwargs: dict[str, Any]) -> nn.Module:
     if verbose:
         logger.info(f"{kind}: {name}")
     return registry.get(name)(**kwargs)
 
 
-def build_backbone(name, verbose=True, **kwargs) -> nn.Module:
-    """The registered backbone: images [B, 3, H, W] -> features [B, ``out_features``]."""
+def build_backbone(name: str, verbose: bool = True, **kwargs) -> nn.Module:
+    """Build a registered backbone: images [B, 3, H, W] -> features [B, ``out_features``]."""
     return _build(BACKBONE_REGISTRY, "Backbone", name, verbose, kwargs)
 
 
-def build_head(name, verbose=True, **kwargs) -> nn.Module:
-    """The registered head: features [B, ``in_features``] -> features [B, ``out_features``]."""
+def build_head(name: str, verbose: bool = True, **kwargs) -> nn.Module:
+    """Build a registered head: features [B, ``in_features``] -> features [B, ``out_features``]."""
     return _build(HEAD_REGISTRY, "Head", name, verbose, kwargs)
 
 
-def build_network(name, verbose=True, **kwargs) -> nn.Module:
-    """The registered network; none comes with the package."""
+def build_network(name: str, verbose: bool = True, **kwargs) -> nn.Module:
+    """Build a registered network; the package has none."""
     return _build(NETWORK_REGISTRY, "Network", name, verbose, kwargs)
 
 
@@ -52,7 +55,7 @@ def build_network(name, verbose=True, **kwargs) -> nn.Module:
 
 
 class Backbone(nn.Module):
-    """Base of backbones of one's own; a subclass sets ``_out_features``."""
+    """Base class of user-defined backbones; a subclass sets ``_out_features``."""
 
     _out_features: int | None = None
 
@@ -62,7 +65,7 @@ class Backbone(nn.Module):
         return self._out_features
 
 
-# Dassl's name -> torchvision's, and its settings.
+# Dassl's name -> torchvision's name and settings.
 _TORCHVISION: dict[str, tuple[str, dict]] = {
     **{name: (name, {}) for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")},
     **{name: (name, {}) for name in ("alexnet", "vgg16", *(f"efficientnet_b{n}" for n in range(8)))},
@@ -71,8 +74,8 @@ _TORCHVISION: dict[str, tuple[str, dict]] = {
 }
 
 
-def _register(name: str, model: str, settings: dict) -> None:
-    def build(pretrained=True, **kwargs) -> nn.Module:
+def _register(name: str, model: str, settings: dict[str, Any]) -> None:
+    def build(pretrained: bool = True, **kwargs) -> nn.Module:
         try:
             network = get_model(model, weights="IMAGENET1K_V1" if pretrained else None, **settings)
         except OSError as error:
@@ -100,14 +103,17 @@ _ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU}
 
 
 class MLP(nn.Module):
-    """Layers of linear map, batch norm (``bn``), activation and dropout.
+    """Layers of linear map, batch norm (optional), activation and dropout.
 
     Args:
-        hidden_layers: the width of each layer, or of the only one.
+        in_features: width of the input.
+        hidden_layers: width of each layer; an int for a single layer.
         activation: "relu" or "leaky_relu".
+        bn: whether the layers have batch norm.
+        dropout: the probability of dropout.
 
     Raises:
-        ValueError: no layers, or another activation.
+        ValueError: there are no layers, or the activation is unknown.
     """
 
     def __init__(
@@ -121,7 +127,7 @@ class MLP(nn.Module):
         super().__init__()
         widths = [hidden_layers] if isinstance(hidden_layers, int) else list(hidden_layers)
         if not widths:
-            raise ValueError("an MLP needs a layer: set MODEL.HEAD.HIDDEN_LAYERS to its width")
+            raise ValueError("an MLP needs at least one layer: set MODEL.HEAD.HIDDEN_LAYERS to its width")
         if activation not in _ACTIVATIONS:
             raise ValueError(unknown_name("MODEL.HEAD.ACTIVATION", activation, _ACTIVATIONS))
         layers: list[nn.Module] = []
@@ -134,9 +140,11 @@ class MLP(nn.Module):
         self.out_features = widths[-1]
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return features [B, ``out_features``] of features [B, ``in_features``]."""
         return self.mlp(x)
 
 
 @HEAD_REGISTRY.register()
 def mlp(**kwargs) -> MLP:
+    """Build an `MLP`."""
     return MLP(**kwargs)

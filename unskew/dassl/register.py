@@ -1,7 +1,7 @@
-"""Our trainers in a real Dassl: ``unskew.dassl.register.extend_cfg(cfg)`` in a script's own ``extend_cfg``.
+"""Our trainers in an installed Dassl: call ``unskew.dassl.register.extend_cfg(cfg)`` in a script's ``extend_cfg``.
 
-`extend_cfg` registers them, not the import: by then the script has imported its own trainers, so that a name that both
-have stays theirs, wherever this module is imported.
+`extend_cfg` registers the trainers, not the import of this module. By then the script has imported its own trainers, so
+that a name used by both stays the script's.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from yacs.config import CfgNode
 
@@ -16,11 +17,11 @@ try:
     from dassl.data.datasets import build_dataset
     from dassl.engine import TRAINER_REGISTRY as DASSL_TRAINERS
 except ModuleNotFoundError as error:
-    if error.name != "dassl":  # one of its own requirements is missing
+    if error.name != "dassl":  # a requirement of Dassl is missing
         raise
     raise ImportError(
-        "unskew.dassl.register puts trainers into an installed Dassl, and there is none; install it as docs/DASSL.md "
-        "says, or run the script with python -m unskew.dassl, which needs none"
+        "unskew.dassl.register needs an installed Dassl, and none was found; install it (see docs/DASSL.md), or run "
+        "the script with python -m unskew.dassl"
     ) from error
 
 from unskew import config
@@ -33,24 +34,22 @@ from unskew.engine.trainer import TRAINER_REGISTRY, SimpleTrainer, build_trainer
 
 logger = logging.getLogger("unskew")
 
-# Dassl's registry -> ours, by the trainer's name.
+# The function that we registered in Dassl, by the name of the trainer.
 _FACTORIES: dict[str, Callable] = {}
-# Each key's value when the script's defaults were complete: what differs from it later was set by a person.
+# Default values of the script's config; the user has set every key whose value differs from them later.
 _DEFAULTS: dict[str, object] = {}
-# Not taken over: Dassl's names of the dataset and the trainer stand for themselves.
+# Keys that are not copied from the script's config.
 _NAMES = ("DATASET.NAME", "TRAINER.NAME", "TRAINER.CLASS", "VERSION")
 
 
 def extend_cfg(cfg: CfgNode) -> None:
-    """Register our trainers in Dassl and add their keys, with our defaults; keys that exist keep their values.
+    """Register our trainers in Dassl and add their keys with our defaults; existing keys keep their values.
 
-    Call it last in a script's ``extend_cfg``. A trainer whose name the script's own has is left out, which is printed.
-
-    Args:
-        cfg: Dassl's default tree, before files and flags are merged.
+    Call it last in a script's ``extend_cfg``, before files and flags are merged into ``cfg``. It prints the names of
+    our trainers that are skipped because the script has trainers with these names.
     """
     if DASSL_TRAINERS is TRAINER_REGISTRY:
-        print("unskew: no trainer of ours is added, as dassl is this package's own here; unskew train has them")
+        print("unskew: no trainers added: `dassl` is unskew's engine here; use `unskew train`")
         return
     _register_trainers()
     _add_missing(cfg, config.all_defaults())
@@ -67,7 +66,7 @@ def _register_trainers() -> None:
         elif DASSL_TRAINERS.get(name) is not _FACTORIES.get(name):
             taken.append(name)
     if taken:
-        print(f"unskew: {', '.join(taken)} are the script's own trainers; ours of these names are left out")
+        print(f"unskew: skipping {', '.join(taken)}: the script has its own trainers with these names")
 
 
 def _add_missing(cfg: CfgNode, ours: CfgNode) -> None:
@@ -79,13 +78,13 @@ def _add_missing(cfg: CfgNode, ours: CfgNode) -> None:
 
 
 def _factory(name: str) -> Callable[[CfgNode], SimpleTrainer]:
-    """What Dassl calls with its frozen config. It gives our trainer, which has Dassl's methods."""
+    """Return the function that Dassl calls with its frozen config; it returns our trainer."""
 
     def build(cfg: CfgNode) -> SimpleTrainer:
-        logging.disable(logging.NOTSET)  # importing Dassl has silenced every logger of the process
-        show_log_lines()  # on standard output as it is at each of them, so in the script's own log
-        # Before anything else is drawn, so that its images are those of the script's own trainers; and once for all
-        # trainers of this run, since a few-shot sample may be drawn anew each time.
+        logging.disable(logging.NOTSET)  # importing Dassl silences all loggers of the process
+        show_log_lines()  # on the current standard output, which the script may copy to its log
+        # Load the dataset before any other random draw, so that its few-shot sample equals that of the script's own
+        # trainers; and only once, because each load may draw another sample.
         dataset, stem = build_dataset(cfg), _stem(cfg.DATASET.NAME)
         borrowed = BorrowedDataset(dataset, DATASET_REGISTRY.get(stem) if stem else None)
         DATASET_REGISTRY.register(cfg.DATASET.NAME, lambda _: borrowed, force=True)
@@ -99,13 +98,13 @@ def _factory(name: str) -> Callable[[CfgNode], SimpleTrainer]:
 
 
 def trainer_config(name: str, cfg: CfgNode) -> CfgNode:
-    """Our frozen config for a trainer: ours as always (`unskew.config.load`), under what the script's user has set.
+    """Return our frozen config for a trainer, with the keys that the script's user has set on top.
 
-    Set is a key whose value is not the script's default, or that stands on the command line or in a YAML file named
-    there: it may repeat a default. A dataset of our class's name has our layers of it, any other has none.
+    A key counts as set if its value differs from the script's default, or if the command line or a YAML file on the
+    command line names it. A dataset whose class has the name of one of ours gets our config layers; others get none.
 
     Raises:
-        ValueError: a value's type does not fit, or neither the user nor the dataset's layer names a backbone.
+        ValueError: a value has the wrong type, or neither the user nor the dataset's layer names a backbone.
     """
     given = _set_by_user(cfg, dict(config.flatten(config.all_defaults())))
     plugins.declare("datasets", cfg.DATASET.NAME)
@@ -114,19 +113,19 @@ def trainer_config(name: str, cfg: CfgNode) -> CfgNode:
         _stem(cfg.DATASET.NAME) or cfg.DATASET.NAME, trainer=name, opts=(*opts, "OUTPUT_DIR", cfg.OUTPUT_DIR)
     )
     shown = ", ".join(f"{key} {value}" for key, value in given.items())
-    logger.info(f"{name} of unskew, with its own settings and the script's: {shown or 'none'}")
+    logger.info(f"{name} of unskew, with its own settings and these of the script: {shown or 'none'}")
     return config.derive(ours, {"DATASET.NAME": cfg.DATASET.NAME})
 
 
 def _set_by_user(cfg: CfgNode, ours: dict[str, object]) -> dict[str, object]:
     named = _keys_on_command_line()
-    found = {}
+    changed: dict[str, object] = {}
     for key, value in config.flatten(cfg):
         if key not in ours or key in _NAMES or (isinstance(ours[key], str) and not isinstance(value, str)):
-            continue  # the last: a key of theirs that means another thing, such as ProGrad's CTX_INIT True
+            continue  # a key of another type has another meaning, such as ProGrad's CTX_INIT True
         if key in named or _plain(value) != _DEFAULTS.get(key):
-            found[key] = value
-    return found
+            changed[key] = value
+    return changed
 
 
 def _keys_on_command_line() -> set[str]:
@@ -134,7 +133,7 @@ def _keys_on_command_line() -> set[str]:
     for word in sys.argv[1:]:
         path = Path(word.rpartition("=")[2])
         if path.suffix in (".yaml", ".yml") and path.is_file():
-            with contextlib.suppress(ValueError):  # it is not a config
+            with contextlib.suppress(ValueError):  # not a config file
                 keys.update(dict(config.flatten(config.read_yaml(path))))
     return keys
 
@@ -147,22 +146,22 @@ def _plain(value: object) -> object:
 
 
 def _stem(dassl_name: str) -> str | None:
-    """Our name of the dataset whose class here has the name of Dassl's, if any: "eurosat" of "EuroSAT"."""
+    """Return our name of the dataset whose class has this name in Dassl, if any: "eurosat" for "EuroSAT"."""
     return next((s for s in config.names("datasets") if DATASET_REGISTRY.get(s).__name__ == dassl_name), None)
 
 
 class BorrowedDataset(DatasetBase):
-    """What Dassl loaded, with our prompts if the dataset is one of ours.
+    """A dataset loaded by Dassl, with our prompts if we have the same dataset.
 
     Args:
-        source: a dataset of Dassl's; its unlabelled images are left out.
+        source: Dassl's dataset; its unlabelled images are ignored.
         like: our class of the same dataset.
 
     Raises:
         ValueError: labels are not 0..C-1, or a label has two names.
     """
 
-    def __init__(self, source, like: type[DatasetBase] | None = None) -> None:
+    def __init__(self, source: Any, like: type[DatasetBase] | None = None) -> None:
         if like is not None:
             self.template, self.context_init = like.template, like.context_init
             self.templates = openai_templates() if getattr(like, "imagenet_templates", False) else like.templates

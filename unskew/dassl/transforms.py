@@ -1,7 +1,9 @@
-"""`dassl.data.transforms`: Dassl's signature of `build_transform`, and its lines in the log."""
+"""`dassl.data.transforms`: `build_transform` with Dassl's signature and log lines."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+
+from yacs.config import CfgNode
 
 from unskew.dassl.randaugment import FIXMATCH, RANDAUGMENT2, RandomOperations
 from unskew.data import transforms
@@ -16,7 +18,7 @@ transforms.ON_IMAGE.update(
     randaugment2=lambda node, size: RandomOperations(RANDAUGMENT2, node.RANDAUGMENT_N, p=0.6),
 )
 
-# In the order in which they are applied; the names in braces are keys of INPUT.
+# In the order of application; the names in braces are keys of INPUT.
 _LINES = {
     "random_translation": "random translation",
     "random_crop": "random crop (padding = {CROP_PADDING})",
@@ -40,17 +42,23 @@ _LINES = {
 }
 
 
-def build_transform(cfg, is_train: bool = True, choices: Sequence[str] | None = None) -> Callable | None:
-    """PIL image -> tensor [3, H, W] of ``cfg.INPUT.SIZE``; "center_crop" is a part of testing and none of training.
+def build_transform(
+    cfg: CfgNode, is_train: bool = True, choices: Sequence[str] | None = None
+) -> transforms.Transform | None:
+    """Build the transform of a PIL image to a tensor [3, H, W] of ``cfg.INPUT.SIZE``.
+
+    "center_crop" is always part of testing and never of training.
 
     Args:
-        choices: names in place of ``cfg.INPUT.TRANSFORMS``.
+        cfg: the config.
+        is_train: build the transform for training, not for testing.
+        choices: names that replace ``cfg.INPUT.TRANSFORMS``.
 
     Returns:
         The transform; ``None`` with ``cfg.INPUT.NO_TRANSFORM``.
 
     Raises:
-        ValueError: an unknown transform or interpolation; the near names are listed.
+        ValueError: a transform or an interpolation is unknown.
     """
     choices = [choice for choice in (cfg.INPUT.TRANSFORMS if choices is None else choices) if choice != "center_crop"]
     transform = transforms.build_transform(cfg, None, is_train, choices)
@@ -59,7 +67,7 @@ def build_transform(cfg, is_train: bool = True, choices: Sequence[str] | None = 
     return transform
 
 
-def _log_lines(node, is_train: bool, choices: Sequence[str]) -> list[str]:
+def _log_lines(node: CfgNode, is_train: bool, choices: Sequence[str]) -> list[str]:
     size = "x".join(str(side) for side in transforms.pair(node.SIZE))
     applied = {"to_tensor", *choices}
     if is_train:

@@ -1,4 +1,4 @@
-"""Dassl's small tools, with its signatures: files, logs, checkpoints, registries, meters."""
+"""`dassl.utils`: files, logs, checkpoints, registries and meters, with Dassl's signatures."""
 
 import difflib
 import json
@@ -8,12 +8,15 @@ import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from PIL import Image
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from unskew.data import images
+from unskew.data.images import read_image
+from unskew.download.fetch import fetch
+from unskew.download.sources import Source
 from unskew.engine import checkpoint
 from unskew.engine.accelerator import collect_env_info
 from unskew.engine.checkpoint import save_checkpoint
@@ -57,55 +60,50 @@ __all__ = [
 # --- files -------------------------------------------------------------------------------------------
 
 
-def mkdir_if_missing(dirname) -> None:
-    """Make a folder and those above it, unless it is there; "" is the current one."""
+StrPath = str | os.PathLike[str]
+
+
+def mkdir_if_missing(dirname: StrPath) -> None:
+    """Create a folder and its parents if they are missing; "" is the current folder."""
     os.makedirs(dirname or ".", exist_ok=True)
 
 
-def check_isfile(fpath) -> bool:
-    """Whether it is a file; warns if not."""
-    found = os.path.isfile(fpath)
-    if not found:
+def check_isfile(fpath: StrPath) -> bool:
+    """Return whether a file exists; warn if not."""
+    exists = os.path.isfile(fpath)
+    if not exists:
         warnings.warn(f'No file found at "{fpath}"', stacklevel=2)
-    return found
+    return exists
 
 
-def listdir_nohidden(path, sort: bool = False) -> list[str]:
-    """The names in a folder that do not start with a dot; in the system's order unless sorted."""
+def listdir_nohidden(path: StrPath, sort: bool = False) -> list[str]:
+    """Return the names in a folder that do not start with a dot, in the system's order unless sorted."""
     names = [name for name in os.listdir(path) if not name.startswith(".")]
     return sorted(names) if sort else names
 
 
-def read_json(fpath):
-    """See `unskew.utils.files.read_json`."""
+def read_json(fpath: str | Path) -> Any:
+    """Read a JSON file; see `unskew.utils.files.read_json`."""
     return files.read_json(fpath)
 
 
-def write_json(obj, fpath) -> None:
-    """Write indented JSON, and its folder if need be; a reader sees the old file or the new one, never a part."""
+def write_json(obj: object, fpath: str | Path) -> None:
+    """Write indented JSON atomically, and create its folder if it is missing."""
     mkdir_if_missing(os.path.dirname(fpath))
     files.write_atomically(fpath, json.dumps(obj, indent=4, separators=(",", ": ")))
 
 
-def read_image(path) -> Image.Image:
-    """See `unskew.data.images.read_image`."""
-    return images.read_image(path)
-
-
-def download_url(url: str, dst) -> None:
-    """Download a file, unless it is there; what came before a break is kept and gone on from.
+def download_url(url: str, dst: str | Path) -> None:
+    """Download a file unless it exists; an interrupted download resumes.
 
     Raises:
-        ConnectionError: it could not be downloaded; says why.
+        ConnectionError: the download fails.
     """
-    from unskew.download.fetch import fetch
-    from unskew.download.sources import Source
-
     fetch(Source(name=os.path.basename(dst), urls=(url,)), dst)
 
 
-def load_checkpoint(fpath) -> dict:
-    """See `unskew.engine.checkpoint.load_checkpoint`: onto the CPU, and nothing in the file is run."""
+def load_checkpoint(fpath: str | Path) -> dict[str, Any]:
+    """Load a checkpoint onto the CPU without running code from it; see `unskew.engine.checkpoint.load_checkpoint`."""
     return checkpoint.load_checkpoint(fpath)
 
 
@@ -113,37 +111,41 @@ def load_checkpoint(fpath) -> dict:
 
 
 class Logger:
-    """Standard output that goes into a file too, line by line; used as ``sys.stdout = Logger(path)``.
+    """Standard output that is copied to a file line by line; used as ``sys.stdout = Logger(path)``.
 
     Args:
-        fpath: the file, appended to; ``None`` for none.
+        fpath: the file to append to; ``None`` for no file.
 
     Raises:
-        ValueError: it cannot be written.
+        ValueError: the file cannot be written.
     """
 
-    def __init__(self, fpath=None) -> None:
+    def __init__(self, fpath: StrPath | None = None) -> None:
         self.console: IO[str] = sys.stdout.console if isinstance(sys.stdout, Logger) else sys.stdout
         self.file: IO[str] | None = None
         if fpath is not None:
             try:
                 mkdir_if_missing(os.path.dirname(fpath))
-                self.file = open(fpath, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - as long as the process
+                self.file = open(fpath, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - stays open
             except OSError as error:
-                raise ValueError(f"the log '{fpath}' cannot be written ({error.strerror}); choose another") from error
+                raise ValueError(
+                    f"the log '{fpath}' cannot be written ({error.strerror}); choose another path"
+                ) from error
 
     def write(self, text: str) -> int:
+        """Write to the console and the file."""
         if self.file is not None:
             self.file.write(text)
         return self.console.write(text)
 
     def flush(self) -> None:
+        """Flush the console and the file."""
         self.console.flush()
         if self.file is not None:
             self.file.flush()
 
     def close(self) -> None:
-        """Close the file; the console stays."""
+        """Close the file; the console stays open."""
         if self.file is not None:
             self.file.close()
             self.file = None
@@ -151,17 +153,17 @@ class Logger:
     def __enter__(self) -> "Logger":
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
-    def __getattr__(self, name: str):
-        if name == "console":  # not made yet
+    def __getattr__(self, name: str) -> Any:
+        if name == "console":  # before __init__, where self.console would recurse
             raise AttributeError(name)
         return getattr(self.console, name)
 
 
 def show_log_lines() -> None:
-    """Print the engine's log lines, bare as Dassl prints its own, unless somebody has set up their logger."""
+    """Print the engine's log lines without a prefix, as Dassl does, unless the logger already has handlers."""
     logger = logging.getLogger("unskew")
     if logger.handlers:
         return
@@ -172,8 +174,8 @@ def show_log_lines() -> None:
     logger.propagate = False
 
 
-def setup_logger(output=None) -> None:
-    """Send all that is printed to ``output/log.txt`` too, behind what an interrupted run left there.
+def setup_logger(output: StrPath | None = None) -> None:
+    """Copy standard output to ``output/log.txt``, appending to the log of an interrupted run.
 
     Args:
         output: a folder, or the path of a .txt or .log file; ``None`` for no file.
@@ -189,7 +191,7 @@ def setup_logger(output=None) -> None:
 
 
 def get_most_similar_str_to_a_from_b(a: str, b: Iterable[str]) -> str | None:
-    """The string in ``b`` that is the most like ``a``; the last of several, ``None`` of none."""
+    """Return the string in ``b`` most similar to ``a`` (the last of several), or ``None`` if ``b`` is empty."""
     chosen, highest = None, 0.0
     for candidate in b:
         similarity = difflib.SequenceMatcher(None, a, candidate).ratio()
@@ -199,14 +201,14 @@ def get_most_similar_str_to_a_from_b(a: str, b: Iterable[str]) -> str | None:
 
 
 def check_availability(requested: str, available: Iterable[str]) -> None:
-    """Raise ``ValueError`` unless ``requested`` is one of ``available``; the nearest is named."""
+    """Raise ``ValueError`` with a suggestion unless ``requested`` is in ``available``."""
     if requested not in available:
         near = get_most_similar_str_to_a_from_b(requested, available)
-        raise ValueError(f"'{requested}' is none of {', '.join(available)}; did you mean '{near}'?")
+        raise ValueError(f"'{requested}' is not one of {', '.join(available)}; did you mean '{near}'?")
 
 
-def tolist_if_not(x) -> list:
-    """``x`` if it is a list, else a list of it alone."""
+def tolist_if_not(x: Any) -> list[Any]:
+    """Return ``x`` if it is a list, else ``[x]``."""
     return x if isinstance(x, list) else [x]
 
 
@@ -214,10 +216,10 @@ def tolist_if_not(x) -> list:
 
 
 def count_num_param(model: nn.Module | None = None, params: Iterable | None = None) -> int:
-    """How many numbers a model, or an iterable of parameters or of optimiser groups of one each, has.
+    """Count the parameters of a model, or of an iterable of parameters or of optimizer groups with one parameter each.
 
     Raises:
-        ValueError: neither was given.
+        ValueError: neither argument is given.
     """
     if model is not None:
         return sum(parameter.numel() for parameter in model.parameters())
@@ -227,13 +229,13 @@ def count_num_param(model: nn.Module | None = None, params: Iterable | None = No
 
 
 def open_all_layers(model: nn.Module) -> None:
-    """Training mode, with gradients for all parameters."""
+    """Set training mode, with gradients for all parameters."""
     model.train()
     model.requires_grad_(True)
 
 
 def open_specified_layers(model: nn.Module, open_layers: str | Iterable[str]) -> None:
-    """Training mode with gradients for the children named, evaluation mode without for all others.
+    """Train the named children with gradients; set all others to evaluation mode without gradients.
 
     Raises:
         ValueError: the model has no such child.
@@ -256,13 +258,12 @@ _INITS = {
 
 
 def init_network_weights(model: nn.Module, init_type: str = "normal", gain: float = 0.02) -> None:
-    """Draw the weights of convolutions and linear layers anew; biases 0, normalisation layers' weights 1.
+    """Initialise convolutions and linear layers at random; biases to 0, weights of normalisation layers to 1.
 
-    Args:
-        init_type: normal (of standard deviation ``gain``), xavier, kaiming or orthogonal.
+    ``init_type`` is normal (with standard deviation ``gain``), xavier, kaiming or orthogonal.
 
     Raises:
-        ValueError: another ``init_type``.
+        ValueError: ``init_type`` is unknown.
     """
     check_availability(init_type, list(_INITS))
     for module in model.modules():
@@ -279,15 +280,17 @@ def init_network_weights(model: nn.Module, init_type: str = "normal", gain: floa
             nn.init.zeros_(bias)
 
 
-def resume_from_checkpoint(fdir, model: nn.Module, optimizer=None, scheduler=None) -> int:
-    """Load the last checkpoint of a folder into a model and, where given, its optimiser and scheduler.
+def resume_from_checkpoint(
+    fdir: str | Path, model: nn.Module, optimizer: Optimizer | None = None, scheduler: LRScheduler | None = None
+) -> int:
+    """Load the last checkpoint of a folder into a model and, if given, its optimizer and scheduler.
 
     Returns:
-        The epoch to go on from.
+        The epoch to resume from.
 
     Raises:
         FileNotFoundError: the folder has no checkpoint.
-        ValueError: the checkpoint is broken or does not fit.
+        ValueError: the checkpoint is damaged or does not fit the model.
     """
     path = checkpoint.last_checkpoint(fdir)
     if path is None:
@@ -297,17 +300,21 @@ def resume_from_checkpoint(fdir, model: nn.Module, optimizer=None, scheduler=Non
     return epoch
 
 
-def load_pretrained_weights(model: nn.Module, weight_path) -> None:
-    """Load what fits a model by name and shape; says what was left out."""
+def load_pretrained_weights(model: nn.Module, weight_path: str | Path) -> None:
+    """Load the weights that fit a model by name and shape, and log the others.
+
+    Raises:
+        ValueError: no weight fits.
+    """
     content = checkpoint.load_checkpoint(weight_path)
     weights = content.get("state_dict", content)
     weights = {key.removeprefix("module."): value for key, value in weights.items()}
-    own = model.state_dict()
-    fitting = {k: v for k, v in weights.items() if isinstance(v, Tensor) and k in own and own[k].shape == v.shape}
+    state = model.state_dict()
+    fitting = {k: v for k, v in weights.items() if isinstance(v, Tensor) and k in state and state[k].shape == v.shape}
     if not fitting:
-        raise ValueError(f"nothing in '{weight_path}' fits the model by name and shape")
-    model.load_state_dict({**own, **fitting})
+        raise ValueError(f"no weight in '{weight_path}' fits the model by name and shape; choose another file")
+    model.load_state_dict({**state, **fitting})
     logger.info(f"Loaded pretrained weights from {weight_path}")
     discarded = sorted(weights.keys() - fitting.keys())
     if discarded:
-        logger.warning(f"'{weight_path}': left out, as their name or shape differs: {discarded}")
+        logger.warning(f"'{weight_path}': skipped because of their name or shape: {discarded}")

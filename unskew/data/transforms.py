@@ -24,16 +24,19 @@ Transform = Callable[[Image.Image], Tensor]
 
 
 class Preprocessing(Protocol):
-    """The input format of a backbone; ``resize_mode`` "squash" (optional) ignores the aspect ratio."""
+    """The input format of a backbone. An attribute ``resize_mode`` "squash" (optional) ignores the aspect ratio."""
 
     @property
-    def size(self) -> int | Sequence[int]: ...  # noqa: D102 - see the class
+    def size(self) -> int | Sequence[int]:
+        """Side, or height and width, in pixels."""
 
     @property
-    def mean(self) -> Sequence[float]: ...  # noqa: D102
+    def mean(self) -> Sequence[float]:
+        """Mean per channel."""
 
     @property
-    def std(self) -> Sequence[float]: ...  # noqa: D102
+    def std(self) -> Sequence[float]:
+        """Standard deviation per channel."""
 
 
 class Cutout(torch.nn.Module):

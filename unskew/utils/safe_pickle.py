@@ -166,7 +166,7 @@ _PLAIN: Mapping[tuple[str, str], Any] = {
 }
 
 
-def array_stand_ins() -> list[tuple[object, str]]:
+def array_stand_ins() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """Return the stand-ins for `torch.serialization.safe_globals`; pass the loaded content to `with_arrays`."""
     named = [(stand_in, f"{module}.{name}") for (module, name), stand_in in _NUMPY.items()]
     return [*named, (bytes, "builtins.bytes")]  # an empty array asks for bytes
