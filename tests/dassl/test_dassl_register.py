@@ -40,14 +40,14 @@ from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl.engine import TRAINER_REGISTRY, TrainerX, build_trainer
 from dassl.utils import set_random_seed, setup_logger
 from unskew import config
-from unskew.data import dataset
+from unskew.data.dataset import build_dataset
 
 
 @DATASET_REGISTRY.register()
 class Digits(DatasetBase):
     def __init__(self, cfg):
         ours = config.load("digits", trainer="CoOp", opts=["DATASET.ROOT", cfg.DATASET.ROOT])
-        dataset, splits = dataset.build_dataset(ours), {}
+        dataset, splits = build_dataset(ours), {}
         for split in ("train_x", "val", "test"):
             splits[split] = [Datum(i.impath, i.label, 0, i.classname) for i in getattr(dataset, split)]
         splits["train_x"] = self.generate_fewshot_dataset(splits["train_x"], num_shots=cfg.DATASET.NUM_SHOTS)
