@@ -1,4 +1,4 @@
-"""What scripts of PyTorch 1's time ask for, given to them; each test puts PyTorch back as it was."""
+"""Scripts written for PyTorch 1 on a current PyTorch; each test undoes the patches."""
 
 import io
 import os
@@ -20,7 +20,7 @@ from unskew.dassl.data import Datum
 
 @pytest.fixture
 def applied(monkeypatch):
-    """A function that applies everything, as at the start of a script."""
+    """Return a function that applies all patches, as at the start of a script."""
     monkeypatch.setattr(torch, "load", torch.load)
     monkeypatch.setattr(pickle, "load", pickle.load)
     monkeypatch.setattr(compat.multiprocessing, "set_start_method", lambda method, force: None)
@@ -38,7 +38,7 @@ def test_amp_names_are_quiet(applied, recwarn):
     assert not [warning for warning in recwarn if warning.category is FutureWarning]
 
 
-def test_amp_names_that_are_gone_come_back(applied, monkeypatch):
+def test_removed_amp_names_are_restored(applied, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.cuda.amp", torch.cuda.amp)
     monkeypatch.delattr(torch.cuda, "amp")
     monkeypatch.delattr(re, "template", raising=False)
@@ -70,7 +70,7 @@ def test_arrays_of_numbers_are_loaded(applied, tmp_path, protocol):
 
 
 class Made:
-    """Pickled as a call and a state, whatever they are."""
+    """An object that pickles as any call and any state."""
 
     def __init__(self, *reduced):
         self.reduced = reduced
@@ -91,7 +91,7 @@ def made_array(code, state, shape=(10,), content=b"A" * 80):
 PLAIN_STATE = (3, "<", None, None, None, -1, -1, 0)
 
 
-def test_a_made_up_array_of_a_fair_state_is_one(applied, tmp_path):
+def test_a_forged_array_with_a_valid_state_is_loaded(applied, tmp_path):
     torch.save({"x": made_array("i8", PLAIN_STATE)}, tmp_path / "a.pth")
     applied()
     assert torch.load(tmp_path / "a.pth")["x"].tolist() == [0x4141414141414141] * 10
@@ -109,7 +109,7 @@ def test_a_made_up_array_of_a_fair_state_is_one(applied, tmp_path):
         (np.array(["cat"]), "'U3'"),
     ],
 )
-def test_a_made_up_array_is_refused(applied, tmp_path, array, fact):
+def test_a_forged_array_is_refused(applied, tmp_path, array, fact):
     torch.save({"x": array}, tmp_path / "a.pth")
     dump({"x": array}, tmp_path / "a.pkl")
     applied()
@@ -119,7 +119,7 @@ def test_a_made_up_array_is_refused(applied, tmp_path, array, fact):
         pickle.load(file)
 
 
-def test_the_state_of_a_made_up_dtype_is_not_believed(applied, tmp_path):
+def test_the_state_of_a_forged_dtype_is_ignored(applied, tmp_path):
     of_objects = (3, "<", (Made(np.dtype, ("O",)), (1,)), None, None, -1, -1, 0)  # NumPy: the numbers are pointers
     torch.save({"x": made_array("i8", of_objects)}, tmp_path / "a.pth")
     applied()
@@ -127,7 +127,7 @@ def test_the_state_of_a_made_up_dtype_is_not_believed(applied, tmp_path):
     assert torch.load(tmp_path / "a.pth")["x"][[0, 1]].tolist() == [0x4141414141414141] * 2
 
 
-def test_numpy_stays_refused_elsewhere(applied, tmp_path):
+def test_other_pickles_of_numpy_are_refused(applied, tmp_path):
     torch.save({"x": np.zeros(2)}, tmp_path / "a.pth")
     before = torch.serialization.get_safe_globals()
     applied()
@@ -137,7 +137,7 @@ def test_numpy_stays_refused_elsewhere(applied, tmp_path):
         torch.load(tmp_path / "a.pth", weights_only=True)
 
 
-def test_old_checkpoints_are_loaded_and_nothing_in_a_file_is_run(applied, tmp_path, monkeypatch):
+def test_old_checkpoints_load_without_running_code(applied, tmp_path, monkeypatch):
     module = types.ModuleType("dassl.optim.lr_scheduler")
     module.ConstantWarmupScheduler = type("ConstantWarmupScheduler", (), {"__module__": module.__name__})
     for name in ("dassl", "dassl.optim", module.__name__):
@@ -167,7 +167,7 @@ def test_few_shot_files_are_read_as_our_datum(applied, tmp_path, module, protoco
 
 
 @pytest.mark.parametrize("name", ["split_fewshot/shot_1-seed_1.pkl", "split_fewshot/sample", "preprocessed.PKL"])
-def test_nothing_in_a_few_shot_file_is_run(applied, tmp_path, monkeypatch, name):
+def test_few_shot_files_load_without_running_code(applied, tmp_path, monkeypatch, name):
     mark = tmp_path / "was called"
     path = dump({"train": [Made(os.system, (f"touch '{mark}'",))], "val": []}, tmp_path / name)
     applied()
@@ -179,7 +179,7 @@ def test_nothing_in_a_few_shot_file_is_run(applied, tmp_path, monkeypatch, name)
     assert not mark.exists()
 
 
-def test_other_files_are_read_as_ever(applied, tmp_path):
+def test_other_files_are_read_as_before(applied, tmp_path):
     mark = tmp_path / "was called"
     path = dump(Made(os.mkdir, (str(mark),)), tmp_path / "features.bin")
     applied()
@@ -192,7 +192,7 @@ def test_other_files_are_read_as_ever(applied, tmp_path):
 
 
 @pytest.mark.parametrize("protocol", [2, 5])
-def test_what_a_script_writes_is_read_back(applied, tmp_path, protocol):
+def test_files_of_a_script_are_read_back(applied, tmp_path, protocol):
     content = {"a": [1, 2.5, None, True, "ü", b"\xff", b""], "b": ({1, 2}, frozenset("x"), 1j, bytearray(b"y"))}
     content["c"] = OrderedDict(x=defaultdict(list, y=[np.int64(3)]))
     applied()
@@ -206,7 +206,7 @@ def test_what_a_script_writes_is_read_back(applied, tmp_path, protocol):
             pickle.load(file)
 
 
-def test_a_few_shot_file_that_is_cut(applied, tmp_path):
+def test_a_truncated_few_shot_file_is_an_error(applied, tmp_path):
     whole = dump_fewshot(tmp_path / "whole.pkl", train=[("a.png", 2, "cat")]).read_bytes()
     applied()
     for size in range(len(whole)):

@@ -1,4 +1,4 @@
-"""Dassl's configuration: every key with its default, and what scripts do with it."""
+"""Dassl's configuration: every key with its default, and the calls that scripts make."""
 
 import pytest
 from yacs.config import CfgNode
@@ -125,7 +125,7 @@ def test_every_key_has_dassls_default():
             assert (found, type(found)) == (value, type(value)), f"{node}.{leaf}"
 
 
-def test_trees_are_each_their_own():
+def test_trees_share_nothing():
     first = get_cfg_default()
     first.TRAINER.MCD.N_STEP_F, first.INPUT.PIXEL_MEAN[0] = 9, 0.0
     assert get_cfg_default().TRAINER.MCD.N_STEP_F == 4

@@ -1,4 +1,4 @@
-"""Dassl's datasets and its data manager: pickles both ways, classes that val and test number anew, few-shot draws."""
+"""Dassl's datasets and its data manager: pickles, class numbering, few-shot draws, loaders."""
 
 import io
 import logging
@@ -24,7 +24,7 @@ MODULE = "dassl.data.datasets.base_dataset"
 
 
 class TheirDatum:
-    """What a Datum of Dassl is: four attributes behind properties."""
+    """A stand-in for Dassl's Datum: four attributes behind properties."""
 
     def __init__(self, impath, label, domain, classname):
         self._impath, self._label, self._domain, self._classname = impath, label, domain, classname
@@ -35,7 +35,7 @@ TheirDatum.__module__, TheirDatum.__qualname__ = MODULE, "Datum"
 
 @pytest.fixture
 def offer(monkeypatch):
-    """A function that makes a class importable where Dassl has its Datum."""
+    """Return a function that makes a class importable as Dassl's Datum."""
 
     def offer(datum):
         for name in ("dassl", "dassl.data", "dassl.data.datasets", MODULE):
@@ -47,7 +47,7 @@ def offer(monkeypatch):
 
 @pytest.fixture
 def lines(caplog, monkeypatch):
-    """A function that gives the log's lines so far."""
+    """Return a function that returns the log lines so far."""
     monkeypatch.setattr(logging.getLogger("unskew"), "propagate", True)
     caplog.set_level("INFO", "unskew")
     return lambda: [record.getMessage() for record in caplog.records]
@@ -106,7 +106,7 @@ def test_pickles_go_both_ways(offer, protocol, tmp_path):
 # --- DatasetBase -------------------------------------------------------------------------------------
 
 
-def test_equal_values_do_not_make_one_image_of_two():
+def test_items_with_equal_values_are_different():
     twins = [Datum(impath="a.png", label=0) for _ in range(2)]
     assert len(set(twins)) == 2 and twins.index(twins[1]) == 1
 
@@ -212,7 +212,7 @@ def packed(kind, files):
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
-def test_archives_are_unpacked_beside(tmp_path, kind):
+def test_archives_are_extracted_into_their_folder(tmp_path, kind):
     content = packed(kind, {"images/a/1.png": b"new", "labels.txt": b"0"})
     (tmp_path / "set" / "images" / "b").mkdir(parents=True)
     (tmp_path / "set" / "images" / "b" / "2.png").write_text("was there")
@@ -228,7 +228,7 @@ def test_archives_are_unpacked_beside(tmp_path, kind):
     assert sorted(path.name for path in target.parent.iterdir()) == sorted(["images", "labels.txt", target.name])
 
 
-def test_a_damaged_archive_leaves_nothing(tmp_path):
+def test_a_damaged_archive_is_removed(tmp_path):
     (tmp_path / "set.zip").write_bytes(packed("zip", {"1.png": bytes(1000)})[:200])
     with pytest.raises(ValueError, match=r"set\.zip"):
         DatasetBase(labelled(["cat"])).download_data("http://localhost/", tmp_path / "set.zip", from_gdrive=False)
@@ -321,7 +321,7 @@ def test_no_transform(cfg, lines):
     assert "Note: no transform is applied!" in lines()
 
 
-def test_unknown_dataset_lists_the_near_ones(cfg):
+def test_an_unknown_dataset_is_an_error_with_suggestions(cfg):
     cfg.DATASET.NAME = "Digit"
     with pytest.raises(ValueError, match="Digits"):
         data.build_dataset(cfg)

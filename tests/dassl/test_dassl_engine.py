@@ -1,4 +1,4 @@
-"""Dassl's trainers: what scripts written for it do that ours do not, on a linear classifier of small images."""
+"""Behaviour of Dassl's trainers that ours lack, with a linear classifier of small images."""
 
 import math
 import random
@@ -23,7 +23,7 @@ CLASSES = 3
 
 @DATASET_REGISTRY.register()
 class DasslToy(DatasetBase):
-    """8 x 8 images of one colour a class: 12 to train on, 6 for val, 12 to test."""
+    """8 x 8 images, one colour per class: 12 to train on, 6 for val, 12 to test."""
 
     def __init__(self, cfg):
         items = []
@@ -69,7 +69,7 @@ class DasslToyXU(ToyMixin, engine.TrainerXU):
 
 @engine.TRAINER_REGISTRY.register()
 class DasslPlain(engine.TrainerX):
-    """Without a model of its own."""
+    """A trainer with the default model."""
 
     def forward_backward(self, batch):
         image, label, _ = self.parse_batch_train(batch)
@@ -80,7 +80,7 @@ class DasslPlain(engine.TrainerX):
 
 @pytest.fixture
 def make(tmp_path):
-    """A function that builds a trainer, seeded as scripts do it."""
+    """Return a function that builds a trainer, seeded as scripts do."""
 
     def make(trainer="DasslToyX", *pairs):
         cfg = get_cfg_default()
@@ -97,7 +97,7 @@ def make(tmp_path):
 
 @pytest.fixture
 def lines(caplog, monkeypatch):
-    """A function that gives the log lines so far."""
+    """Return a function that returns the log lines so far."""
     monkeypatch.setattr(engine.logger, "propagate", True)
     caplog.set_level("INFO", "unskew")
     return lambda: [record.getMessage() for record in caplog.records]
@@ -140,7 +140,7 @@ def test_loaders_draw_from_the_global_generator_before_training_too(make, monkey
     assert seen == [index for batch in loader for index in batch.tolist()]
 
 
-def test_both_loaders_begin_their_pass_before_the_first_batch(make):
+def test_both_loaders_start_before_the_first_batch(make):
     trainer = make("DasslToyXU", "INPUT.TRANSFORMS", ["normalize"], "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True)
     trainer.model[1].p = 0.0
     labelled, unlabelled = (
@@ -156,7 +156,7 @@ def test_both_loaders_begin_their_pass_before_the_first_batch(make):
 
 
 @pytest.mark.parametrize("final", ["last_step", "best_val"])
-def test_a_resumed_run_equals_one_in_one_go(make, final, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_run(make, final, tmp_path):
     class Killed(Exception):
         pass
 
@@ -178,7 +178,7 @@ def test_a_resumed_run_equals_one_in_one_go(make, final, tmp_path):
     assert second.results == whole.results
 
 
-def test_a_checkpoint_of_a_real_dassl_has_a_schedule_that_is_not_read(make, warned):
+def test_the_pickled_schedule_of_a_checkpoint_of_dassl_is_ignored(make, warned):
     pairs = ("TRAIN.CHECKPOINT_FREQ", 1, "OPTIM.LR_SCHEDULER", "cosine", "OPTIM.WARMUP_EPOCH", 1, "OPTIM.MAX_EPOCH", 4)
     first = make("DasslToyX", *pairs)
     rates = []
@@ -285,7 +285,7 @@ def test_a_trainer_may_build_its_loaders_without_a_data_manager(make, monkeypatc
 
 
 @pytest.mark.parametrize("has_dm", [True, False])
-def test_a_trainer_may_name_its_loaders_otherwise(make, monkeypatch, has_dm):
+def test_a_trainer_may_use_other_names_for_its_loaders(make, monkeypatch, has_dm):
     def build_data_loader(self):
         engine.SimpleTrainer.build_data_loader(self)
         self.own, self.dm = self.train_loader_x, SimpleNamespace(num_classes=CLASSES)
@@ -308,7 +308,7 @@ def test_a_trainer_may_name_its_loaders_otherwise(make, monkeypatch, has_dm):
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_what_is_known_to_be_empty_is_refused(make, split):
+def test_an_empty_split_is_refused(make, split):
     trainer = make("DasslToyX", "TEST.FINAL_MODEL", "best_val")
     if split == "train":
         trainer.train_loader_x, trainer.dm.dataset.train_x = None, []
@@ -341,6 +341,6 @@ def test_the_default_model_is_backbone_head_and_classifier(make, monkeypatch, li
     assert engine.SimpleNet(trainer.cfg, trainer.cfg.MODEL, 0)(torch.rand(2, 3, 8, 8)).shape == (2, 7)
 
 
-def test_an_unknown_trainer_is_said(make):
+def test_an_unknown_trainer_is_an_error(make):
     with pytest.raises(ValueError, match=r"'DasslToyY'.*DasslToyX"):
         make("DasslToyY")

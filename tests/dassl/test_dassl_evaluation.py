@@ -1,4 +1,4 @@
-"""Dassl's evaluators, as other people's subclasses use them, and its metrics."""
+"""Dassl's evaluators, as subclasses in scripts use them, and its metrics."""
 
 import logging
 
@@ -44,7 +44,7 @@ def cfg(tmp_path, monkeypatch):
 
 @pytest.fixture
 def lines(caplog, monkeypatch):
-    """A function that gives the log's lines so far."""
+    """Return a function that returns the log lines so far."""
     monkeypatch.setattr(logging.getLogger("unskew"), "propagate", True)
     caplog.set_level("INFO", "unskew")
     return lambda: [record.getMessage() for record in caplog.records]
@@ -70,7 +70,7 @@ def test_classification_keeps_dassls_attributes(cfg, lines):
 
 
 def test_an_evaluator_that_replaces_everything(cfg):
-    """CLIP_Calibration's: attributes set anew, other arguments, an own reset() that the constructor must not break."""
+    """CLIP_Calibration's evaluator has new attributes, other arguments, and a reset() that the constructor calls."""
 
     @EVALUATOR_REGISTRY.register()
     class VLClassification(Classification):
@@ -103,7 +103,7 @@ def test_an_evaluator_that_replaces_everything(cfg):
     assert result["accuracy"] == pytest.approx(100 * np.mean(np.array(labels) == predicted))
 
 
-def test_a_process_that_fills_the_attributes_itself(cfg, lines):
+def test_a_subclass_whose_process_sets_the_attributes(cfg, lines):
     class ByNearest(Classification):
         def process(self, mo, gt):
             predicted = mo.argmin(1)
@@ -121,7 +121,7 @@ def test_a_process_that_fills_the_attributes_itself(cfg, lines):
     assert lines()[-6:-3] == ["=> result", "* total: 30", f"* correct: {round(results['accuracy'] * 0.3)}"]
 
 
-def test_a_reset_that_knows_dassls_attributes_alone(cfg):
+def test_a_subclass_whose_reset_uses_only_dassls_attributes(cfg):
     class Mine(Classification):
         def reset(self):
             self._correct = self._total = 0
@@ -141,7 +141,7 @@ def test_nothing_to_evaluate(cfg):
             method()
 
 
-def test_an_unknown_evaluator_lists_the_near_ones(cfg):
+def test_an_unknown_evaluator_is_an_error_with_suggestions(cfg):
     cfg.TEST.EVALUATOR = "Classificaton"
     with pytest.raises(ValueError, match="Classification"):
         build_evaluator(cfg)

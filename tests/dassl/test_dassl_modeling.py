@@ -34,13 +34,13 @@ def test_backbones_give_features_of_their_width(name):
     assert features.shape == (2, backbone.out_features) == (2, WIDTHS[name])
 
 
-def test_every_backbone_is_known_here():
+def test_every_backbone_of_dassl_is_registered():
     assert set(BACKBONE_REGISTRY.registered_names()) == set(WIDTHS)
     with pytest.raises(ValueError, match="resnet50"):
         build_backbone("resnet-50")
 
 
-def test_parts_have_the_names_that_checkpoints_of_dassl_use():
+def test_layers_have_the_names_in_checkpoints_of_dassl():
     with torch.device("meta"):
         parts = {
             name: set(build_backbone(name, False, pretrained=False).state_dict())
@@ -69,7 +69,7 @@ def test_pretrained_weights_are_torchvisions(tmp_path, monkeypatch, caplog):
     assert f"Backbone: {SMALL}" in caplog.messages
 
 
-def test_weights_that_cannot_be_had_are_an_error(tmp_path, monkeypatch):
+def test_a_failed_download_of_weights_is_an_error(tmp_path, monkeypatch):
     def offline(*arguments, **options):
         raise URLError("no connection")
 
@@ -79,7 +79,7 @@ def test_weights_that_cannot_be_had_are_an_error(tmp_path, monkeypatch):
         build_backbone(SMALL)
 
 
-def test_a_backbone_of_ones_own(monkeypatch):
+def test_a_user_defined_backbone(monkeypatch):
     monkeypatch.setattr(BACKBONE_REGISTRY, "_table", {})
 
     @BACKBONE_REGISTRY.register()

@@ -204,7 +204,7 @@ def installed():
 
 
 def find(module: str, name: str):
-    """What ``from module import name`` gives; a method where there is a dot."""
+    """Return the object of ``from module import name``, or its method after a dot."""
     name, _, method = name.partition(".")
     found = {}
     exec(f"from {module} import {name}", found)
@@ -212,7 +212,7 @@ def find(module: str, name: str):
 
 
 def parameters(function) -> list[str]:
-    """As "name", "name=default", "*args"."""
+    """Return the parameters as "name", "name=default" or "*args"."""
     found = inspect.signature(function).parameters.values()
     return [str(parameter.replace(annotation=parameter.empty)) for parameter in found if parameter.name != "self"]
 
@@ -266,7 +266,7 @@ def test_registry_takes_dassls_calls():
         registry.get("Dog")
 
 
-def test_a_name_that_is_not_there_is_an_import_error():
+def test_a_missing_name_is_an_import_error():
     with pytest.raises(ImportError, match="CLIPTrainer"):
         find("dassl.engine", "CLIPTrainer")
     with pytest.raises(ModuleNotFoundError, match=r"dassl\.nothing"):

@@ -32,7 +32,7 @@ def noise(width=40, height=30):
 
 
 def draw(transform, image, count):
-    """[count, 3, H, W]: the transform's results under the seeds 0, 1, ..."""
+    """Return the transform's results [count, 3, H, W] for the seeds 0, 1, ..."""
     results = []
     for seed in range(count):
         torch.manual_seed(seed)
@@ -45,7 +45,7 @@ def changed(results, plain):
 
 
 def assert_share(found, expected):
-    """A mean of 0 and 1 within five standard errors."""
+    """Assert that the mean of zeros and ones is within five standard errors."""
     assert abs(found.float().mean() - expected) < 5 * math.sqrt(expected * (1 - expected) / len(found))
 
 
@@ -78,7 +78,7 @@ def test_transforms_that_torchvision_has(name):
     assert name == "normalize" or (found.min() >= 0 and found.max() <= 1)
 
 
-def test_the_order_is_dassls_whatever_that_of_the_names():
+def test_the_order_of_application_is_dassls():
     names = ["normalize", "gaussian_noise", "cutout", "random_flip", "random_resized_crop"]
     steps = [type(step).__name__ for step in build_transform(make_cfg(), choices=names).transforms]
     assert steps == ["RandomResizedCrop", "RandomHorizontalFlip", "ToTensor", "Cutout", "Normalize", "RandomApply"]
@@ -215,7 +215,7 @@ def two_groups(cfg):
 
 
 def rates(optimizer, scheduler, epochs):
-    """[epochs, groups]: the rates at which each epoch trains."""
+    """Return the learning rates [epochs, groups]."""
     found = []
     for _ in range(epochs):
         found.append([group["lr"] for group in optimizer.param_groups])
@@ -226,7 +226,7 @@ def rates(optimizer, scheduler, epochs):
 
 
 def stepped(cfg):
-    """Dassl's construction: PyTorch's scheduler behind a warm-up, its counter moved on without ``WARMUP_RECOUNT``."""
+    """Return Dassl's construction: PyTorch's scheduler after a warm-up that advances it without ``WARMUP_RECOUNT``."""
     optimizer = two_groups(cfg)
     stepsize = cfg.STEPSIZE[-1] if cfg.STEPSIZE[-1] > 0 else cfg.MAX_EPOCH
     scheduler = {
@@ -257,7 +257,7 @@ def test_every_schedule_equals_pytorchs_epoch_by_epoch(name, warmup):
 
 @pytest.mark.parametrize("recount", [True, False])
 @pytest.mark.parametrize("warmup", ["constant", "linear"])
-def test_cosine_behind_a_warmup_in_closed_form(warmup, recount):
+def test_cosine_after_a_warmup_in_closed_form(warmup, recount):
     cfg = optim_cfg(LR_SCHEDULER="cosine", WARMUP_TYPE=warmup, WARMUP_RECOUNT=recount, WARMUP_EPOCH=4)
 
     def cosine(epoch):
@@ -298,7 +298,7 @@ def test_warmup_schedulers_by_hand_and_resumed(scheduler, lowest, first):
         assert [rate for rate, _ in rates(optimizer, resumed, 8 - stop)] == pytest.approx(expected[stop:])
 
 
-def test_radams_weight_decay_is_apart_from_its_gradient():
+def test_weight_decay_of_radam_is_decoupled():
     module = torch.nn.Linear(1, 1, bias=False)
     before = module.weight.item()
     optimizer = build_optimizer(module, optim_cfg(NAME="radam", WEIGHT_DECAY=0.5))

@@ -1,4 +1,4 @@
-"""Our trainers in a real Dassl. docs/DASSL.md says how to install one; without it only the first test runs."""
+"""Our trainers in an installed Dassl (see docs/DASSL.md); without it, only the first test runs."""
 
 import importlib
 import importlib.util
@@ -57,7 +57,7 @@ class Digits(DatasetBase):
 
 @TRAINER_REGISTRY.register()
 class CoOp(TrainerX):
-    """Theirs, which keeps its name."""
+    """A trainer of the script."""
 
 
 def extend_cfg(cfg):
@@ -91,10 +91,10 @@ else:
 
 @pytest.fixture(scope="module")
 def register():
-    """The module, where a real Dassl is importable."""
+    """Return the module if Dassl is installed."""
     spec = importlib.util.find_spec("dassl")
     if spec is None or not str(spec.origin).endswith(".py"):
-        pytest.skip("no real Dassl is importable")
+        pytest.skip("Dassl is not installed")
     module = importlib.import_module("unskew.dassl.register")
     logging.disable(logging.NOTSET)  # importing Dassl silences every logger of the process
     return module
@@ -102,7 +102,7 @@ def register():
 
 @pytest.fixture
 def registry(register, monkeypatch):
-    """A registry of Dassl's own kind with nothing in it, in place of the one of the process."""
+    """Replace Dassl's registry of trainers by an empty one."""
     registry = type(register.DASSL_TRAINERS)("TRAINER")
     monkeypatch.setattr(register, "DASSL_TRAINERS", registry)
     monkeypatch.setattr(sys, "argv", ["train.py"])
@@ -110,7 +110,7 @@ def registry(register, monkeypatch):
 
 
 def dassl_cfg(register, *opts, theirs=None, dataset="EuroSAT"):
-    """Dassl's tree as a script leaves it; ``theirs`` is the node TRAINER.COOP that the script adds."""
+    """Return Dassl's config as a script builds it; ``theirs`` is the node TRAINER.COOP of the script."""
     from dassl.config import get_cfg_default
 
     cfg = get_cfg_default()
@@ -124,7 +124,7 @@ def dassl_cfg(register, *opts, theirs=None, dataset="EuroSAT"):
 
 
 def source(folder, **splits):
-    """A dataset of Dassl's, from names of images: the first of each split is a forest, the second a river."""
+    """Return a dataset of Dassl from image names: the first of each split is a forest, the second a river."""
     from dassl.data.datasets import DatasetBase, Datum
 
     def item(image, label):
@@ -212,7 +212,7 @@ def test_a_value_of_another_type_is_refused(register, registry):
 # --- the dataset --------------------------------------------------------------------------------------
 
 
-def test_prompts_are_ours_where_the_dataset_is(register, tmp_path):
+def test_a_dataset_that_we_have_uses_our_prompts(register, tmp_path):
     splits = source(tmp_path, train_x=["a", "b"], val=["c", "d"], test=["e", "f"])
     eurosat = register.BorrowedDataset(splits, dataset_class("eurosat"))
     assert eurosat.template == dataset_class("eurosat").template
@@ -228,7 +228,7 @@ def test_prompts_are_ours_where_the_dataset_is(register, tmp_path):
 
 @pytest.fixture(scope="module")
 def run(register, tmp_path_factory, data_root):
-    """Run the script; ``until`` names a file at whose appearance it is killed. Gives what it printed."""
+    """Run the script, kill it when the file ``until`` appears, and return its output."""
     folder = tmp_path_factory.mktemp("script")
     (folder / "train.py").write_text(SCRIPT)
     (folder / "trainers").mkdir()  # of such names are those codebases' own
@@ -268,7 +268,7 @@ def test_gla_trains_resumes_and_is_tested_in_a_dassl_script(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_members_share_the_images_that_dassl_drew(run, tmp_path):
+def test_members_share_the_sample_of_dassl(run, tmp_path):
     opts = ("OPTIM.MAX_EPOCH", 1, "TRAINER.BACKDOOR.MEMBERS", "['micro-a', 'micro-b']", "TRAINER.BACKDOOR.DEBIAS", True)
     printed = run(tmp_path, "--trainer", "Backdoor", opts=opts)
     assert printed.count("Creating a 4-shot dataset") == 2  # train and val, once

@@ -1,4 +1,4 @@
-"""A script written for Dassl (tests/dassl_style), run unmodified by `python -m unskew.dassl`."""
+"""A script written for Dassl (tests/dassl/dassl_style), run unmodified by `python -m unskew.dassl`."""
 
 import math
 import os
@@ -25,7 +25,7 @@ EPOCHS, BATCHES = 25, 2  # 3 images of each class to train on, in batches of 4; 
 
 
 def start(*arguments, cwd=HERE, path=(), **extra):
-    """A process whose output is one string; ``path``: more folders that Python imports from."""
+    """Start a process; ``path`` has more folders to import from."""
     folders = os.pathsep.join([str(Path(__file__).parents[2]), *map(str, path)])
     environment = {**os.environ, "PYTHONPATH": folders, "OMP_NUM_THREADS": "1", **extra}
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -34,14 +34,14 @@ def start(*arguments, cwd=HERE, path=(), **extra):
 
 
 def finish(process):
-    """Its output, once it has ended without an error."""
+    """Return the output of a process that ends without an error."""
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 0, output
     return output
 
 
 def write_images(folder):
-    """12 images of 32 x 32 a class: 4 to train on, 2 for val, 6 to test."""
+    """12 images of 32 x 32 per class: 4 to train on, 2 for val, 6 to test."""
     draws = np.random.default_rng(0)
     for label, name in enumerate(CLASSES):
         (folder / name).mkdir(parents=True)
@@ -52,14 +52,14 @@ def write_images(folder):
 
 
 def write_real_dassl(folder):
-    """What stands for an installed Dassl."""
+    """Create a package that stands for an installed Dassl."""
     (folder / "dassl").mkdir(parents=True)
     (folder / "dassl" / "__init__.py").write_text("__version__ = 'real'\n")
     return folder
 
 
 def write_weights(folder):
-    """The script's CLIP with random weights, as a file of weights alone."""
+    """Save random weights of the script's CLIP."""
     sys.path.insert(0, str(HERE))
     try:
         from tinyclip import CLIP
@@ -71,7 +71,7 @@ def write_weights(folder):
 
 
 def accuracy_of(log):
-    """CoOp's parse_test_res: the last accuracy behind the line that training has ended."""
+    """Return the last accuracy after the end of training, as CoOp's parse_test_res."""
     ended, found = False, None
     for line in log.splitlines():
         ended = ended or line.strip() == "Finish training"
@@ -81,14 +81,14 @@ def accuracy_of(log):
 
 
 def batches_of(log):
-    """``{(epoch, batch): the line's loss, accuracy and learning rate}``."""
+    """Return ``{(epoch, batch): the loss, accuracy and learning rate of the line}``."""
     pattern = r"^epoch \[(\d+)/\d+\] batch \[(\d+)/\d+\] time .* (loss .* acc .* lr \S+) eta \d+:\d\d:\d\d$"
     return {(int(epoch), int(batch)): rest for epoch, batch, rest in re.findall(pattern, log, re.MULTILINE)}
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A run in one go, whose best epoch is tested again; and the same run, killed and resumed."""
+    """An uninterrupted run whose best epoch is tested again, and the same run killed and resumed."""
     folder = tmp_path_factory.mktemp("dassl")
     images = folder / "data" / "tiny_textures" / "images"
     write_images(images)
@@ -122,7 +122,7 @@ def runs(tmp_path_factory):
     return SimpleNamespace(folder=folder, outputs=outputs, logs=logs, **facts)
 
 
-def test_all_that_is_printed_is_in_the_log_once(runs):
+def test_the_log_has_every_printed_line_once(runs):
     log, output = runs.logs["whole"], runs.outputs["whole"]
     for line in ("Loading trainer: CoOp", "Loading CLIP (backbone: Tiny)", "Finish training", DEPLOYED):
         assert log.splitlines().count(line) == 1
@@ -147,7 +147,7 @@ def test_the_schedule_is_stepped_after_an_epochs_last_batch(runs):
         assert batches[epoch, BATCHES].endswith(f" lr {then:.4e}")
 
 
-def test_killed_and_resumed_equals_one_go(runs):
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_run(runs):
     assert runs.killed == -signal.SIGKILL
     assert 1 <= runs.epoch < EPOCHS
     log = runs.logs["resumed"]
@@ -166,7 +166,7 @@ def test_killed_and_resumed_equals_one_go(runs):
     assert states[0]["epoch"] == EPOCHS
 
 
-def test_results_are_where_scripts_parse_them(runs):
+def test_scripts_can_parse_the_results(runs):
     accuracy = accuracy_of(runs.logs["whole"])
     assert accuracy > 100 / len(CLASSES) + 1
     assert accuracy_of(runs.logs["resumed"]) == accuracy
@@ -196,7 +196,7 @@ def test_fewshot_files_go_both_ways(runs):
 
 @pytest.fixture
 def script(tmp_path):
-    """A function that runs a script where a Dassl is installed, so that torch is not loaded."""
+    """Return a function that runs a script with an installed Dassl, so that torch is not loaded."""
     write_real_dassl(tmp_path)
 
     def run(text, *arguments, **extra):

@@ -1,4 +1,4 @@
-"""Dassl's small tools: files, the log that standard output goes into, names, a model's layers."""
+"""Dassl's utilities: files, the log of standard output, names, layers of a model."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from unskew.dassl import utils
 
 @pytest.fixture
 def output(monkeypatch, capsys):
-    """Standard output and the engine's logger as at a program's start; gives what was printed."""
+    """Reset standard output and the engine's logger; return the printed text."""
     logger = logging.getLogger("unskew")
     for name in ("handlers", "level", "propagate"):
         monkeypatch.setattr(logger, name, [] if name == "handlers" else getattr(logger, name))
@@ -24,7 +24,7 @@ def output(monkeypatch, capsys):
 # --- files -------------------------------------------------------------------------------------------
 
 
-def test_json_is_indented_and_its_folder_made(tmp_path, monkeypatch):
+def test_json_is_indented_and_its_folder_created(tmp_path, monkeypatch):
     path = tmp_path / "deep" / "split.json"
     utils.write_json({"train": [1, 2]}, str(path))
     assert path.read_text() == json.dumps({"train": [1, 2]}, indent=4)
@@ -51,7 +51,7 @@ def test_folders_and_files(tmp_path):
 # --- logs --------------------------------------------------------------------------------------------
 
 
-def test_all_lines_go_into_the_log_once_and_behind_the_old_ones(tmp_path, output):
+def test_all_lines_are_appended_to_the_log_once(tmp_path, output):
     (tmp_path / "log.txt").write_text("killed here\n")
     logger = logging.getLogger("unskew")
     utils.setup_logger(str(tmp_path))
@@ -90,7 +90,7 @@ def test_a_scripts_own_log_gets_the_engines_lines_too(output):
     assert "".join(own.lines) == "epoch [1/2]\n"
 
 
-def test_a_logger_that_is_set_up_already_stays(output):
+def test_a_configured_logger_is_kept(output):
     logger = logging.getLogger("unskew")
     logger.addHandler(handler := logging.NullHandler())
     utils.show_log_lines()
@@ -162,7 +162,7 @@ def test_weights_are_initialised(kind, deviation):
     assert (model[1].weight == 1).all()
 
 
-def test_orthogonal_weights_and_unknown_ones():
+def test_orthogonal_weights_and_an_unknown_kind():
     model = nn.Sequential(nn.Linear(8, 8))
     utils.init_network_weights(model, "orthogonal", gain=2.0)
     torch.testing.assert_close(model[0].weight @ model[0].weight.T, 4 * torch.eye(8))

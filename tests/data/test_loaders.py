@@ -1,4 +1,4 @@
-"""Transforms, samplers and loaders on small images written here."""
+"""Transforms, samplers and loaders on small images."""
 
 import subprocess
 import sys
@@ -114,7 +114,7 @@ def test_no_transform_and_bad_names():
 # --- images ------------------------------------------------------------------------------------------
 
 
-def test_images_are_rgb_and_broken_ones_are_named(tmp_path):
+def test_images_are_rgb_and_errors_name_damaged_files(tmp_path):
     Image.new("L", (3, 3)).save(tmp_path / "grey.png")
     assert images.read_image(str(tmp_path / "grey.png")).mode == "RGB"
     with pytest.raises(FileNotFoundError, match=r"nothing\.png.*'pets'"):
@@ -251,7 +251,7 @@ def test_derived_seeds_differ_and_repeat():
 
 
 def test_test_images_neither_train_nor_select(warned):
-    """CoOp's ImageNet gives its test images as val, its ImageNet-A as train_x too."""
+    """CoOp's ImageNet repeats its test images as val, ImageNet-A as train_x too."""
     items = [Datum(name, label, 0, f"class {label}") for label, name in enumerate("abc")]
     others = [Datum(item.impath * 2, item.label, 0, item.classname) for item in items]
     as_val = loaders.keep_test_apart(DatasetBase(train_x=others, val=items, test=items), "one")

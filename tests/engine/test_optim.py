@@ -1,4 +1,4 @@
-"""Schedules against hand-written sequences, and optimisers against PyTorch's own."""
+"""Schedules against hand-written sequences, and optimizers against PyTorch's."""
 
 import math
 import warnings
@@ -158,7 +158,7 @@ def test_optimizers_take_the_configs_settings(name, kind):
     assert not torch.equal(before, module.weight)
 
 
-def test_param_groups_win():
+def test_param_groups_replace_the_model():
     parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
     groups = [{"params": parameters[:1], "lr": 1.0}, {"params": parameters[1:]}]
     optimizer = build_optimizer(None, optim_cfg(), param_groups=groups)
