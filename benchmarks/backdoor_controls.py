@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from unskew import config
 from unskew.clip import backbones
-from unskew.debias.gla import SUM, combine, fit_combination
+from unskew.debias.combination import SUM, combine, fit_combination
 from unskew.debias.metrics import classification_metrics, group_accuracies
-from unskew.debias.mixture import COMBINE, fit_member_weights
+from unskew.debias.mixture import combine_members, fit_member_weights
 from unskew.debias.prior import estimate_log_prior
 from unskew.debias.temperature import fit_temperature
 from unskew.engine.evaluator import labels_of
@@ -108,8 +108,8 @@ def minus_prior(r: Record) -> Logits:
 
 def gla(r: Record, fitted: bool = False) -> Logits:
     f, zs, log_q = halves(r)
-    how = fit_combination(f["val"], zs["val"], r.labels["val"], log_q) if fitted else SUM
-    return {split: combine(f[split], zs[split], log_q, how) for split in SPLITS}
+    how = fit_combination(zs["val"], f["val"], r.labels["val"], log_q) if fitted else SUM
+    return {split: combine(zs[split], f[split], log_q, how) for split in SPLITS}
 
 
 SCORES: dict[str, Callable[[Record], Logits]] = {
@@ -135,7 +135,7 @@ def evaluate(
     stacked = {split: torch.stack([part[split] for part in scores]) for split in SPLITS}  # [M, N, C]
     uniform = torch.full((len(members),), 1 / len(members))
     weights = fit_member_weights(stacked["val"], val, how) if weigh else uniform
-    logits = COMBINE[how](stacked["test"], weights)
+    logits = combine_members(stacked["test"], weights, how)
     metrics = classification_metrics(logits, test)
     groups = group_accuracies(logits.argmax(1) == test, test, members[0].groups)
     return {"accuracy": metrics["accuracy"], "ece": metrics["ece"], **groups}
@@ -158,7 +158,7 @@ def controls(models: list[Record], seeds: list[Record]) -> list[dict]:
 def ways(models: list[Record]) -> list[dict]:
     """All models, combined in every way."""
     rows = []
-    for how in COMBINE:
+    for how in ("logits", "probs"):
         for calibrate in ("none", "confidence", "nll"):
             for weigh in (False, True):
                 name = f"{how}, T by {calibrate}, P(m) {'on val' if weigh else 'uniform'}"

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unskew.debias import _softmax, gla, prior, temperature
+from unskew.debias import _softmax, combination, prior, temperature
 
 logging.getLogger("unskew").setLevel(logging.ERROR)
 
@@ -113,7 +113,7 @@ def plain_temperature(logits: Tensor, labels: Tensor, method: str) -> float:
     return float(low.exp())
 
 
-def plain_combination(ft: Tensor, zs: Tensor, labels: Tensor, log_q: Tensor) -> Tensor:
+def plain_combination(zs: Tensor, ft: Tensor, labels: Tensor, log_q: Tensor) -> Tensor:
     """rho, then both weights; the bounds are left out, as they do not bind here."""
     ft, zs = ft.double(), zs.double()
     log_pi = (labels.bincount(minlength=len(log_q)).double() / len(labels)).log()
@@ -135,13 +135,13 @@ def calls(samples: int, classes: int, imbalance: float) -> dict[str, tuple[Calla
     zs, ft, labels, log_q = world(samples, classes, imbalance)
     few = min(samples, VAL_SHOTS * classes)
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(1))[:few]
-    val = ft[order], zs[order], labels[order], log_q
+    val = zs[order], ft[order], labels[order], log_q
 
     def estimate(labels=labels, **options) -> Tensor:
         return prior.estimate_log_prior(zs, labels, **options).log_q
 
     def temperatures(method: str) -> tuple[Callable, Callable]:
-        at = 2 * val[0], val[2]
+        at = 2 * val[1], val[2]
         return lambda: temperature.fit_temperature(*at, method=method), lambda: plain_temperature(*at, method)
 
     balanced = len(torch.bincount(labels, minlength=classes).unique()) == 1
@@ -155,7 +155,7 @@ def calls(samples: int, classes: int, imbalance: float) -> dict[str, tuple[Calla
         "eigen": (lambda: estimate(method="eigen"), lambda: plain_eigen(zs, labels, 1.0)),
         "temperature, confidence": temperatures("confidence"),
         "temperature, nll": temperatures("nll"),
-        "combination": (lambda: gla.fit_combination(*val), lambda: plain_combination(*val)),
+        "combination": (lambda: combination.fit_combination(*val), lambda: plain_combination(*val)),
     }
     if bool((torch.bincount(labels, minlength=classes) == 0).any()):
         del found["convex, strength 0"]
@@ -175,7 +175,7 @@ def counted_passes(samples: int):
         counted.append(len(tensor) / samples)
         return blocks(tensor)
 
-    modules = [_softmax, prior, temperature, gla]
+    modules = [_softmax, prior, temperature, combination]
     for module in modules:
         module.blocks = counting
     try:

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unskew import config
-from unskew.debias.gla import SUM, Combination, combine, fit_weights, remaining_bias
+from unskew.debias.combination import SUM, Combination, combine, fit_weights, remaining_bias
 from unskew.debias.metrics import selection_score
 from unskew.debias.prior import estimate_log_prior
 from unskew.debias.temperature import fit_temperature
@@ -100,8 +100,8 @@ def gla(r: Record, log_q: Tensor, fit: str = "all", temperature: str = "confiden
         if fit in ("all", "rho"):
             rho = remaining_bias(ft["val"], r.labels["val"], log_q)
         if fit in ("all", "weights"):
-            a, b = fit_weights(ft["val"] - rho * log_q, zs["val"] - log_q, r.labels["val"])
-        return {s: combine(ft[s], zs[s], log_q, Combination(rho, a, b)) for s in ft}
+            a, b = fit_weights(zs["val"] - log_q, ft["val"] - rho * log_q, r.labels["val"])
+        return {s: combine(zs[s], ft[s], log_q, Combination(rho, a, b)) for s in ft}
 
     return combine_epoch
 

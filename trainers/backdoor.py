@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 from unskew import config
 from unskew.clip import backbones
 from unskew.debias.metrics import crossed_groups
-from unskew.debias.mixture import COMBINE, fit_member_weights
+from unskew.debias.mixture import COMBINE, combine_members, fit_member_weights
 from unskew.debias.temperature import fit_temperature
 from unskew.engine import run_dir
 from unskew.engine.dataset_groups import dataset_groups
@@ -43,7 +43,7 @@ def defaults() -> CfgNode:
 
 _DEBIASED = ("GLA", "DebiasedZeroshot", "Ensemble")  # bases with a zero-shot half of their own
 _CHOICES = {
-    "COMBINE": tuple(COMBINE),
+    "COMBINE": COMBINE,
     "WEIGHTS": ("uniform", "val"),
     "CALIBRATE": ("nll", "confidence", "none"),
 }
@@ -256,7 +256,7 @@ class Backdoor(SimpleTrainer):
         logits = torch.stack([self.member_logits(member, paths) for member in self.members])  # [M, N, C]
         logits = logits / self.terms.temperatures[:, None, None]
         parts = {run_dir.path_safe(m.name): part for m, part in zip(self.members, logits, strict=True)}
-        return {**parts, "backdoor": COMBINE[self.node.COMBINE](logits, self.terms.weights)}
+        return {**parts, "backdoor": combine_members(logits, self.terms.weights, self.node.COMBINE)}
 
     def predict(self, paths: Sequence[str]) -> Tensor:
         return self.scores(paths)["backdoor"]

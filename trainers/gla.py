@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
-from unskew.debias.gla import SUM, Combination, combine, fit_combination
+from unskew.debias.combination import SUM, Combination, combine, fit_combination
 from unskew.debias.io import read_prior
 from unskew.engine.debiasing import FittedTerms, check_choice, check_prior, pretraining_prior, prior_defaults
 from unskew.engine.trainer import TRAINER_REGISTRY
@@ -72,7 +72,7 @@ class GLA(ensemble.Ensemble):
         if finetuned is not None and self.node.COMBINE == "fitted":
             _, labels, zeroshot = self.val
             t, halves = self.terms, super().parts(zeroshot, finetuned)
-            t.fill(**fit_combination(halves["ft"], halves["zs"], labels, t.log_q, t.log_p)._asdict())
+            t.fill(**fit_combination(halves["zs"], halves["ft"], labels, t.log_q, t.log_p)._asdict())
         return finetuned
 
     def balanced(self, zeroshot: Tensor, finetuned: Tensor) -> Tensor:
@@ -82,5 +82,5 @@ class GLA(ensemble.Ensemble):
         t = self.terms
         halves = super().parts(zeroshot, finetuned)
         combination = Combination(t.rho, t.ft_weight, t.zs_weight)
-        gla = combine(halves["ft"], halves["zs"], t.log_q, combination, t.log_p, t.log_target)
+        gla = combine(halves["zs"], halves["ft"], t.log_q, combination, t.log_p, t.log_target)
         return {**halves, "debiased": halves["zs"] - t.log_q, "gla": gla}

@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-from unskew.debias.gla import SUM, Combination, adjust, combine, fit_combination, fit_weights, remaining_bias
+from unskew.debias.combination import SUM, Combination, adjust, combine, fit_combination, fit_weights, remaining_bias
 
 
 def shifted(share, samples=4000, classes=8, seed=0, skewed=False):
@@ -60,7 +60,7 @@ def test_weights_minimise_the_penalised_cross_entropy(pull):
         return -log_softmax(scores, 1)[np.arange(300), labels].sum() + pull * ((w - 0.5) ** 2).sum()
 
     expected = minimize(objective, [1.0, 1.0], method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-10}).x
-    np.testing.assert_allclose(fit_weights(ft, zs, labels, pull), expected, atol=1e-4)
+    np.testing.assert_allclose(fit_weights(zs, ft, labels, pull), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("few", [40, 4000])
@@ -69,7 +69,7 @@ def test_weights_are_exact(few, scale):
     """By automatic differentiation: no slope left, but where a weight is at its bound."""
     ft, zs, labels = (tensor[:few] for tensor in halves(4000))
     ft, zs = scale * ft.float(), scale * zs
-    weights = torch.tensor(fit_weights(ft, zs, labels), dtype=torch.float64, requires_grad=True)
+    weights = torch.tensor(fit_weights(zs, ft, labels), dtype=torch.float64, requires_grad=True)
     log_pi = (torch.bincount(labels, minlength=5).double() / few).log()
     loss = torch.nn.functional.cross_entropy(weights[0] * ft.double() + weights[1] * zs + log_pi, labels)
     (loss + 2 / few * (weights - 0.5).square().sum()).backward()
@@ -93,19 +93,19 @@ def test_independent_halves_weigh_as_they_should():
         means = rng.normal(size=(6, width)) * 2
         x = means[labels] + noise * rng.normal(size=(20000, width))
         logits.append(torch.from_numpy((x @ means.T - 0.5 * (means**2).sum(1)) / noise**2))
-    np.testing.assert_allclose(fit_weights(*logits, torch.from_numpy(labels)), [1, 1], atol=0.1)
+    np.testing.assert_allclose(fit_weights(*logits[::-1], torch.from_numpy(labels)), [1, 1], atol=0.1)
 
 
 def test_a_half_that_says_nothing_is_silenced_and_few_images_silence_none():
     ft, zs, labels = halves(5000)
     noise = torch.from_numpy(np.random.default_rng(5).normal(size=ft.shape))
-    a, b = fit_weights(noise, zs, labels)
+    a, b = fit_weights(zs, noise, labels)
     assert a < 0.05 < b
-    a, b = fit_weights(noise[:5], zs[:5], labels[:5])
+    a, b = fit_weights(zs[:5], noise[:5], labels[:5])
     assert abs(a - b) < 0.5
     certain = 100 * torch.eye(5, dtype=torch.float64)[labels[:5]]  # separable: without a pull the weights have no bound
     assert max(fit_weights(certain, certain, labels[:5])) < 1
-    a, b = fit_weights(-ft, -zs, labels)  # both contradict val
+    a, b = fit_weights(-zs, -ft, labels)  # both contradict val
     assert a > 0
     assert b > 0
 
@@ -114,7 +114,7 @@ def test_classes_that_val_lacks_do_no_harm():
     ft, zs, labels = halves()
     kept = labels < 3
     ft, zs, labels = ft[kept], zs[kept], labels[kept]
-    assert fit_weights(ft, zs, labels) == pytest.approx(fit_weights(ft[:, :3], zs[:, :3], labels), abs=1e-6)
+    assert fit_weights(zs, ft, labels) == pytest.approx(fit_weights(zs[:, :3], ft[:, :3], labels), abs=1e-6)
 
 
 # --- both ---------------------------------------------------------------------------------------------
@@ -123,18 +123,18 @@ def test_classes_that_val_lacks_do_no_harm():
 def test_the_sum_is_the_papers_and_the_fit_is_its_parts():
     ft, zs, labels = halves()
     log_q, log_p, target = (torch.randn(5, dtype=torch.float64).log_softmax(0) for _ in range(3))
-    torch.testing.assert_close(combine(ft, zs, log_q, SUM, log_p, target), adjust(ft, zs, log_q, log_p, target))
-    torch.testing.assert_close(combine(ft, zs, log_q), ft + zs - log_q)
-    fitted = fit_combination(ft, zs, labels, log_q, log_p)
+    torch.testing.assert_close(combine(zs, ft, log_q, SUM, log_p, target), adjust(zs, ft, log_q, log_p, target))
+    torch.testing.assert_close(combine(zs, ft, log_q), ft + zs - log_q)
+    fitted = fit_combination(zs, ft, labels, log_q, log_p)
     assert fitted.rho == remaining_bias(ft - log_p, labels, log_q)
-    a, b = fit_weights(ft - log_p - fitted.rho * log_q, zs - log_q, labels)
+    a, b = fit_weights(zs - log_q, ft - log_p - fitted.rho * log_q, labels)
     assert fitted[1:] == (a, b)
     expected = a * (ft - log_p - fitted.rho * log_q) + b * (zs - log_q) + target
-    torch.testing.assert_close(combine(ft, zs, log_q, fitted, log_p, target), expected)
-    assert combine(ft.float(), zs.float(), log_q, Combination(0.5, 2.0, 1.0)).dtype == torch.float64
+    torch.testing.assert_close(combine(zs, ft, log_q, fitted, log_p, target), expected)
+    assert combine(zs.float(), ft.float(), log_q, Combination(0.5, 2.0, 1.0)).dtype == torch.float64
 
 
 def test_shapes_that_do_not_fit():
     ft, zs, labels = halves()
     with pytest.raises(ValueError, match="both be"):
-        fit_weights(ft, zs[:, :4], labels.clamp(max=3))
+        fit_weights(zs[:, :4], ft, labels.clamp(max=3))

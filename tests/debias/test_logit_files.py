@@ -47,9 +47,9 @@ def test_a_key_is_given_or_found(tmp_path, suffix):
     assert torch.equal(sample.zs, content["zs"])
     assert torch.equal(sample.ft, content["ft"])
     assert torch.equal(sample.labels, LABELS)
-    with pytest.raises(ValueError, match=r"no 'zz'; it holds .*logits"):
+    with pytest.raises(ValueError, match=r"'zz'.*logits"):
         read_tensor(f"{file}:zz")
-    with pytest.raises(ValueError, match=r"holds .*zs.*choose one as '.*:KEY'"):
+    with pytest.raises(ValueError, match=r"zs.*:KEY"):
         read_tensor(file)
 
 
@@ -64,10 +64,10 @@ def test_a_colon_may_be_part_of_a_files_name(tmp_path):
 
 def test_a_lone_array_has_no_keys(tmp_path):
     for suffix in (".npy", ".pt"):
-        with pytest.raises(ValueError, match="no 'zs'; it holds one tensor without a name"):
+        with pytest.raises(ValueError, match="'zs'"):
             read_tensor(write(tmp_path / f"a{suffix}", LOGITS) + ":zs")
     torch.save({"epoch": 3}, tmp_path / "b.pt")
-    with pytest.raises(ValueError, match="holds no tensor"):
+    with pytest.raises(ValueError, match="no tensor"):
         read_tensor(str(tmp_path / "b.pt"))
 
 
@@ -90,10 +90,10 @@ def test_no_pickled_object_is_loaded(tmp_path):
     (tmp_path / "bare.pt").write_bytes(pickle.dumps(bomb))
     np.save(tmp_path / "array.npy", np.array([bomb, bomb], dtype=object), allow_pickle=True)
     (tmp_path / "bare.npy").write_bytes(pickle.dumps(bomb))
-    with pytest.raises(ValueError, match=r"a\.pkl' must be a .*pickles, are not read"):
+    with pytest.raises(ValueError, match=r"a\.pkl"):
         read_tensor(str(tmp_path / "a.pkl"))
     for name in ("new.pt", "old.pt", "bare.pt", "array.npy", "bare.npy"):
-        with pytest.raises(ValueError, match=f"{name}' cannot be read: it holds Python objects") as caught:
+        with pytest.raises(ValueError, match=f"{name}.*Python objects") as caught:
             read_tensor(str(tmp_path / name))
         assert "weights_only" not in str(caught.value)  # no advice to load it all the same
     assert not mark.exists()
@@ -107,7 +107,7 @@ def test_a_file_that_is_cut_short_is_named(tmp_path, suffix, share):
     path = tmp_path / f"cut{suffix}"
     write(path, torch.zeros(50, 40))
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(ValueError, match=f"cut{suffix}' cannot be read") as caught:
+    with pytest.raises(ValueError, match=f"cut{suffix}") as caught:
         read_tensor(str(path))
     assert "\n" not in str(caught.value)
 
@@ -115,7 +115,7 @@ def test_a_file_that_is_cut_short_is_named(tmp_path, suffix, share):
 @pytest.mark.parametrize("content", [np.array(["a", "b"]), np.zeros(2, dtype=[("x", "f4")])])
 def test_arrays_of_other_things_than_numbers(tmp_path, content):
     np.save(tmp_path / "a.npy", content)
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match=r"a\.npy"):
         read_tensor(str(tmp_path / "a.npy"))
 
 

@@ -118,11 +118,11 @@ def test_a_class_without_images_gives_no_infinity(name, logits):
 @pytest.mark.parametrize(
     ("name", "counts", "log_q", "says"),
     [
-        ("focall", COUNTS, None, "did you mean focal"),
-        ("gla_train", COUNTS, None, "needs log q of all 4 classes, got none"),
-        ("gla_train", COUNTS, LOG_Q[:3], "got \\[3\\]"),
-        ("la", torch.tensor([3, -1]), None, "counts must be"),
-        ("la", torch.zeros(3), None, "not all 0"),
+        ("focall", COUNTS, None, "focal"),
+        ("gla_train", COUNTS, None, "gla_train.*4 classes.*none"),
+        ("gla_train", COUNTS, LOG_Q[:3], "\\[3\\]"),
+        ("la", torch.tensor([3, -1]), None, "counts.*-1"),
+        ("la", torch.zeros(3), None, "counts"),
     ],
 )
 def test_build_loss_refuses(name, counts, log_q, says):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from unskew.debias.mixture import combine_logits, combine_probs, fit_member_weights
+from unskew.debias.mixture import COMBINE, combine_members, fit_member_weights
 
 
 def draw(models=3, images=60, classes=5, seed=0, skill=(2.0, 1.0, 0.3)):
@@ -27,7 +27,7 @@ def softmax(row):
 @pytest.mark.parametrize("weights", [[0.2, 0.5, 0.3], [0.0, 1.0, 0.0]])
 def test_combinations_equal_loops_in_float64(weights):
     logits, _ = draw()
-    product, mixture = (f(logits.float(), torch.tensor(weights)) for f in (combine_logits, combine_probs))
+    product, mixture = (combine_members(logits.float(), torch.tensor(weights), how) for how in COMBINE)
     for i in range(logits.shape[1]):
         rows = logits[:, i].tolist()
         expected = [sum(w * row[c] for w, row in zip(weights, rows, strict=True)) for c in range(5)]
@@ -41,8 +41,8 @@ def test_logits_are_a_product_of_experts_and_a_flat_mixture_is_one_too():
     logits, _ = draw()
     uniform = torch.full((3,), 1 / 3)
     product = logits.softmax(-1).prod(0) ** (1 / 3)
-    torch.testing.assert_close(combine_logits(logits, uniform).softmax(1), product / product.sum(1, keepdim=True))
-    flat, mean = combine_probs(logits / 1e4, uniform), combine_logits(logits / 1e4, uniform)
+    torch.testing.assert_close(combine_members(logits, uniform).softmax(1), product / product.sum(1, keepdim=True))
+    flat, mean = combine_members(logits / 1e4, uniform, "probs"), combine_members(logits / 1e4, uniform)
     torch.testing.assert_close(1e4 * (flat - flat.mean(1, keepdim=True)), logits.mean(0) - logits.mean((0, 2))[:, None],
                                atol=1e-3, rtol=1e-3)  # fmt: skip
     assert torch.equal(flat.argmax(1), mean.argmax(1))
@@ -57,7 +57,7 @@ def balanced_cross_entropy(logits, labels):
 def test_weights_of_the_mixture_are_its_best_on_the_simplex(seed):
     logits, labels = draw(2, seed=seed, skill=(1.5, 1.0))
     grid = np.linspace(0, 1, 2001)
-    losses = [balanced_cross_entropy(combine_probs(logits, torch.tensor([w, 1 - w])), labels) for w in grid]
+    losses = [balanced_cross_entropy(combine_members(logits, torch.tensor([w, 1 - w]), "probs"), labels) for w in grid]
     weights = fit_member_weights(logits, labels, "probs")
     assert weights.sum().item() == pytest.approx(1)
     assert weights[0].item() == pytest.approx(grid[int(np.argmin(losses))], abs=1e-3)
@@ -70,7 +70,7 @@ def test_weights_of_the_product_are_its_best_at_its_best_scale(seed):
     assert weights.sum().item() == pytest.approx(1)
 
     def best_over_scales(w):
-        mean = combine_logits(logits, torch.tensor([w, 1 - w]))
+        mean = combine_members(logits, torch.tensor([w, 1 - w]))
         return min(balanced_cross_entropy(scale * mean, labels) for scale in np.linspace(0.2, 4, 191))
 
     found = best_over_scales(weights[0].item())
@@ -99,9 +99,9 @@ def test_hopeless_models_get_equal_weights():
 
 def test_what_makes_no_sense_is_refused():
     logits, labels = draw()
-    with pytest.raises(ValueError, match="unknown combination 'sum'"):
+    with pytest.raises(ValueError, match="sum"):
         fit_member_weights(logits, labels, "sum")
-    with pytest.raises(ValueError, match="labels must be"):
+    with pytest.raises(ValueError, match="labels"):
         fit_member_weights(logits, labels[:-1])
     with pytest.raises(ValueError, match="NaN"):
         fit_member_weights(logits * float("nan"), labels)

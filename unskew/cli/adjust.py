@@ -1,7 +1,7 @@
-"""GLA on saved logits: samples -> temperatures and prior -> adjusted logits and a table.
+"""The command `unskew adjust`: GLA on saved logits, with a table of accuracies.
 
-The labels of the samples that are scored never fit what they are scored with: temperatures and prior come from a
-validation set, or by cross-fitting.
+The labels of the scored samples never fit the numbers that adjust them: these come from a validation set or by
+cross-fitting.
 """
 
 import os
@@ -14,55 +14,35 @@ from safetensors.torch import save
 from tabulate import tabulate
 from torch import Tensor
 
-from unskew.debias.gla import (
-    FOLDS,
-    Fit,
-    Recipe,
-    apply,
-    cross_fit,
-    fit,
-)
+from unskew.debias.gla import FOLDS, GLA, cross_fit, cross_predict
 from unskew.debias.io import Sample, read_prior, read_sample
 from unskew.debias.metrics import group_accuracies, prior_groups
 from unskew.runs import wiseft
 from unskew.utils.files import write_atomically
 
 
-def table(predicted: Mapping[str, Tensor], labels: Tensor, log_q: Tensor) -> str:
-    """Accuracy in percent of predictions ``[N]``, over all samples and by thirds of q (mean over their classes)."""
-    groups = prior_groups(log_q)
-    lines = []
-    for name, classes in predicted.items():
-        correct = classes == labels
-        by_group = group_accuracies(correct, labels, groups)
-        values = [100 * correct.double().mean().item(), *map(by_group.get, ("p_many", "p_medium", "p_few"))]
-        lines.append([name, *("" if value is None else f"{value:.1f}" for value in values)])
-    headers = ["", "accuracy", "head", "medium", "tail"]
-    return tabulate(lines, headers, "github", disable_numparse=True, colalign=("left", *["right"] * 4))
-
-
-# --- the command ---------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Request:
-    """What `unskew adjust` is asked for; a file of logits or labels is a spec of `read_tensor`.
+    """Arguments of `unskew adjust`; a file of logits or labels is a spec of `read_tensor`.
 
     Attributes:
-        zeroshot, finetuned: logits of the samples to adjust.
-        labels: theirs; they only score, or cross-fit where there is no ``val``. Empty: no table.
-        val: logits and labels of a validation set, in the same order; empty: none.
-        prior: a file of q for `read_prior`, in place of an estimate.
-        train_counts: a file of training counts, whose log p is subtracted.
-        target: a file of the class frequencies to predict for; empty: uniform.
-        temperature: of `Recipe`; empty: confidence.
-        method: of `Recipe`; empty: convex with labels, em without.
-        strength, combine: of `Recipe`.
-        checkpoints: two for `wiseft.predict_test`, at ``alpha``: one more row.
-        out: a .safetensors file for GLA's ``logits`` and ``log_q``, with the temperatures as metadata.
+        zeroshot: Zero-shot logits of the samples to adjust.
+        finetuned: Fine-tuned logits of the same samples.
+        labels: Their labels, for the table, and for cross-fitting without ``val``. Empty: no table.
+        val: Zero-shot logits, fine-tuned logits and labels of a validation set; empty: none.
+        prior: A file of q for `read_prior`, instead of an estimate.
+        train_counts: A file of training counts; their log p is subtracted.
+        target: A file of the class frequencies to predict for; empty: uniform.
+        temperature: As in `GLA`; empty: confidence.
+        method: As ``prior`` in `GLA`; empty: convex with labels, em without.
+        strength: As in `GLA`; None: the default.
+        combine: As in `GLA`.
+        checkpoints: Two checkpoints for `wiseft.predict_test`, which add a row to the table.
+        alpha: Weight of the second checkpoint.
+        out: A .safetensors file for GLA's ``logits`` and ``log_q``, with the temperatures as metadata.
 
     Raises:
-        ValueError: flags that contradict or miss each other; ``out`` cannot be written.
+        ValueError: Contradictory or missing flags; ``out`` cannot be written.
     """
 
     zeroshot: str
@@ -82,11 +62,15 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.val and not all(self.val):
-            raise ValueError("--val-zeroshot, --val-finetuned and --val-labels belong together: give all or none")
+            raise ValueError("--val-zeroshot, --val-finetuned and --val-labels belong together: pass all or none")
         if self.prior and (self.method or self.strength is not None):
-            raise ValueError("--prior takes the place of an estimate: leave out --method and --strength, or --prior")
+            raise ValueError("--prior replaces the estimate: omit --method and --strength, or omit --prior")
         if self.temperature not in ("", "none") and not self.fits_on_labels:
-            raise ValueError(f"--temperature {self.temperature} needs labels: give --labels or the three --val-...")
+            raise ValueError(
+                f"--temperature {self.temperature} needs labels: pass --labels or the three --val-... files"
+            )
+        if self.method in ("convex", "released") and not self.fits_on_labels:
+            raise ValueError(f"--method {self.method} needs labels: pass --labels, or choose em or eigen")
         if self.checkpoints and not self.labels:
             raise ValueError("--checkpoints adds a row of accuracies, which needs --labels")
         if self.out:
@@ -94,91 +78,137 @@ class Request:
 
     @property
     def fits_on_labels(self) -> bool:
+        """Whether there are labels to fit on."""
         return bool(self.val or self.labels)
 
 
 def _check_out(path: Path) -> None:
-    folder = next(parent for parent in path.absolute().parents if parent.exists())  # the rest can be made
+    folder = next(parent for parent in path.absolute().parents if parent.exists())  # the others can be created
     if path.suffix != ".safetensors" or path.is_dir():
         raise ValueError(f"--out '{path}' must be a .safetensors file")
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
-        raise ValueError(f"--out '{path}' cannot be written: '{folder}' is no folder that may be written to")
+        raise ValueError(f"--out '{path}' cannot be written: '{folder}' is not a writable folder")
 
 
 def run(request: Request) -> str:
-    """Adjust, and write ``request.out``; returns the text to print.
+    """Adjust the logits, write ``request.out`` and return the text to print.
 
     Raises:
-        FileNotFoundError, ValueError: a file is missing, bad, or does not fit the others; nothing is written.
+        FileNotFoundError: A file is missing; nothing is written.
+        ValueError: A file is invalid or does not fit the others; nothing is written.
     """
     sample = read_sample(request.zeroshot, request.finetuned, request.labels)
     source = read_sample(*request.val, prefix="--val-") if request.val else sample
     classes = sample.zs.shape[1]
     if source.zs.shape[1] != classes:
         raise ValueError(f"--val-zeroshot has {source.zs.shape[1]} classes and --zeroshot {classes}; they must agree")
-    priors = (request.prior, request.train_counts, request.target)
-    log_q, log_p, log_target = (read_prior(path, classes) if path else None for path in priors)
-    method = request.method or ("convex" if request.fits_on_labels else "em")
-    recipe = Recipe(request.temperature or "confidence", log_q, method, request.strength, request.combine)
-    more, note = _wiseft_row(request, sample) if request.checkpoints else ({}, [])
+    log_target = read_prior(request.target, classes) if request.target else None
+    gla = _estimator(request, classes)
+    wiseft_row, note = _wiseft_row(request, sample) if request.checkpoints else ({}, [])
 
-    fitted = fit(source, recipe, log_p)  # across folds this one is only shown: T, q, the combination and q's thirds
-    fits_something = log_q is None or recipe.temperature != "none" or recipe.combine == "fitted"
-    crossed = bool(request.labels and not request.val and fits_something)
-    plan = cross_fit(sample, recipe, log_p) if crossed else [(slice(None), fitted)]
-    logits, predicted = apply(sample, plan, log_p, log_target)
+    # After cross-fitting this fit is only for display: T, q, the combination and the thirds of q.
+    crossed = bool(request.labels and not request.val and _fits_something(gla))
+    plan = cross_fit(gla, sample.zs, sample.ft, sample.labels) if crossed and sample.labels is not None else []
+    gla.fit_zeroshot(source.zs, source.labels).fit_finetuned(source.zs, source.ft, source.labels)
+    parts = cross_predict(plan or [(torch.ones(len(sample.zs), dtype=torch.bool), gla)], *sample[:2], log_target)
+    gla.converged_ = gla.converged_ and all(fitted.converged_ for _, fitted in plan)
 
     basis = "cross-fitted" if crossed else f"from {len(source.zs):,} val samples"
-    fitted = fitted._replace(converged=fitted.converged and all(each.converged for _, each in plan))
-    lines = [f"{len(logits):,} samples, {classes} classes", *_origins(request, recipe, fitted, basis), *note]
+    lines = [f"{len(sample.zs):,} samples, {classes} classes", *_origins(request, gla, basis), *note]
     if crossed:
         lines.append(
-            f"cross-fitted: each of {FOLDS} folds is adjusted by what the others fit; "
-            "what is shown of T, q and the combination is of all"
+            f"cross-fitted: each of {FOLDS} folds is adjusted by a fit on the other folds; "
+            "T, q and the combination above are fitted on all samples"
         )
     if sample.labels is not None:
-        lines += ["", table({**predicted, **more}, sample.labels, fitted.log_q)]
+        predicted = {name: logits.argmax(1) for name, logits in _rows(parts, log_target).items()} | wiseft_row
+        lines += ["", table(predicted, sample.labels, gla.log_q_)]
     if request.out:
-        _write(Path(request.out), logits, fitted, lines)
-        lines += ["", f"GLA's logits [{len(logits)}, {classes}] and log_q [{classes}] are in '{request.out}'"]
+        _write(Path(request.out), parts["gla"], gla, lines)
+        lines += ["", f"GLA's logits [{len(sample.zs)}, {classes}] and log_q [{classes}] are in '{request.out}'"]
     return "\n".join(lines)
 
 
-def _origins(request: Request, recipe: Recipe, fitted: Fit, basis: str) -> list[str]:
-    """What the temperatures, the prior and the combination are, and where they come from."""
-    temperatures = "not fitted" if recipe.temperature == "none" else f"{recipe.temperature}, {basis}"
+def _estimator(request: Request, classes: int) -> GLA:
+    gla = GLA(
+        prior=read_prior(request.prior, classes)
+        if request.prior
+        else request.method or ("convex" if request.fits_on_labels else "em"),
+        strength=1.0 if request.strength is None else request.strength,
+        combine=request.combine,
+        temperature=request.temperature or "confidence",
+        logit_scale="unknown",
+    )
+    if request.train_counts:
+        gla.log_p_ = read_prior(request.train_counts, classes)
+    return gla
+
+
+def _fits_something(gla: GLA) -> bool:
+    return isinstance(gla.prior, str) or gla.temperature != "none" or gla.combine == "fitted"
+
+
+# --- text and files ------------------------------------------------------------------------------------
+
+
+def _rows(parts: Mapping[str, Tensor], log_target: Tensor | None) -> dict[str, Tensor]:
+    """Return the logits ``[N, C]`` of each row of the table."""
+    name = "zero-shot - log q" if log_target is None else "zero-shot - log q + log target"
+    debiased = parts["debiased"] if log_target is None else parts["debiased"] + log_target.to(parts["debiased"])
+    return {
+        "zero-shot": parts["zs"],
+        name: debiased,
+        "fine-tuned": parts["ft"],
+        "ensemble": parts["ensemble"],
+        "GLA": parts["gla"],
+    }
+
+
+def table(predicted: Mapping[str, Tensor], labels: Tensor, log_q: Tensor) -> str:
+    """Format the accuracy in percent of predictions ``[N]``: over all samples, and the class mean by thirds of q."""
+    groups = prior_groups(log_q)
+    lines = []
+    for name, classes in predicted.items():
+        correct = classes == labels
+        by_group = group_accuracies(correct, labels, groups)
+        values = [100 * correct.double().mean().item(), *map(by_group.get, ("p_many", "p_medium", "p_few"))]
+        lines.append([name, *("" if value is None else f"{value:.1f}" for value in values)])
+    headers = ["", "accuracy", "head", "medium", "tail"]
+    return tabulate(lines, headers, "github", disable_numparse=True, colalign=("left", *["right"] * 4))
+
+
+def _origins(request: Request, gla: GLA, basis: str) -> list[str]:
+    """Return the lines on the temperatures, the prior and the combination, and their sources."""
+    temperatures = "not fitted" if gla.temperature == "none" else f"{gla.temperature}, {basis}"
     if not request.fits_on_labels:
         temperatures = "no labels to fit them on"
-        assumption = "its predictions are right" if recipe.method == "eigen" else "it is balanced over the classes"
-        basis = f"from --zeroshot itself, assuming that {assumption}"
-    state = "converged" if fitted.converged else "NOT converged"
-    prior = f"of '{request.prior}'" if request.prior else f"{recipe.method}, {basis}, {state}"
-    prior += f"; less log p of '{request.train_counts}'" if request.train_counts else ""
+        assumption = "its predictions are right" if gla.prior == "eigen" else "it is balanced over the classes"
+        basis = f"from --zeroshot, assuming that {assumption}"
+    state = "converged" if gla.converged_ else "NOT converged"
+    prior = f"from '{request.prior}'" if request.prior else f"{gla.prior}, {basis}, {state}"
+    prior += f"; minus log p of '{request.train_counts}'" if request.train_counts else ""
     prior += f"; plus log target of '{request.target}'" if request.target else ""
-    spread = (fitted.log_q.max() - fitted.log_q.min()).exp()
-    return [
-        f"T: zero-shot {fitted.zs_temperature:.3g}, fine-tuned {fitted.ft_temperature:.3g} ({temperatures})",
-        f"q: max/min {spread:.3g} ({prior})",
-        "GLA: {1:.2f} (ft - {0:.2f} log q) + {2:.2f} (zs - log q)".format(*fitted.combination),
-    ]
+    temperature, ratio, combination = gla.summary().splitlines()
+    return [f"{temperature} ({temperatures})", f"{ratio.partition(' (')[0]} ({prior})", combination]
 
 
 def _wiseft_row(request: Request, sample: Sample) -> tuple[dict[str, Tensor], list[str]]:
-    """The interpolated model's predictions [N] by the name of its row; none, and why, if of other images."""
+    """Return the predictions ``[N]`` of the interpolated model by name, or an explanation if its images differ."""
     logits, labels = wiseft.predict_test(*request.checkpoints, request.alpha)
     name = f"WiSE-FT {request.alpha:g}"
-    if not torch.equal(labels, sample.labels):
-        return {}, [f"no row {name}: --labels are not those of the {len(labels):,} test images of its runs, in order"]
+    if sample.labels is None or not torch.equal(labels, sample.labels):
+        return {}, [f"no row {name}: --labels differ from those of the {len(labels):,} test images of its runs"]
     return {name: logits.argmax(1)}, []
 
 
-def _write(path: Path, logits: Tensor, fitted: Fit, lines: Sequence[str]) -> None:
+def _write(path: Path, logits: Tensor, gla: GLA, lines: Sequence[str]) -> None:
+    names = ("rho", "ft_weight", "zs_weight")
     facts = {
-        "zeroshot_temperature": repr(fitted.zs_temperature),
-        "finetuned_temperature": repr(fitted.ft_temperature),
-        **{name: repr(value) for name, value in fitted.combination._asdict().items()},
+        "zeroshot_temperature": repr(float(gla.zs_temperature_)),
+        "finetuned_temperature": repr(float(gla.ft_temperature_)),
+        **{name: repr(float(getattr(gla, f"{name}_"))) for name in names},
         "description": "\n".join(lines),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {"logits": logits.contiguous(), "log_q": fitted.log_q.contiguous()}
+    tensors = {"logits": logits.contiguous(), "log_q": gla.log_q_.contiguous()}
     write_atomically(path, save(tensors, facts))

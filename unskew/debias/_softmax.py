@@ -1,4 +1,4 @@
-"""The means of softmax(logits / tau + offset) for many offsets of the classes, with exponentials taken once."""
+"""Means of softmax(logits / tau + offset) for many class offsets, with the exponentials computed once."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -6,27 +6,28 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-BLOCK = 2**16  # elements of a block of rows: in float64 half of a processor's second cache
+BLOCK = 2**16  # elements of a block of rows: in float64 half of a processor's second-level cache
 
-DEVICE_BLOCK = 2**24  # the same on an accelerator, where a launch costs more than the cache gives
+DEVICE_BLOCK = 2**24  # the same on an accelerator, where kernel launches cost more than the cache saves
 
-TINY = 1e-130  # of a row's total: below it, what underflowed in the row might count
+TINY = 1e-130  # fraction of a row's total below which underflowed terms might matter
 
 
 def block_rows(tensor: Tensor) -> int:
-    """How many rows of ``[N, C]`` a block has: so few that temporaries in float64 stay in the cache."""
+    """Return the number of rows of ``[N, C]`` per block, so that float64 temporaries fit the cache."""
     return max(1, (BLOCK if tensor.device.type == "cpu" else DEVICE_BLOCK) // tensor.shape[1])
 
 
 def blocks(tensor: Tensor) -> Iterator[slice]:
-    """The rows of ``[N, C]`` in slices of `block_rows`."""
+    """Return the rows of ``[N, C]`` as slices of `block_rows` rows."""
     step = block_rows(tensor)
     return (slice(start, min(start + step, len(tensor))) for start in range(0, len(tensor), step))
 
 
 def buffers(tensor: Tensor, count: int) -> Tensor:
-    """Room for ``count`` temporaries of a block, ``[count, rows, C]``, in float64: new memory for each block would cost
-    more than the arithmetic.
+    """Allocate ``count`` float64 temporaries of one block, ``[count, rows, C]``, to be used for every block.
+
+    New memory for each block would cost more than the arithmetic.
     """
     shape = count, min(block_rows(tensor), len(tensor)), tensor.shape[1]
     return torch.empty(shape, dtype=torch.float64, device=tensor.device)
@@ -37,78 +38,80 @@ class Means(NamedTuple):
 
     log_partition: Tensor  # of logsumexp(logits / tau + offset)
     probabilities: Tensor  # [C]
-    squares: Tensor | None  # [C], of the squared probabilities
+    squares: Tensor  # [C], of the squared probabilities; zeros if not requested
 
 
 class Exponentials:
-    """E = exp(logits / tau + reference - the highest of the row), ``[N, C]`` in float64, all the memory there is to it.
+    """E = exp(logits / tau + reference - row maximum), ``[N, C]`` in float64; the only large array in memory.
 
-    With f = exp(offset - reference) the probabilities softmax(logits / tau + offset) are E_ic f_c / (E f)_i, so that
-    their means are two products with E. That is exact as long as no row's total is near underflow; where one is, E
-    is made again around the offset in hand.
+    With f = exp(offset - reference) the probabilities softmax(logits / tau + offset) are E_ic f_c / (E f)_i, so
+    their means are two products with E. This is exact unless a row's total is near underflow; then E is computed
+    again around the current offset.
 
     Attributes:
-        passes: over the logits or E.
+        tau: Temperature of the softmax.
+        passes: Number of passes over the logits or E so far.
     """
 
-    def __init__(self, logits: Tensor, rows: Tensor | None = None, classes: Tensor | None = None):
-        """Logits ``[*, *]`` of any type, of which ``rows`` ``[N]`` and ``classes`` ``[C]``, ascending, count."""
+    def __init__(self, logits: Tensor, rows: Tensor | None = None, classes: Tensor | None = None) -> None:
+        """Select ``rows`` ``[N]`` and ``classes`` ``[C]``, ascending, of logits of any type; None selects all."""
         samples, width = logits.shape
         shape = (samples if rows is None else len(rows), width if classes is None else len(classes))
         self._logits = logits
         self._rows, self._classes = rows if shape[0] < samples else None, classes if shape[1] < width else None
         self._e = torch.empty(shape, dtype=torch.float64, device=logits.device)
         self._inverse = self._e.new_empty(shape[0])  # 1 / (E f)
-        self._reference: Tensor | None = None  # [C]; None: E is to be made
+        self._reference: Tensor | None = None  # [C]; None: E must be computed
         self.tau = 1.0
         self.passes = 0
 
     def soften(self, tau: float) -> None:
-        """From now on the logits are divided by tau."""
+        """Divide the logits by tau in all later passes."""
         if tau != self.tau:
             self.tau, self._reference = tau, None
 
     def at(self, offset: Tensor, squares: bool = False) -> Means:
-        """The means at a finite offset ``[C]``."""
+        """Return the means at a finite offset ``[C]``."""
         if self._reference is not None:
-            means = self._pass(offset, squares)
+            means = self._pass(offset, self._reference, squares)
             if self._inverse.max() < 1 / TINY:
                 return means
         self._reference, self._highest = offset, torch.zeros_like(offset[0])
-        return self._pass(offset, squares, made=False)
+        return self._pass(offset, offset, squares, ready=False)
 
-    def _pass(self, offset: Tensor, with_squares: bool, made: bool = True) -> Means:
+    def _pass(self, offset: Tensor, reference: Tensor, with_squares: bool, ready: bool = True) -> Means:
         self.passes += 1
-        change = offset - self._reference
+        change = offset - reference
         shift = change.max()
         self._factors = (change - shift).exp()
         sums, squares = torch.zeros_like(change), torch.zeros_like(change)
-        (room,) = buffers(self._e, 1)
-        for part in blocks(self._e):
-            block = self._e[part] if made else self._make(part)
-            inverse = torch.mv(block, self._factors, out=self._inverse[part]).reciprocal_()
+        (workspace,) = buffers(self._e, 1)
+        for rows in blocks(self._e):
+            block = self._e[rows] if ready else self._fill(rows, reference)
+            inverse = torch.mv(block, self._factors, out=self._inverse[rows]).reciprocal_()
             sums += inverse @ block
             if with_squares:
-                squares += inverse.square() @ torch.square(block, out=room[: len(block)])
+                squares += inverse.square() @ torch.square(block, out=workspace[: len(block)])
         samples = len(self._e)
         log_partition = self._highest / samples + shift - self._inverse.log().mean()
         probabilities = self._factors * sums / samples
-        return Means(log_partition, probabilities, self._factors.square() * squares / samples if with_squares else None)
+        return Means(log_partition, probabilities, self._factors.square() * squares / samples)
 
-    def _make(self, part: slice) -> Tensor:
-        given = self._logits[part if self._rows is None else self._rows[part]]
-        block = self._e[part].copy_(given if self._classes is None else given[:, self._classes])
+    def _fill(self, rows: slice, reference: Tensor) -> Tensor:
+        """Compute a block of E."""
+        logits = self._logits[rows if self._rows is None else self._rows[rows]]
+        block = self._e[rows].copy_(logits if self._classes is None else logits[:, self._classes])
         if self.tau != 1:
             block.div_(self.tau)
-        highest = block.add_(self._reference).amax(1, keepdim=True)
+        highest = block.add_(reference).amax(1, keepdim=True)
         self._highest += highest.sum()
         return block.sub_(highest).exp_()
 
     def product(self, vector: Tensor) -> Tensor:
-        """P^T P vector / N, ``[C]``, with P the probabilities ``[N, C]`` at the last offset."""
+        """Return P^T P vector / N, ``[C]``, with P the probabilities ``[N, C]`` at the last offset."""
         self.passes += 1
         weighted, sums = self._factors * vector, torch.zeros_like(vector)
-        for part in blocks(self._e):
-            block = self._e[part]
-            sums += (block @ weighted).mul_(self._inverse[part].square()) @ block
+        for rows in blocks(self._e):
+            block = self._e[rows]
+            sums += (block @ weighted).mul_(self._inverse[rows].square()) @ block
         return self._factors * sums / len(self._e)

@@ -1,37 +1,113 @@
-"""Checks of logits and labels."""
+"""Checks and conversions of arrays."""
 
+from typing import Any, TypeVar, overload
+
+import numpy as np
 import torch
+from torch import Tensor
+
+# A function of two `Array` arguments takes two NumPy arrays or two tensors, and returns the same kind.
+Array = TypeVar("Array", np.ndarray, Tensor)
 
 
-def check_logits(
-    logits, labels=None, dtype: torch.dtype | None = torch.float64
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Finite logits ``[N, C]`` and their labels ``[N]``, on one device; else a ``ValueError``.
+def to_tensor(array: Any) -> Tensor:
+    """Convert an array, a tensor or a sequence of numbers to a detached tensor, without a copy if possible.
 
-    Args:
-        dtype: of the logits that are returned; None leaves them as they are.
+    Raises:
+        ValueError: The array does not hold numbers.
     """
-    logits = torch.as_tensor(logits).detach()
+    if isinstance(array, Tensor):
+        return array.detach()
+    values = np.asarray(array)
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"an array must hold numbers (got dtype {values.dtype})")
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    if values.dtype.kind == "u" and values.dtype.itemsize > 1:
+        values = values.astype(np.int64)  # PyTorch cannot compare these
+    if not values.flags.writeable or any(stride < 0 for stride in values.strides):
+        values = values.copy()
+    return torch.from_numpy(values)
+
+
+def uses_numpy(**arrays: Any) -> bool:
+    """Return whether the results must be NumPy arrays: always, unless the arguments are tensors.
+
+    Raises:
+        ValueError: Some arguments are tensors and others NumPy arrays.
+    """
+    tensors = [name for name, array in arrays.items() if isinstance(array, Tensor)]
+    numpy = [name for name, array in arrays.items() if isinstance(array, np.ndarray)]
+    if tensors and numpy:
+        raise ValueError(
+            f"{tensors[0]} is a torch tensor and {numpy[0]} a NumPy array; pass all arrays as the same kind"
+        )
+    return not tensors
+
+
+def to_kind(result: Tensor, numpy: bool) -> Any:
+    """Return the result as a NumPy array if `uses_numpy` asks for one."""
+    return result.detach().cpu().numpy() if numpy else result
+
+
+def to_prior(values: Any, name: str, classes: int, like: Tensor | torch.device) -> Tensor:
+    """Return a log prior ``[C]`` on a device or, given logits, on their device and in their precision.
+
+    Raises:
+        ValueError: The prior is not ``[C]``.
+    """
+    prior = to_tensor(values)
+    if prior.shape != (classes,):
+        raise ValueError(f"{name} must be [C] with C = {classes} (got {list(prior.shape)})")
+    return prior.to(like)
+
+
+def check_same_shape(zs: Tensor, ft: Tensor) -> None:
+    """Raise a ``ValueError`` unless both models' logits are ``[N, C]``."""
+    if zs.ndim != 2 or zs.shape != ft.shape:
+        raise ValueError(f"zs and ft must both be [N, C] (got {list(zs.shape)} and {list(ft.shape)})")
+
+
+def check_finite(logits: Tensor) -> None:
+    """Raise a ``ValueError`` unless the logits are ``[N, C]`` and finite."""
     if logits.ndim != 2 or 0 in logits.shape:
-        raise ValueError(f"logits must be [N, C] with N and C of at least 1, not {list(logits.shape)}")
-    device = "cpu" if logits.device.type == "mps" else logits.device  # mps has no float64
-    logits = logits.to(device, dtype)
-    if not all(end.isfinite() for end in logits.aminmax()):  # NaN is both ends; twenty times faster than each logit
+        raise ValueError(f"logits must be [N, C] with N and C of at least 1 (got {list(logits.shape)})")
+    if not all(end.isfinite() for end in logits.aminmax()):  # NaN is both ends; 20 times faster than each logit
         finite = logits.isfinite()
         row, column = (~finite).nonzero()[0].tolist()
         raise ValueError(
             f"{int((~finite).sum())} of {logits.numel()} logits are NaN or infinite, the first in row {row}, "
             f"column {column}"
         )
+
+
+@overload
+def check_logits(logits: Any, labels: None, dtype: torch.dtype | None = torch.float64) -> tuple[Tensor, None]: ...
+@overload
+def check_logits(logits: Any, labels: Any, dtype: torch.dtype | None = torch.float64) -> tuple[Tensor, Tensor]: ...
+def check_logits(logits: Any, labels: Any, dtype: torch.dtype | None = torch.float64) -> tuple[Tensor, Tensor | None]:
+    """Return logits ``[N, C]`` and labels ``[N]`` as tensors on one device.
+
+    Args:
+        logits: ``[N, C]``, finite.
+        labels: ``[N]``, integers in 0..C-1, or None.
+        dtype: Type of the returned logits; None keeps their type.
+
+    Raises:
+        ValueError: Wrong shapes, labels out of range, or logits that are not finite.
+    """
+    logits = to_tensor(logits)
+    device = "cpu" if logits.device.type == "mps" else logits.device  # mps has no float64
+    logits = logits.to(device, dtype)
+    check_finite(logits)
     if labels is None:
         return logits, None
-    labels = torch.as_tensor(labels, device=device)
+    labels = to_tensor(labels).to(device)
     if labels.shape != logits.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(
-            f"labels must be {len(logits)} integers, one for each row of logits, "
-            f"not {labels.dtype} of shape {list(labels.shape)}"
+            f"labels must be {len(logits)} integers, one for each row of logits "
+            f"(got {labels.dtype} of shape {list(labels.shape)})"
         )
     low, high, classes = int(labels.min()), int(labels.max()), logits.shape[1]
     if low < 0 or high >= classes:
-        raise ValueError(f"labels must be in 0..{classes - 1}, the columns of logits, not {low}..{high}")
+        raise ValueError(f"labels must be in 0..{classes - 1}, the columns of logits (got {low}..{high})")
     return logits, labels.long()

@@ -1,330 +1,373 @@
-"""How GLA's two halves are put together: what is fitted on val beyond their temperatures.
+"""The GLA estimator, Generalized Logit Adjustment (Zhu et al., NeurIPS 2023, arXiv 2310.08106)."""
 
-The paper's sum trusts both halves alike and takes the fine-tuned one for free of pre-training bias (arXiv 2310.08106).
-After a few shots it is neither: `fit_combination` measures both on val, `SUM` is the paper's.
-"""
-
+import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from numbers import Real
+from typing import Any
 
-import numpy as np
 import torch
-from scipy.optimize import nnls
 from torch import Tensor
 
-from unskew.debias._softmax import Exponentials, blocks, buffers
-from unskew.debias._validation import check_logits
-from unskew.debias.io import Sample
-from unskew.debias.prior import estimate_log_prior
-from unskew.debias.temperature import find_decreasing_root, fit_temperature
+from unskew.debias._validation import (
+    Array,
+    check_finite,
+    check_logits,
+    check_same_shape,
+    to_kind,
+    to_prior,
+    to_tensor,
+    uses_numpy,
+)
+from unskew.debias.combination import SUM, Combination, combine, fit_combination
+from unskew.debias.prior import METHODS, estimate_log_prior
+from unskew.debias.temperature import fit_temperature
+from unskew.utils.registry import unknown_name
 
-
-def adjust(ft, zs, log_q, log_p=None, log_target=None) -> torch.Tensor:
-    """GLA's logits (arXiv 2310.08106): ``ft + zs - log q - log p``, ``[N, C]``.
-
-    ft already carries log p, the label frequencies it was fine-tuned on; zs carries log q. Their sum is
-    right for a balanced test set; ``log_target`` moves it to another.
-
-    Args:
-        ft: ``[N, C]``, fine-tuned logits, divided by their temperature.
-        zs: ``[N, C]``, zero-shot logits, divided by theirs.
-        log_q: ``[C]``.
-        log_p: ``[C]``; omit it for balanced training data, and where the training loss was logit-adjusted.
-        log_target: ``[C]``; uniform if omitted.
-
-    Raises:
-        ValueError: shapes that do not fit.
-    """
-    if ft.ndim != 2 or ft.shape != zs.shape:
-        raise ValueError(f"ft and zs must both be [N, C], not {list(ft.shape)} and {list(zs.shape)}")
-    logits = ft + zs  # [N, C]
-    for name, term, sign in (("log_q", log_q, -1), ("log_p", log_p, -1), ("log_target", log_target, 1)):
-        if term is None:
-            continue
-        if term.shape != logits.shape[1:]:
-            raise ValueError(f"{name} must be [C] with C = {logits.shape[1]}, not {list(term.shape)}")
-        logits = logits + sign * term.to(logits)
-    return logits
-
-
-# What keeps the weights near one half each where val is small: nats at a distance of 1.
-PULL = 2.0
-
-# Both at 0 would be no answer at all, on a val that contradicts both halves.
-LEAST = 1e-4
-
-MOST_STEPS = 100
-
-
-class Combination(NamedTuple):
-    """The numbers of ``ft_weight * (ft - log p - rho * log q) + zs_weight * (zs - log q)``."""
-
-    rho: float  # in [0, 1], the share of log q that fine-tuning has left in its logits
-    ft_weight: float
-    zs_weight: float
-
-
-SUM = Combination(rho=0.0, ft_weight=1.0, zs_weight=1.0)
-
-
-def combine(ft, zs, log_q, combination: Combination = SUM, log_p=None, log_target=None) -> Tensor:
-    """GLA's logits ``[N, C]`` from both halves' calibrated logits ``[N, C]`` and log priors ``[C]``, as in `adjust`."""
-    rho, a, b = combination
-    ft = ft - rho * log_q if log_p is None else ft - rho * log_q - log_p
-    return adjust(a * ft, b * zs, b * log_q, log_target=log_target)
-
-
-def fit_combination(ft, zs, labels, log_q, log_p=None) -> Combination:
-    """rho, then the weights, from both halves' calibrated logits ``[N, C]`` and the labels ``[N]`` of val.
-
-    Raises:
-        ValueError: shapes or labels out of range; logits that are not finite.
-    """
-    ft, zs, log_q = (torch.as_tensor(tensor) for tensor in (ft, zs, log_q))
-    ft = ft if log_p is None else ft - log_p
-    rho = remaining_bias(ft, labels, log_q)
-    return Combination(rho, *_fit_weights(ft, zs, labels, PULL, (rho * log_q, log_q)))
-
-
-def _log_frequencies(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """The n classes that val has, ascending, and their log pi ``[n]``; the others are out of the softmax."""
-    counts = torch.bincount(labels, minlength=classes)
-    present = counts.nonzero().flatten()
-    return present, (counts[present].double() / len(labels)).log()
-
-
-# --- rho --------------------------------------------------------------------------------------------
-
-
-def remaining_bias(logits, labels, log_q) -> float:
-    """The share rho in [0, 1] of the pre-training bias log q ``[C]`` that fine-tuned logits ``[N, C]`` still carry.
-
-    Fine-tuning starts at a model whose logits carry log q, and a few steps on a few images take away only a part
-    of it. rho is the least cross entropy of ``logits - rho * log q + log pi`` on labels ``[N]`` that the model was
-    not trained on, pi being their frequencies. That is convex in rho; its slope is the mean of log q under the
-    labels less the mean under the model, and rho is where the two agree: 0 where fine-tuning has undone the bias,
-    1 where it is all still there.
-
-    Raises:
-        ValueError: shapes or labels out of range; logits that are not finite.
-    """
-    logits, labels = check_logits(logits, labels, None)
-    log_q = torch.as_tensor(log_q).to(logits.device, torch.float64)
-    if log_q.shape != logits.shape[1:]:
-        raise ValueError(f"log_q must be [C] with C = {logits.shape[1]}, not {list(log_q.shape)}")
-    present, log_pi = _log_frequencies(labels, logits.shape[1])
-    log_q = log_q - log_q[present[0]]  # a uniform prior is 0, whatever the rounding
-    target = float(log_q[labels].mean())
-    log_q, exponentials = log_q[present], Exponentials(logits, None, present)
-
-    def excess(rho: float) -> tuple[float, float]:
-        mean = exponentials.at(log_pi - rho * log_q).probabilities
-        variance = mean @ log_q.square() - log_q @ exponentials.product(log_q)
-        return float(mean @ log_q) - target, -float(variance)
-
-    return find_decreasing_root(excess, 0.0, 1.0, 0.0)[0]
-
-
-# --- the weights ------------------------------------------------------------------------------------
-
-
-def fit_weights(ft, zs, labels, pull: float = PULL) -> tuple[float, float]:
-    """a, b >= 0 that minimise ``sum_i CE(a ft_i + b zs_i + log pi, y_i) + pull ((a - 1/2)^2 + (b - 1/2)^2)`` (convex).
-
-    ft and zs ``[N, C]`` are both right for balanced data. Without the last term this is stacking (Wolpert, Neural
-    Networks 5, 1992); with it, a handful of images can neither silence one half nor make the sum as sure as they are
-    separable, and a thousand can. One half each is the mean, which is calibrated where the halves agree for the same
-    reason; where they are independent the fit goes to 1 and 1.
-
-    Raises:
-        ValueError: shapes or labels out of range; logits that are not finite.
-    """
-    return _fit_weights(ft, zs, labels, pull, (0.0, 0.0))
-
-
-def _fit_weights(ft, zs, labels, pull: float, offsets: tuple) -> tuple[float, float]:
-    """`fit_weights` of both halves less an offset, ``[C]`` or a number, each."""
-    ft, labels = check_logits(ft, labels, None)
-    zs, labels = check_logits(zs, labels, None)
-    if ft.shape != zs.shape:
-        raise ValueError(f"ft and zs must both be [N, C], not {list(ft.shape)} and {list(zs.shape)}")
-    problem = _Stacking((ft, zs), offsets, labels, pull)
-    weights = np.full(2, 0.5)
-    objective, gradient, hessian = problem.at(weights)
-    for _ in range(MOST_STEPS):
-        step = _bounded_newton_step(gradient, hessian, LEAST - weights)
-        if abs(step).max() <= 1e-6 * weights.max():  # quadratic convergence: the next one would be about its square
-            weights = weights + step
-            break
-        bound, slope = objective + 1e-14 * (1 + abs(objective)), 1e-4 * gradient @ step
-        scale = min(1.0, 10 / abs(step).max())  # far away the second order means little
-        objective, *derivatives = problem.at(weights + scale * step)
-        while objective > bound + scale * slope and scale > 1e-9:
-            scale /= 4
-            objective, *derivatives = problem.at(weights + scale * step)
-        weights, (gradient, hessian) = weights + scale * step, derivatives
-    return float(weights[0]), float(weights[1])
-
-
-def _bounded_newton_step(gradient: np.ndarray, hessian: np.ndarray, least: np.ndarray) -> np.ndarray:
-    """The d >= least, in each coordinate, that minimises ``gradient . d + d . hessian d / 2``."""
-    values, vectors = np.linalg.eigh(hessian)
-    values = np.maximum(values, 1e-12 * max(1.0, values[-1]))  # where both halves are the same, so are its rows
-    root = np.sqrt(values)[:, None] * vectors.T  # hessian = root^T root
-    return nnls(root, -root @ least - np.linalg.solve(root.T, gradient))[0] + least
-
-
-class _Stacking:
-    """The objective of `fit_weights` per image, its gradient and Hessian by the weights."""
-
-    def __init__(self, parts: tuple[Tensor, Tensor], offsets: tuple, labels: Tensor, pull: float):
-        classes = parts[0].shape[1]
-        self.parts = parts
-        self.offsets = [torch.as_tensor(offset).to(labels.device, torch.float64).expand(classes) for offset in offsets]
-        present, log_pi = _log_frequencies(labels, classes)
-        self.log_pi = torch.full_like(self.offsets[0], -math.inf)  # [C]
-        self.log_pi[present] = log_pi
-        self.room = buffers(parts[0], 5)
-        own = [
-            part.gather(1, labels[:, None])[:, 0].double() - c[labels]
-            for part, c in zip(parts, self.offsets, strict=True)
-        ]
-        self.own = np.array([float(logits.mean()) for logits in own])
-        self.pull = pull / len(labels)
-
-    def at(self, weights: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-        samples, count = len(self.parts[0]), len(self.parts)
-        log_partition = torch.zeros_like(self.log_pi[0])
-        means, products = self.log_pi.new_zeros(count), self.log_pi.new_zeros(count, count)
-        for rows in blocks(self.parts[0]):
-            *block, exponentials, weighted, room = self.room[:, : rows.stop - rows.start]  # [n, C] each
-            exponentials.copy_(self.log_pi.expand_as(exponentials))
-            for logits, part, offset, weight in zip(block, self.parts, self.offsets, weights, strict=True):
-                logits.copy_(part[rows]).sub_(offset)
-                exponentials.add_(logits, alpha=float(weight))
-            highest = exponentials.amax(1, keepdim=True)
-            totals = exponentials.sub_(highest).exp_().sum(1)
-            log_partition += (highest[:, 0] + totals.log()).sum()
-            expected = []
-            for i in range(count):
-                torch.mul(exponentials, block[i], out=weighted)
-                expected.append(weighted.sum(1) / totals)
-                means[i] += expected[i].sum()
-                for j in range(i + 1):
-                    second = torch.mul(weighted, block[j], out=room).sum(1) / totals
-                    products[i, j] += (second - expected[i] * expected[j]).sum()
-        distance = weights - 0.5
-        objective = float(log_partition) / samples - weights @ self.own + self.pull * float(distance @ distance)
-        gradient = means.cpu().numpy() / samples - self.own + 2 * self.pull * distance
-        lower = products.cpu().numpy() / samples
-        hessian = lower + np.tril(lower, -1).T + 2 * self.pull * np.eye(count)
-        return objective, gradient, hessian
-
+# With this many held-out images per class the training images add little to the zero-shot half.
+ENOUGH_HELD_OUT = 20
 
 FOLDS = 5
 
+_CHOICES = {
+    "combine": ("fitted", "sum"),
+    "temperature": ("confidence", "nll", "none"),
+    "logit_scale": ("model", "unknown"),
+}
 
-# --- samples -> temperatures and prior -----------------------------------------------------------------
 
+class GLA(torch.nn.Module):
+    """Generalized Logit Adjustment of a zero-shot and a fine-tuned model.
 
-@dataclass(frozen=True)
-class Recipe:
-    """How temperatures and prior are found.
+    The logits are ``a (ft/T_ft - log p - rho log q) + b (zs/T_zs - log q) + log target``: q is the label prior of the
+    pre-training data, p the label prior of the training images, rho the share of log q that remains in the fine-tuned
+    logits; a and b are weights. With rho = 0 and a = b = 1 this is the paper's formula.
+
+    All arrays of one call are NumPy arrays or all are tensors; the results are of the same kind.
+
+    Args:
+        prior: A method of `estimate_log_prior`, or a known log q ``[C]``, for example from `read_prior`.
+        strength: Pseudo-samples of the uniform prior, or "cv", as in `estimate_log_prior`.
+        combine: ``fitted`` fits rho, a and b on held-out labels; ``sum`` is the paper's formula.
+        temperature: Method of `fit_temperature`, or ``none`` for temperatures of 1.
+        logit_scale: ``model`` for logits multiplied by the model's logit scale, ``unknown`` for others. It decides
+            where an estimator of the temperature starts; ``confidence`` and ``nll`` have one solution, so that both
+            values give the same result.
 
     Attributes:
-        temperature: ``confidence`` or ``nll``, fitted on labels (without any, T is 1); ``none``: T is 1.
-        log_q: ``[C]``, a known prior; ``None`` to estimate it.
-        method: of `estimate_log_prior`.
-        strength: of `estimate_log_prior`; ``None`` for its default.
-        combine: ``fitted`` on labels (without any, ``sum``), or ``sum``, the paper's.
+        zs_temperature_: Temperature of the zero-shot logits.
+        ft_temperature_: Temperature of the fine-tuned logits.
+        log_q_: ``[C]``, log prior of the pre-training data.
+        log_p_: ``[C]``, log prior of the training images; zeros if balanced or if the loss was logit-adjusted.
+        rho_: Share of log q that remains in the fine-tuned logits.
+        ft_weight_: Weight a of the fine-tuned half.
+        zs_weight_: Weight b of the zero-shot half.
+        converged_: Whether the estimate of log q converged.
+
+    Example:
+        >>> import numpy as np
+        >>> import unskew
+        >>> rng = np.random.default_rng(0)
+        >>> y = np.arange(60) % 3
+        >>> zs = rng.normal(size=(60, 3)) + 2 * np.eye(3)[y] + np.log([0.7, 0.2, 0.1])
+        >>> ft = rng.normal(size=(60, 3)) + 2 * np.eye(3)[y]
+        >>> gla = unskew.GLA().fit(zs, ft, y)
+        >>> gla.predict_proba(zs, ft).shape
+        (60, 3)
     """
 
-    temperature: str = "confidence"
-    log_q: Tensor | None = None
-    method: str = "convex"
-    strength: float | str | None = None
-    combine: str = "fitted"
+    zs_temperature_: Tensor
+    ft_temperature_: Tensor
+    log_q_: Tensor
+    log_p_: Tensor
+    rho_: Tensor
+    ft_weight_: Tensor
+    zs_weight_: Tensor
+
+    def __init__(
+        self,
+        *,
+        prior: Any = "convex",
+        strength: float | str = 1.0,
+        combine: str = "fitted",
+        temperature: str = "confidence",
+        logit_scale: str = "model",
+    ) -> None:
+        super().__init__()
+        if isinstance(prior, str):
+            if prior not in METHODS:
+                raise ValueError(unknown_name("prior method", prior, METHODS))
+        else:
+            prior = to_tensor(prior)
+            if prior.ndim != 1 or not prior.isfinite().all():
+                raise ValueError(f"prior must be a method or a finite log q [C] (got shape {list(prior.shape)})")
+        if strength != "cv" and not (isinstance(strength, Real) and math.isfinite(strength) and strength >= 0):
+            raise ValueError(f"strength must be a number of 0 or more, or 'cv' (got {strength!r})")
+        for name, choice in (("combine", combine), ("temperature", temperature), ("logit_scale", logit_scale)):
+            if choice not in _CHOICES[name]:
+                raise ValueError(f"{name} must be {' or '.join(_CHOICES[name])} (got {choice!r})")
+        self.prior, self.strength, self.combine = prior, strength, combine
+        self.temperature, self.logit_scale = temperature, logit_scale
+        self.converged_ = True
+        for name in ("zs_temperature_", "ft_temperature_"):
+            self.register_buffer(name, torch.ones((), dtype=torch.float64))
+        self.register_buffer("log_q_", None)
+        self.register_buffer("log_p_", None)
+        for name, value in SUM._asdict().items():
+            self.register_buffer(f"{name}_", torch.tensor(value, dtype=torch.float64))
+
+    # --- fitting ------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        zs: Array,
+        ft: Array | None,
+        y: Array | Sequence[int] | None = None,
+        *,
+        zs_train: Array | None = None,
+        y_train: Array | Sequence[int] | None = None,
+        train_counts: Array | Sequence[float] | None = None,
+    ) -> "GLA":
+        """Fit the temperatures, log q and the combination.
+
+        Args:
+            zs: ``[N, C]``, zero-shot logits of held-out images.
+            ft: ``[N, C]``, fine-tuned logits of the same images; None fits the zero-shot half alone.
+            y: ``[N]``, labels of the held-out images. Without labels both temperatures are 1, the halves are added,
+                and the images are assumed to be balanced over the classes (``convex`` is then ``em``).
+            zs_train: ``[M, C]``, zero-shot logits of the training images. The zero-shot model has not been trained on
+                them, so they help to fit its temperature and log q, unless 20 images per class are held out.
+            y_train: ``[M]``, their labels.
+            train_counts: ``[C]``, training images per class; a class without images counts as one image. Omit it for
+                balanced training data, and if the training loss was logit-adjusted.
+
+        Raises:
+            ValueError: Shapes or labels out of range; logits that are not finite; mixed kinds of arrays.
+        """
+        uses_numpy(zs=zs, ft=ft, y=y, zs_train=zs_train, y_train=y_train, train_counts=train_counts)
+        if (zs_train is None) != (y_train is None):
+            raise ValueError("zs_train and y_train belong together: pass both or neither")
+        zs_held, labels = check_logits(zs, y, None)
+        ft_held = None if ft is None else check_logits(ft, None, None)[0]
+        if ft_held is not None:
+            check_same_shape(zs_held, ft_held)
+        classes = zs_held.shape[1]
+        zs_fit, labels_fit = zs_held, labels
+        if zs_train is not None and (labels is None or len(labels) < ENOUGH_HELD_OUT * classes):
+            zs_fit, labels_fit = check_logits(zs_train, y_train, None)
+            if zs_fit.shape[1] != classes:
+                raise ValueError(f"zs_train must be [M, C] with C = {classes} (got {list(zs_fit.shape)})")
+            if labels is not None:
+                zs_fit, labels_fit = torch.cat([zs_fit, zs_held]), torch.cat([labels_fit, labels])
+        self.log_p_ = _log_frequencies(train_counts, classes, zs_held)
+        self.fit_zeroshot(zs_fit, labels_fit)
+        return self if ft_held is None else self.fit_finetuned(zs_held, ft_held, labels)
+
+    def fit_zeroshot(self, zs: Tensor, y: Tensor | None) -> "GLA":
+        """Fit the zero-shot half: its temperature and log q, from logits ``[N, C]`` and labels ``[N]``."""
+        temperature = self._fit_temperature(zs, y)
+        if isinstance(self.prior, str):
+            method = "em" if y is None and self.prior == "convex" else self.prior
+            estimate = estimate_log_prior(zs / temperature, y, method=method, strength=self.strength)
+            log_q, self.converged_ = estimate.log_q, estimate.converged
+        else:
+            log_q, self.converged_ = to_prior(self.prior, "prior", zs.shape[1], zs.device), True
+        self._store("zs_temperature_", temperature)
+        self.log_q_ = log_q
+        if self._buffers["log_p_"] is None or len(self.log_p_) != len(log_q):
+            self.log_p_ = _log_frequencies(None, len(log_q), log_q)
+        self._store_combination(1.0, SUM)
+        return self
+
+    def fit_finetuned(self, zs: Tensor, ft: Tensor, y: Tensor | None) -> "GLA":
+        """Fit the rest on held-out images, given a fitted zero-shot half: T_ft, rho and the weights.
+
+        Args:
+            zs: ``[N, C]``, zero-shot logits.
+            ft: ``[N, C]``, fine-tuned logits, which contain ``log_p_``.
+            y: ``[N]``; None keeps the paper's sum with T_ft = 1.
+        """
+        self._check_fitted()
+        self._store_combination(self._fit_temperature(ft, y), SUM)
+        if self.combine == "fitted" and y is not None:
+            zs, ft = zs / self.zs_temperature_, ft / self.ft_temperature_
+            combination = fit_combination(zs, ft, y, self.log_q_, self.log_p_)
+            self._store_combination(float(self.ft_temperature_), combination)
+        return self
+
+    def _fit_temperature(self, logits: Tensor, labels: Tensor | None) -> float:
+        if self.temperature == "none" or labels is None:
+            return 1.0
+        return fit_temperature(logits, labels, method=self.temperature)
+
+    def _store_combination(self, ft_temperature: float, combination: Combination) -> None:
+        self._store("ft_temperature_", ft_temperature)
+        for name, value in combination._asdict().items():
+            self._store(f"{name}_", value)
+
+    def _store(self, name: str, value: float) -> None:
+        """Set a number, in the precision and on the device of its buffer."""
+        setattr(self, name, torch.full_like(getattr(self, name), value))
+
+    # --- prediction ---------------------------------------------------------------------------------
+
+    def parts(self, zs: Array, ft: Array, *, log_target: Array | None = None) -> dict[str, Array]:
+        """Return the logits ``[N, C]`` of each part by name.
+
+        ``zs`` and ``ft`` are the calibrated halves, ``ensemble`` their sum, ``debiased`` is ``zs`` minus log q, and
+        ``gla``, the last, is `decision_function`.
+        """
+        numpy = uses_numpy(zs=zs, ft=ft, log_target=log_target)
+        zs_half, ft_half = self._scaled(to_tensor(zs), "zs"), self._scaled(to_tensor(ft), "ft")
+        check_same_shape(zs_half, ft_half)
+        log_q, log_p = self.log_q_.to(zs_half.device), self.log_p_.to(zs_half.device)
+        target = None if log_target is None else to_prior(log_target, "log_target", self.n_classes_, zs_half.device)
+        combination = Combination(*(self._number(name, zs_half) for name in ("rho_", "ft_weight_", "zs_weight_")))
+        scores = {
+            "zs": zs_half,
+            "ft": ft_half,
+            "ensemble": ft_half + zs_half,
+            "debiased": zs_half - log_q,
+            "gla": combine(zs_half, ft_half, log_q, combination, log_p, target),
+        }
+        dtype = torch.promote_types(zs_half.dtype, ft_half.dtype)
+        return {name: to_kind(logits.to(dtype), numpy) for name, logits in scores.items()}
+
+    def decision_function(self, zs: Array, ft: Array | None = None, *, log_target: Array | None = None) -> Array:
+        """Return GLA's logits ``[N, C]``.
+
+        Args:
+            zs: ``[N, C]``, zero-shot logits.
+            ft: ``[N, C]``, fine-tuned logits; without them the result is ``zs/T_zs - log q``.
+            log_target: ``[C]``, log prior of the images to predict; uniform if omitted.
+
+        Raises:
+            ValueError: Not fitted; shapes that do not fit; logits that are not finite; mixed kinds of arrays.
+        """
+        if ft is not None:
+            return self.parts(zs, ft, log_target=log_target)["gla"]
+        numpy = uses_numpy(zs=zs, log_target=log_target)
+        zs_half = self._scaled(to_tensor(zs), "zs")
+        logits = (zs_half - self.log_q_.to(zs_half.device)).to(zs_half.dtype)
+        if log_target is not None:
+            logits = logits + to_prior(log_target, "log_target", self.n_classes_, logits)
+        return to_kind(logits, numpy)
+
+    def predict_proba(self, zs: Array, ft: Array | None = None, *, log_target: Array | None = None) -> Array:
+        """Return class probabilities ``[N, C]``; the arguments are those of `decision_function`."""
+        logits = self.decision_function(zs, ft, log_target=log_target)
+        return to_kind(to_tensor(logits).softmax(1), uses_numpy(zs=zs))
+
+    def predict(self, zs: Array, ft: Array | None = None, *, log_target: Array | None = None) -> Array:
+        """Return labels ``[N]``; the arguments are those of `decision_function`."""
+        logits = self.decision_function(zs, ft, log_target=log_target)
+        return to_kind(to_tensor(logits).argmax(1), uses_numpy(zs=zs))
+
+    def forward(self, zs: Tensor, ft: Tensor | None = None) -> Tensor:
+        """Return `decision_function`."""
+        return self.decision_function(zs, ft)
+
+    def _scaled(self, logits: Tensor, name: str) -> Tensor:
+        """Check logits and divide them by the temperature of their half."""
+        self._check_fitted()
+        check_finite(logits)
+        if logits.shape[1] != self.n_classes_:
+            raise ValueError(f"{name} has {logits.shape[1]} classes; GLA was fitted on {self.n_classes_}")
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return logits / self._number(f"{name}_temperature_", logits)
+
+    def _number(self, name: str, like: Tensor) -> Tensor:
+        number = getattr(self, name)
+        return number if number.device.type == "cpu" else number.to(like.device)
+
+    # --- state --------------------------------------------------------------------------------------
+
+    @property
+    def n_classes_(self) -> int:
+        """Number of classes."""
+        self._check_fitted()
+        return len(self.log_q_)
+
+    def _check_fitted(self) -> None:
+        if self._buffers["log_q_"] is None:
+            from sklearn.exceptions import NotFittedError  # a ValueError; scikit-learn is slow to import
+
+            raise NotFittedError("this GLA is not fitted: call fit first")
+
+    def summary(self) -> str:
+        """Return the temperatures, the prior and the combination as three lines of text."""
+        self._check_fitted()
+        method = self.prior if isinstance(self.prior, str) else "given"
+        spread = float((self.log_q_.max() - self.log_q_.min()).exp())
+        rho, a, b = (float(number) for number in (self.rho_, self.ft_weight_, self.zs_weight_))
+        return "\n".join(
+            [
+                f"T: zero-shot {float(self.zs_temperature_):.3g}, fine-tuned {float(self.ft_temperature_):.3g}",
+                f"q: max/min {spread:.3g} ({method}, {'converged' if self.converged_ else 'NOT converged'})",
+                f"GLA: {a:.2f} (ft - {rho:.2f} log q) + {b:.2f} (zs - log q)",
+            ]
+        )
+
+    def extra_repr(self) -> str:
+        """Return the constructor's arguments."""
+        prior = repr(self.prior) if isinstance(self.prior, str) else "log q"
+        return f"prior={prior}, strength={self.strength!r}, combine={self.combine!r}, temperature={self.temperature!r}"
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in ("log_q_", "log_p_"):  # of any number of classes, also into an instance that is not fitted
+            saved = state_dict.get(prefix + name)
+            if saved is not None:
+                current = self._buffers[name]
+                self._buffers[name] = torch.empty_like(saved, device=None if current is None else current.device)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-class Fit(NamedTuple):
-    """What GLA needs besides logits."""
+def _log_frequencies(counts: Any, classes: int, like: Tensor) -> Tensor:
+    """Return log p ``[C]`` of class counts; zeros without counts, and for balanced counts, where p cancels."""
+    if counts is None:
+        return torch.zeros(classes, device=like.device)
+    values = to_tensor(counts).to(like.device, torch.float64)
+    if values.shape != (classes,) or not (values.isfinite() & (values >= 0)).all():
+        raise ValueError(f"train_counts must be {classes} finite numbers of 0 or more (got {values.tolist()})")
+    values = torch.where(values == 0, 1, values)
+    if len(values.unique()) == 1:
+        return torch.zeros(classes, device=like.device)
+    return values.log().log_softmax(0).to(torch.promote_types(like.dtype, torch.float32))
 
-    zs_temperature: float
-    ft_temperature: float
-    log_q: Tensor  # [C]
-    converged: bool
-    combination: Combination
 
-
-def fit(sample: Sample, recipe: Recipe, log_p: Tensor | None = None) -> Fit:
-    """All of `Fit` from one sample; the prior from the calibrated zero-shot logits."""
-    zs, ft, labels = sample
-    temperatures = [1.0, 1.0]
-    if recipe.temperature != "none" and labels is not None:
-        temperatures = [fit_temperature(logits, labels, method=recipe.temperature) for logits in (zs, ft)]
-    log_q, converged = recipe.log_q, True
-    if log_q is None:
-        options = {} if recipe.strength is None else {"strength": recipe.strength}
-        estimate = estimate_log_prior(zs / temperatures[0], labels, method=recipe.method, **options)
-        log_q, converged = estimate.log_q, estimate.converged
-    combination = SUM
-    if recipe.combine == "fitted" and labels is not None:
-        combination = fit_combination(ft / temperatures[1], zs / temperatures[0], labels, log_q, log_p)
-    return Fit(*temperatures, log_q, converged, combination)
+# --- cross-fitting ----------------------------------------------------------------------------------
 
 
 def fold_numbers(labels: Tensor) -> Tensor:
-    """The fold ``[N]`` of each sample: those of a class are dealt out in order, so that each fold has its share."""
+    """Return the fold ``[N]`` of each sample; each class is distributed evenly, in order."""
     folds = torch.empty_like(labels)
     folds[labels.argsort(stable=True)] = torch.arange(len(labels)) % FOLDS
     return folds
 
 
-def cross_fit(sample: Sample, recipe: Recipe, log_p: Tensor | None = None) -> list[tuple[Tensor, Fit]]:
-    """For each fold its rows (``[N]``, bool) and what the samples of the other folds fit.
+def cross_fit(estimator: GLA, zs: Tensor, ft: Tensor, y: Tensor) -> list[tuple[Tensor, GLA]]:
+    """Return for each fold its rows ``[N]``, bool, and a copy of the estimator fitted on the other folds.
 
     Raises:
-        ValueError: fewer than two samples.
+        ValueError: Fewer than two samples.
     """
-    if len(sample.zs) < 2:
-        raise ValueError("a single sample cannot be cross-fitted: fit on others, with --val-zeroshot and so on")
-    folds = fold_numbers(sample.labels)
-    held = [folds == number for number in folds.unique()]
-    return [(rows, fit(Sample(*(tensor[~rows] for tensor in sample)), recipe, log_p)) for rows in held]
+    if len(zs) < 2:
+        raise ValueError("a single sample cannot be cross-fitted: fit on other samples (--val-zeroshot and so on)")
+    folds = fold_numbers(y)
+    plan = []
+    for number in folds.unique():
+        rows = folds == number
+        fitted = copy.deepcopy(estimator).fit_zeroshot(zs[~rows], y[~rows])
+        plan.append((rows, fitted.fit_finetuned(zs[~rows], ft[~rows], y[~rows])))
+    return plan
 
 
-# --- temperatures and prior -> adjusted logits, table --------------------------------------------------
-
-
-def parts(zs: Tensor, ft: Tensor, fitted: Fit, log_p: Tensor | None = None, log_target: Tensor | None = None) -> dict:
-    """Logits ``[N, C]`` by the name of their row: each half, the debiased zero-shot half, the ensemble, GLA."""
-    zs, ft = zs / fitted.zs_temperature, ft / fitted.ft_temperature
-    debiased = "zero-shot - log q" if log_target is None else "zero-shot - log q + log target"
-    return {
-        "zero-shot": zs,
-        debiased: adjust(torch.zeros_like(zs), zs, fitted.log_q, None, log_target),
-        "fine-tuned": ft,
-        "ensemble": ft + zs,
-        "GLA": combine(ft, zs, fitted.log_q, fitted.combination, log_p, log_target),
-    }
-
-
-def apply(
-    sample: Sample, plan: Sequence[tuple], log_p: Tensor | None = None, log_target: Tensor | None = None
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """GLA's logits ``[N, C]``, and the predictions ``[N]`` of each of the `parts`.
-
-    Args:
-        plan: pairs of rows and the `Fit` that serves them; together they are all rows.
-    """
-    zs, ft, _ = sample
-    logits = torch.empty_like(zs, dtype=torch.promote_types(zs.dtype, ft.dtype))
-    predicted: dict[str, Tensor] = {}
+def cross_predict(
+    plan: Sequence[tuple[Tensor, GLA]], zs: Tensor, ft: Tensor, log_target: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Return `GLA.parts` of all samples, each row from the estimator that was fitted without it."""
+    merged: dict[str, Tensor] = {}
     for rows, fitted in plan:
-        scores = parts(zs[rows], ft[rows], fitted, log_p, log_target)
-        for name, values in scores.items():
-            predicted.setdefault(name, torch.empty(len(zs), dtype=torch.long))[rows] = values.argmax(1)
-        logits[rows] = scores["GLA"]
-    return logits, predicted
+        for name, logits in fitted.parts(zs[rows], ft[rows], log_target=log_target).items():
+            merged.setdefault(name, logits.new_empty(zs.shape))[rows] = logits
+    return merged

@@ -1,14 +1,14 @@
-"""Label priors in files: probabilities or counts, one for each class."""
+"""Files of label priors, logits and labels. No pickled object is loaded."""
 
 import csv
 import logging
 import pickle
 import struct
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tokenize import TokenError
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,57 +22,67 @@ from unskew.utils.files import read_json
 
 logger = logging.getLogger("unskew")
 
-# What NumPy and torch raise for a file that is none of theirs, a pickle, or cut short.
+# Errors of NumPy and torch for a foreign, pickled or truncated file.
 _PRIOR_DAMAGE = (
     *(RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError),
     *(pickle.UnpicklingError, struct.error, TokenError, zipfile.BadZipFile),
 )
 
 
-def read_prior(path, classes: Sequence[str] | int) -> torch.Tensor:
-    """log q ``[C]`` in float32 from a file of probabilities or counts, which are normalised.
+def read_prior(path: str | Path, classes: Sequence[str] | int) -> Tensor:
+    """Read log q ``[C]``, float32, from a file of probabilities or counts, which are normalised.
 
-    ``.json`` (a list, or an object whose "q" is one), ``.npy``, ``.pt`` (a tensor) and ``.csv`` (a column) hold
-    them in class order; a ``.csv`` of ``name,value`` lines may be in any order. Pickles are refused.
+    ``.json`` (a list, or an object with the list "q"), ``.npy``, ``.pt`` (a tensor) and ``.csv`` (a column) hold the
+    values in class order; a ``.csv`` of ``name,value`` lines may be in any order. Pickles are refused.
 
     Args:
-        classes: the class names in label order, or just their number.
+        path: The file.
+        classes: Class names in label order, or their number.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: another format, another number of classes, or a value that is not finite and positive.
+        FileNotFoundError: No such file.
+        ValueError: Another format, another number of classes, or a value that is not finite and positive.
+
+    Example:
+        >>> import json, pathlib, tempfile
+        >>> from unskew.debias import read_prior
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder) / "q.json"
+        ...     _ = path.write_text(json.dumps([30, 10]))
+        ...     read_prior(path, 2).exp()
+        tensor([0.7500, 0.2500])
     """
     path = Path(path)
     if path.suffix not in _PRIOR_READERS:
-        raise ValueError(f"the prior '{path}' must be a {', '.join(_PRIOR_READERS)} file; other formats are not read")
+        raise ValueError(f"the prior '{path}' must be a {', '.join(_PRIOR_READERS)} file")
     if not path.is_file():
         raise FileNotFoundError(f"no prior file '{path}'")
     try:
         values = np.asarray(_PRIOR_READERS[path.suffix](path, classes))
         if values.dtype.kind not in "fiu":
-            raise ValueError(f"its values must be real numbers, not {values.dtype}")
+            raise ValueError(f"its values must be real numbers (got {values.dtype})")
     except (ValueError, OverflowError, csv.Error) as error:
         raise ValueError(f"the prior '{path}' cannot be read: {error}") from None
     count = classes if isinstance(classes, int) else len(classes)
     if values.shape != (count,):
-        raise ValueError(f"the prior '{path}' has shape {list(values.shape)}; expected one value for {count} classes")
+        raise ValueError(f"the prior '{path}' must hold {count} values, one per class (got shape {list(values.shape)})")
     bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
     if len(bad):
         raise ValueError(f"the prior '{path}' must be finite and above 0; class {bad[0]} has {values[bad[0]]}")
-    if values.max() <= 1 and abs(values.sum() - 1) > 0.01:  # not counts, and not probabilities either
-        logger.warning(f"the prior '{path}' sums to {values.sum():.3f}, not to 1: it is normalised")
+    if values.max() <= 1 and abs(values.sum() - 1) > 0.01:  # neither counts nor probabilities
+        logger.warning(f"the prior '{path}' sums to {values.sum():.3f} instead of 1; normalising it")
     return torch.from_numpy(np.log(values.astype(np.float64))).log_softmax(0).float()
 
 
-def _prior_of_json(path: Path, classes) -> list[float]:
+def _prior_of_json(path: Path, classes: Sequence[str] | int) -> list[float]:
     content = read_json(path)
     values = content.get("q") if isinstance(content, dict) else content
     if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
-        raise ValueError('expected a list of numbers, or an object whose "q" is one')
+        raise ValueError('expected a list of numbers, or an object with the list "q"')
     return [float(value) for value in values]
 
 
-def _prior_of_npy(path: Path, classes) -> np.ndarray:
+def _prior_of_npy(path: Path, classes: Sequence[str] | int) -> np.ndarray:
     try:
         values = np.load(path, allow_pickle=False)
     except _PRIOR_DAMAGE:
@@ -82,7 +92,7 @@ def _prior_of_npy(path: Path, classes) -> np.ndarray:
     return values
 
 
-def _prior_of_pt(path: Path, classes) -> np.ndarray:
+def _prior_of_pt(path: Path, classes: Sequence[str] | int) -> np.ndarray:
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
     except _PRIOR_DAMAGE:
@@ -93,8 +103,8 @@ def _prior_of_pt(path: Path, classes) -> np.ndarray:
     return values.detach().double().numpy()
 
 
-def _prior_of_csv(path: Path, classes) -> list[float]:
-    with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin with a byte-order mark
+def _prior_of_csv(path: Path, classes: Sequence[str] | int) -> list[float]:
+    with path.open(newline="", encoding="utf-8-sig") as file:  # files from spreadsheets begin with a byte-order mark
         rows = [row for row in csv.reader(file) if row]
     if all(len(row) == 1 for row in rows):
         return [float(row[0]) for row in rows]
@@ -104,22 +114,27 @@ def _prior_of_csv(path: Path, classes) -> list[float]:
         return [float(value) for _, value in rows]
     values = {name: float(value) for name, value in rows}
     if len(values) < len(rows) or values.keys() != set(classes):
-        odd = [name for name, _ in rows if name not in set(classes)] or [n for n in classes if n not in values]
-        raise ValueError(f"its names must be the dataset's classes, once each; see {odd[:1] or 'its repeated names'}")
+        wrong = [name for name, _ in rows if name not in set(classes)] or [n for n in classes if n not in values]
+        raise ValueError(f"its names must be the dataset's classes, once each; see {wrong[:1] or 'its repeated names'}")
     return [values[name] for name in classes]
 
 
-_PRIOR_READERS = {".json": _prior_of_json, ".npy": _prior_of_npy, ".pt": _prior_of_pt, ".csv": _prior_of_csv}
+_PRIOR_READERS: dict[str, Callable[[Path, Sequence[str] | int], Any]] = {
+    ".json": _prior_of_json,
+    ".npy": _prior_of_npy,
+    ".pt": _prior_of_pt,
+    ".csv": _prior_of_csv,
+}
 
-# What a file of several tensors is searched for where no KEY is given; a run's predictions.safetensors has them.
+# Default keys in a file of several tensors, such as a run's predictions.safetensors.
 _KEYS = {"zeroshot": ("zs", "logits"), "finetuned": ("ft", "logits"), "labels": ("labels",)}
 
-# What reading a damaged or foreign file may end in.
+# Errors of reading a damaged or foreign file.
 _DAMAGE = (*DAMAGE, MemoryError, SyntaxError, TokenError, struct.error, pickle.UnpicklingError, SafetensorError)
 
 
 class Sample(NamedTuple):
-    """Two models' answers to the same images."""
+    """Two models' logits for the same images."""
 
     zs: Tensor  # [N, C], zero-shot logits
     ft: Tensor  # [N, C], fine-tuned logits
@@ -130,11 +145,14 @@ def read_sample(zeroshot: str, finetuned: str, labels: str = "", prefix: str = "
     """Read and check a `Sample`.
 
     Args:
-        zeroshot, finetuned, labels: as in `read_tensor`; ``labels`` may be empty.
-        prefix: what stands before these three names in the flags, for errors.
+        zeroshot: File of zero-shot logits, as in `read_tensor`.
+        finetuned: File of fine-tuned logits.
+        labels: File of labels; may be empty.
+        prefix: Prefix of these three names in the command's flags, for error messages.
 
     Raises:
-        FileNotFoundError, ValueError: a file is missing, cannot be read or does not fit; its flag is named.
+        FileNotFoundError: A file is missing.
+        ValueError: A file cannot be read or does not fit the others; the message names its flag.
     """
     zs, ft = (_read_logits(prefix, *pair) for pair in (("zeroshot", zeroshot), ("finetuned", finetuned)))
     if zs.shape != ft.shape:
@@ -144,22 +162,22 @@ def read_sample(zeroshot: str, finetuned: str, labels: str = "", prefix: str = "
         )
     if not labels:
         return Sample(zs, ft, None)
-    return Sample(zs, ft, _checked(f"{prefix}labels", labels, zs, read_tensor(labels, _KEYS["labels"]))[1])
+    return Sample(zs, ft, _check(f"{prefix}labels", labels, zs, read_tensor(labels, _KEYS["labels"])))
 
 
 def _read_logits(prefix: str, name: str, spec: str) -> Tensor:
-    """Finite logits [N, C], in float32 at least."""
+    """Read finite logits ``[N, C]``, at least float32."""
     logits = read_tensor(spec, _KEYS[name])
-    _checked(prefix + name, spec, logits)
+    _check(prefix + name, spec, logits)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _checked(flag: str, spec: str, logits: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """`check_logits` with the flag and its file in the errors."""
+def _check(flag: str, spec: str, logits: Tensor, labels: Tensor | None = None) -> Tensor | None:
+    """Run `check_logits` with the flag and its file in the errors; return the labels."""
     if labels is not None and labels.dtype in (torch.uint16, torch.uint32, torch.uint64):
         labels = labels.long()  # PyTorch cannot compare these
     try:
-        return check_logits(logits, labels)
+        return check_logits(logits, labels)[1]
     except ValueError as error:
         raise ValueError(f"{flag} '{spec}': {error}") from None
 
@@ -168,38 +186,41 @@ def _checked(flag: str, spec: str, logits: Tensor, labels: Tensor | None = None)
 
 
 def read_tensor(spec: str, preferred: Sequence[str] = ()) -> Tensor:
-    """One tensor of a ``.safetensors``, ``.npy`` or ``.pt`` file; no pickled object is ever loaded.
+    """Read one tensor of a ``.safetensors``, ``.npy`` or ``.pt`` file.
 
     Args:
         spec: ``FILE``, or ``FILE:KEY`` for one of several tensors.
-        preferred: where there are several and no KEY is given, the first of these that the file has.
+        preferred: Keys to try if there are several tensors and no KEY; the first in the file is used.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: another format, a damaged file, Python objects in it, no such key, or several to choose from.
+        FileNotFoundError: No such file.
+        ValueError: Another format, a damaged file, Python objects in the file, no such key, or an ambiguous choice.
     """
     path, key = Path(spec), ""
     head, _, tail = spec.rpartition(":")
     if Path(head).suffix in _READERS and not path.is_file():
         path, key = Path(head), tail
     if path.suffix not in _READERS:
-        raise ValueError(f"'{path}' must be a {', '.join(_READERS)} file; others, such as pickles, are not read")
+        raise ValueError(f"'{path}' must be a {', '.join(_READERS)} file; pickles are refused")
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file '{path}'")
-    path.open("rb").close()  # a file that may not be opened is not a damaged one
+        raise FileNotFoundError(f"no such file: '{path}'")
+    path.open("rb").close()  # a missing permission is not a damaged file
     try:
         content = _READERS[path.suffix](path)
     except _DAMAGE as error:
-        raise ValueError(f"'{path}' cannot be read: {_reason(error)}; save it again, as tensors alone") from None
+        raise ValueError(
+            f"'{path}' cannot be read: {_reason(error)}; save the tensors again, without other objects"
+        ) from None
     content = content if isinstance(content, Mapping) else {"": content}
-    return _pick(
-        path, {str(name): value for name, value in content.items() if isinstance(value, Tensor)}, key, preferred
-    )
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    return _pick(path, tensors, key, preferred)
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, pickle.UnpicklingError) or "pickle" in str(error):  # their own words advise to load it
-        return "it holds Python objects, or is cut short"
+    if isinstance(error, pickle.UnpicklingError) or "pickle" in str(
+        error
+    ):  # the libraries' messages advise to load the file
+        return "it holds Python objects or is truncated"
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
@@ -207,10 +228,12 @@ def _pick(path: Path, tensors: Mapping[str, Tensor], key: str, preferred: Sequen
     names = ", ".join(tensors) or ("one tensor without a name" if tensors else "no tensor")
     if key and key not in tensors:
         raise ValueError(f"'{path}' has no '{key}'; it holds {names}")
-    found = [key] if key else list(tensors) if len(tensors) == 1 else [name for name in preferred if name in tensors]
-    if not found:
-        raise ValueError(f"'{path}' holds {names}; " + (f"choose one as '{path}:KEY'" if tensors else "one is needed"))
-    return tensors[found[0]].detach()
+    if not tensors:
+        raise ValueError(f"'{path}' holds no tensor; save the logits or labels as a tensor")
+    keys = [key] if key else list(tensors) if len(tensors) == 1 else [name for name in preferred if name in tensors]
+    if not keys:
+        raise ValueError(f"'{path}' holds {names}; choose one as '{path}:KEY'")
+    return tensors[keys[0]].detach()
 
 
 def _read_npy(path: Path) -> Tensor:
@@ -218,7 +241,7 @@ def _read_npy(path: Path) -> Tensor:
     return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
 
 
-_READERS = {
+_READERS: dict[str, Callable[[Path], Any]] = {
     ".safetensors": load_file,
     ".npy": _read_npy,
     ".pt": lambda path: torch.load(path, map_location="cpu", weights_only=True),
