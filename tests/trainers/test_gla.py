@@ -99,7 +99,7 @@ def test_the_prior_may_come_from_a_file(name, data_root, tmp_path):
     trainer.fit_terms()
     log_q = trainer.terms.log_q
     torch.testing.assert_close(log_q.exp(), torch.tensor(values) / 55)
-    with pytest.raises(ValueError, match="10 classes"):
+    with pytest.raises(ValueError, match="10 values"):
         (tmp_path / "q.json").write_text(json.dumps(values[1:]))
         build(name, data_root, tmp_path, f"TRAINER.{name.upper()}.PRIOR", str(tmp_path / "q.json")).fit_terms()
 
