@@ -66,12 +66,12 @@ class GLA(torch.nn.Module):
 
     Example:
         >>> import numpy as np
-        >>> import unskew
+        >>> from unskew.debias import GLA
         >>> rng = np.random.default_rng(0)
         >>> y = np.arange(60) % 3
         >>> zs = rng.normal(size=(60, 3)) + 2 * np.eye(3)[y] + np.log([0.7, 0.2, 0.1])
         >>> ft = rng.normal(size=(60, 3)) + 2 * np.eye(3)[y]
-        >>> gla = unskew.GLA().fit(zs, ft, y)
+        >>> gla = GLA().fit(zs, ft, y)
         >>> gla.predict_proba(zs, ft).shape
         (60, 3)
     """

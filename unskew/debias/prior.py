@@ -94,7 +94,7 @@ def estimate_log_prior(
         >>> import numpy as np
         >>> from unskew.debias import estimate_log_prior
         >>> estimate_log_prior(np.log([[0.9, 0.1], [0.6, 0.4]]), [0, 1], strength=0).log_q.round(2)
-        array([-0.24, -1.55])
+        array([-0.24, -1.54])
     """
     if method not in METHODS:
         raise ValueError(unknown_name("prior method", method, METHODS))
