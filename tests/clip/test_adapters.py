@@ -224,11 +224,11 @@ def test_an_adapter_that_the_tower_does_not_take_is_an_error():
     vit, resnet = build_tower("micro-vit")[0], build_tower("micro")[0]
     assert [adapters.check_adapter("", tower) for tower in (vit, resnet)] == ["adaptformer", "bottleneck"]
     for name in adapters.IN_BLOCKS:
-        with pytest.raises(ValueError, match=f"ModifiedResNet takes the adapters bitfit, full, .*got '{name}'"):
+        with pytest.raises(ValueError, match=f"ModifiedResNet .*bitfit, full, .*'{name}'"):
             adapters.check_adapter(name, resnet)
-        with pytest.raises(ValueError, match="TimmModel takes"):
+        with pytest.raises(ValueError, match="TimmModel"):
             adapted(build_tower("timm")[0], name)
-    with pytest.raises(ValueError, match=r"VisionTransformer takes the adapters adaptformer, lora.*got 'adapter'"):
+    with pytest.raises(ValueError, match="VisionTransformer .*adaptformer, lora.*'adapter'"):
         adapters.check_adapter("adapter", vit)
 
 

@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 import time
@@ -43,22 +44,22 @@ def test_every_backbone_config_names_a_known_backbone():
 
 
 @pytest.mark.parametrize(
-    ("name", "near"),
+    ("name", "wrong", "near"),
     [
-        ("ViT-B/17", "ViT-B/16"),
-        ("micro-d", "micro-a"),
-        ("ViT-B-61@openai", "ViT-B-16"),
-        ("ViT-B-16@laion2b_s34b_b88", "laion2b_s34b_b88k"),
-        ("micro@rendom", "random"),
+        ("ViT-B/17", "ViT-B/17", "ViT-B/16"),
+        ("micro-d", "micro-d", "micro-a"),
+        ("ViT-B-61@openai", "ViT-B-61", "ViT-B-16"),
+        ("ViT-B-16@laion2b_s34b_b88", "laion2b_s34b_b88", "laion2b_s34b_b88k"),
+        ("micro@rendom", "rendom", "random"),
     ],
 )
-def test_unknown_names_list_the_near_ones(name, near):
-    with pytest.raises(ValueError, match=rf"unknown .*; did you mean [^?]*{near}[ ?]"):
+def test_unknown_names_list_the_near_ones(name, wrong, near):
+    with pytest.raises(ValueError, match=rf"{re.escape(wrong)}.*{re.escape(near)}[ ?]"):
         backbones.load_backbone(name)
 
 
 def test_unknown_precision():
-    with pytest.raises(ValueError, match=r"unknown precision 'fp61'.*fp16"):
+    with pytest.raises(ValueError, match=r"fp61.*fp16"):
         backbones.load_backbone("micro@random", precision="fp61")
 
 
@@ -146,20 +147,18 @@ def test_a_partial_checkpoint_lists_the_first_missing_keys(tmp_path, random_micr
     state = random_micro.model.state_dict()
     partial = {key: value for key, value in state.items() if not key.startswith("transformer")}
     save_file(partial, tmp_path / "partial.safetensors")
-    with pytest.raises(
-        ValueError, match=r"not a checkpoint of micro: Missing .*transformer\S+, \S+, \S+ and \d+ more$"
-    ):
+    with pytest.raises(ValueError, match=r"Missing .*transformer\S+, \S+, \S+ and \d+ more$"):
         backbones.load_backbone(f"micro@{tmp_path}/partial.safetensors")
 
 
 def test_weights_of_another_architecture(tmp_path, random_micro):
     torch.save(random_micro.model.state_dict(), tmp_path / "micro.pt")
-    with pytest.raises(ValueError, match="not a checkpoint of micro-vit"):
+    with pytest.raises(ValueError, match="micro-vit"):
         backbones.load_backbone(f"micro-vit@{tmp_path}/micro.pt")
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no file '.*nowhere\.pt'"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pt"):
         backbones.load_backbone(f"micro@{tmp_path}/nowhere.pt")
 
 
@@ -173,7 +172,7 @@ class Code:
 
 def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path):
     torch.save({"state_dict": Code(tmp_path / "ran")}, tmp_path / "code.pt")
-    with pytest.raises(ValueError, match="more than plain tensors"):
+    with pytest.raises(ValueError, match="plain tensors"):
         backbones.load_backbone(f"micro@{tmp_path}/code.pt")
     assert not (tmp_path / "ran").exists()
 
@@ -183,7 +182,7 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path):
 def test_a_file_that_is_no_checkpoint(tmp_path, content, suffix):
     file = tmp_path / f"bad.{suffix}"
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=f"bad.{suffix}' is not a checkpoint of micro: [^\n]+$"):
+    with pytest.raises(ValueError, match=rf"bad\.{suffix}[^\n]+$"):
         backbones.load_backbone(f"micro@{file}")
 
 
@@ -200,7 +199,7 @@ def test_torchscript_is_read_only_from_openai(tmp_path, monkeypatch, random_micr
         module.register_buffer(name, value)
     archive.register_buffer("context_length", torch.tensor(32))  # OpenAI's files carry such extras
     torch.jit.save(torch.jit.script(archive), file)
-    with pytest.raises(ValueError, match="more than plain tensors"):
+    with pytest.raises(ValueError, match="plain tensors"):
         backbones.load_backbone(f"micro@{file}")
     assert len(backbones.openai_hashes()) == 9
     monkeypatch.setattr(backbones, "openai_hashes", lambda: {_weights.hash_file(file)})

@@ -11,9 +11,12 @@ import torch
 from PIL import Image
 from torchvision import transforms as T
 
-from unskew.clip import features
+from unskew import config
+from unskew.clip import backbones, features
 from unskew.clip._feature_store import FeatureStore
+from unskew.config.defaults import get_cfg_default
 from unskew.data.images import read_image
+from unskew.data.transforms import build_transform
 
 WIDTH = 64
 PLAIN, CROPS = T.Compose([T.ToTensor()]), T.Compose([T.RandomCrop(6), T.ToTensor()])
@@ -212,9 +215,36 @@ def test_processes_that_start_together_share_the_work(cache, paths):
 def test_a_missing_image_is_named_and_the_others_may_go_on(cache, paths):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         features.extract(Tower(), [*paths, "nowhere.png"], PLAIN)
-    with pytest.raises(ValueError, match="the split is empty"):
+    with pytest.raises(ValueError, match="empty"):
         features.extract(Tower(), [], PLAIN)
     assert features.extract(Tower(), paths, PLAIN).shape == (60, WIDTH)
+
+
+# --- any images ------------------------------------------------------------------------------------
+
+
+def test_files_pil_images_and_tensors_give_the_features_of_a_run(cache, paths):
+    backbone = backbones.load_backbone("micro")
+    transform = build_transform(get_cfg_default(), backbone, train=False)
+    opened = [read_image(path) for path in paths]
+    pixels = torch.stack([transform(image) for image in opened])
+    with torch.no_grad():
+        expected = backbone.encode_image(pixels)
+    assert expected.shape == (60, 64)
+    for images in (paths, opened, [*paths[:1], *opened[1:]], pixels):
+        torch.testing.assert_close(features.encode_images(backbone, images), expected, rtol=1e-5, atol=1e-5)
+    grey = features.encode_images(backbone, [opened[0].convert("L")])
+    torch.testing.assert_close(grey, features.encode_images(backbone, [opened[0].convert("L").convert("RGB")]))
+    with pytest.raises(ValueError, match="no images"):
+        features.encode_images(backbone, [])
+
+
+def test_files_share_the_cache_of_a_run(cache, paths):
+    backbone = backbones.load_backbone("micro")
+    cfg = config.load("digits", "micro", "ZeroshotCLIP")
+    features.extract(backbone, paths, build_transform(cfg, backbone, train=False))
+    features.encode_images(backbone, paths)
+    assert len(list(cache.glob("*/settings.json"))) == 1
 
 
 # --- the store ---------------------------------------------------------------------------------------

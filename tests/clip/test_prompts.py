@@ -32,7 +32,7 @@ def embedded(backbone, text):
 def test_fill():
     assert prompts.fill("a {}, a type of {}.", ["sea_lion"]) == ["a sea lion, a type of sea lion."]
     assert prompts.fill("{}", ["{}% {x}"]) == ["{}% {x}"]
-    with pytest.raises(ValueError, match=r"template 'a photo\.' has no \{\}"):
+    with pytest.raises(ValueError, match=r"'a photo\.'.*\{\}"):
         prompts.fill("a photo.", ["dog"])
 
 
@@ -57,7 +57,7 @@ def test_the_shared_prefix_is_the_longest(backbone):
 def test_a_prompt_that_is_too_long(backbone):
     name = "very " * 40 + "long"
     count = len(words(backbone, f"a {name}.")) + 2
-    with pytest.raises(ValueError, match=rf"'a very .* long\.' has {count} tokens .*'micro@random' takes 32"):
+    with pytest.raises(ValueError, match=rf"'a very .* long\.' {count} tokens.*micro@random.* 32"):
         prompts.fixed_prompts(backbone, ["a dog.", f"a {name}."])
     fits = 32 - 16 - len(words(backbone, ".")) - 2
     letters = " ".join("x" * fits)
@@ -154,7 +154,7 @@ def test_no_context_is_refused(backbone, options):
 
 
 def test_an_unknown_position(backbone):
-    with pytest.raises(ValueError, match="unknown class token position 'ende'; did you mean end"):
+    with pytest.raises(ValueError, match="'ende'.*end"):
         prompts.LearnableContext(backbone, NAMES, position="ende")
 
 

@@ -69,7 +69,7 @@ def test_the_longest_prompt_and_no_shared_start():
     with torch.no_grad():
         assert_close(text.encode_prompts(backbone, prompts), text.encode_plain(backbone, prompts))
     for encode in (text.encode_prompts, text.encode_plain):
-        with pytest.raises(ValueError, match="41 tokens; backbone 'tiny@random' takes 40"):
+        with pytest.raises(ValueError, match="41 .*tiny@random.* 40"):
             encode(backbone, Prompts(own[:1], own, (40, 1, 7)))
 
 
@@ -248,7 +248,7 @@ def test_the_zeroshot_classifier_is_the_slow_loop(monkeypatch, chunk):
 
 
 def test_the_zeroshot_classifier_needs_templates():
-    with pytest.raises(ValueError, match="at least one template"):
+    with pytest.raises(ValueError, match="template"):
         text.zeroshot_classifier(load("tiny"), NAMES, [])
-    with pytest.raises(ValueError, match=r"has no \{\}"):
+    with pytest.raises(ValueError, match=r"\{\}"):
         text.zeroshot_classifier(load("tiny"), NAMES, ["a photo of a { }."])

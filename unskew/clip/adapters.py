@@ -1,58 +1,63 @@
 """Parameter-efficient tuning: small modules inside a copy of a frozen image tower, or behind it.
 
-`adapted_tower` takes any image tower of open_clip. What changes single blocks (adaptformer, lora, vpt) needs
-open_clip's own ``VisionTransformer``; biases, the whole tower, and what follows it do not.
+Adapters that change single blocks (adaptformer, lora, vpt) require open_clip's own ``VisionTransformer``. The others
+work on every image tower of open_clip.
 """
 
 import copy
 import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+if TYPE_CHECKING:
+    from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+
 IN_BLOCKS = ("adaptformer", "lora", "vpt")
 
 IN_TOWER = (*IN_BLOCKS, "bitfit", "full")
 
-BEHIND_TOWER = ("bottleneck", "none")  # these leave the tower as it is
+BEHIND_TOWER = ("bottleneck", "none")  # these leave the tower unchanged
 
 PROMPTS = 10  # tokens that "vpt" adds to a block
 
 
-# --- which, and how wide -----------------------------------------------------------------------------
+# --- names and widths --------------------------------------------------------------------------------
 
 
 def is_transformer(visual: nn.Module) -> bool:
-    """Whether an image tower is open_clip's own vision transformer, rather than a ResNet or one of timm's."""
+    """Return whether an image tower is open_clip's own vision transformer, and not a ResNet or a timm model."""
     return hasattr(getattr(visual, "transformer", None), "resblocks")
 
 
 def check_adapter(name: str, visual: nn.Module) -> str:
-    """``name``, or the tower's default where it is empty: adaptformer in transformers, bottleneck behind others.
+    """Return ``name``, or the tower's default if empty: adaptformer for transformers, bottleneck for others.
 
     Raises:
-        ValueError: the tower does not take it; those that it takes are listed.
+        ValueError: the tower does not support the adapter; the message lists the supported ones.
     """
     transformer = is_transformer(visual)
-    taken = (*(IN_TOWER if transformer else IN_TOWER[len(IN_BLOCKS) :]), *BEHIND_TOWER)
+    supported = (*(IN_TOWER if transformer else IN_TOWER[len(IN_BLOCKS) :]), *BEHIND_TOWER)
     name = name or ("adaptformer" if transformer else "bottleneck")
-    if name not in taken:
-        raise ValueError(f"the image tower {type(visual).__name__} takes the adapters {', '.join(taken)}; got '{name}'")
+    if name not in supported:
+        known = ", ".join(supported)
+        raise ValueError(f"the image tower {type(visual).__name__} supports the adapters {known}; got '{name}'")
     return name
 
 
 def default_width(classes: int, adapters: int) -> int:
-    """max(1, 2^floor(log2(C / (2 * adapters)))): all adapters together are at most as large as the head.
+    """Return max(1, 2^floor(log2(C / (2 * adapters)))), so that all adapters together are at most as large as the head.
 
     An adapter of width w on D channels has about 2wD weights, the head CD.
     """
     return max(1, 2 ** math.floor(math.log2(classes / (2 * adapters))))
 
 
-def _draw(layer: nn.Linear, generator: torch.Generator) -> nn.Linear:
-    """PyTorch's own bounds for a linear layer's weights, drawn from ``generator``; no bias."""
+def _initialise(layer: nn.Linear, generator: torch.Generator) -> nn.Linear:
+    """Draw a layer's weights within PyTorch's default bounds from ``generator``; set the bias to zero."""
     with torch.no_grad():
         bound = 1 / math.sqrt(layer.in_features)
         layer.weight.uniform_(-bound, bound, generator=generator)
@@ -65,39 +70,41 @@ def _draw(layer: nn.Linear, generator: torch.Generator) -> nn.Linear:
 
 
 class Adapter(nn.Module):
-    """scale * up(ReLU(down(LayerNorm(x)))): [..., D] -> [..., D], zero at initialisation.
+    """AdaptFormer's branch scale * up(ReLU(down(LayerNorm(x)))): [..., D] -> [..., D], zero at initialisation.
 
-    AdaptFormer's branch (Chen et al., NeurIPS 2022, arXiv 2205.13535, Eq. 3 and 4), its scale learned from 1.
+    Chen et al., NeurIPS 2022, arXiv 2205.13535, Eq. 3 and 4; the scale is learned and starts at 1.
     """
 
     def __init__(self, channels: int, width: int, generator: torch.Generator) -> None:
         super().__init__()
         self.ln = nn.LayerNorm(channels)
-        self.down = _draw(nn.Linear(channels, width), generator)
+        self.down = _initialise(nn.Linear(channels, width), generator)
         self.up = nn.Linear(width, channels)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
         self.scale = nn.Parameter(torch.ones(1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the branch of ``x``."""
         return self.scale * self.up(F.relu(self.down(self.ln(x))))
 
 
 class Bottleneck(nn.Module):
-    """x + Adapter(x), on the feature behind the tower: [B, D] -> [B, D]."""
+    """A residual adapter x + Adapter(x) on the tower's features: [B, D] -> [B, D]."""
 
     def __init__(self, channels: int, width: int, generator: torch.Generator) -> None:
         super().__init__()
         self.adapter = Adapter(channels, width, generator)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the adapted features."""
         return x + self.adapter(x)
 
 
 class _ParallelMLP(nn.Module):
-    """A block's MLP with an adapter beside it; both read the residual stream, the MLP through its own LayerNorm."""
+    """A block's MLP with an adapter in parallel; both read the residual stream, the MLP through its LayerNorm."""
 
-    def __init__(self, block: nn.Module, adapter: Adapter) -> None:
+    def __init__(self, block: "ResidualAttentionBlock", adapter: Adapter) -> None:
         super().__init__()
         self.ln, self.mlp, self.ls, self.adapter = block.ln_2, block.mlp, block.ls_2, adapter
 
@@ -106,20 +113,20 @@ class _ParallelMLP(nn.Module):
 
 
 class _LowRank(nn.Module):
-    """W + BA for the queries and the values in attention's packed weight [3D, D] (Hu et al., arXiv 2106.09685)."""
+    """LoRA: W + BA for queries and values in attention's packed weight [3D, D] (Hu et al., arXiv 2106.09685)."""
 
     def __init__(self, channels: int, rank: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.down = nn.ModuleList(_draw(nn.Linear(channels, rank, bias=False), generator) for _ in "qv")
+        self.down = nn.ModuleList(_initialise(nn.Linear(channels, rank, bias=False), generator) for _ in "qv")
         self.up = nn.ParameterList(torch.zeros(channels, rank) for _ in "qv")
 
     def forward(self, weight: Tensor) -> Tensor:
-        query, value = (up @ down.weight for up, down in zip(self.up, self.down, strict=True))
+        query, value = (up @ down.get_parameter("weight") for up, down in zip(self.up, self.down, strict=True))
         return weight + torch.cat([query, torch.zeros_like(query), value])
 
 
 class _Prompted(nn.Module):
-    """Blocks that see learned tokens [P, D] after the class token; nothing behind them does (arXiv 2203.12119).
+    """Blocks with learned tokens [P, D] after the class token (visual prompt tuning, arXiv 2203.12119).
 
     Around each block it is visual prompt tuning's deep variant, around all of them the shallow one.
     """
@@ -138,39 +145,47 @@ class _Prompted(nn.Module):
 
 
 def frozen_copy(visual: nn.Module) -> nn.Module:
-    """A copy of an image tower in float32, without gradients, in ``eval()`` and without its projection matrix.
+    """Return a copy of an image tower in float32, frozen, in ``eval()`` and without its projection matrix.
 
-    It gives the feature before the projection where that is a matrix (open_clip's vision transformers), else the
-    same feature as ``visual``.
+    If the projection is a matrix (open_clip's vision transformers), the copy returns the feature before it. Otherwise
+    it returns the same feature as ``visual``.
     """
     tower = copy.deepcopy(visual).float().requires_grad_(False).eval()
     if isinstance(getattr(tower, "proj", None), nn.Parameter):
-        tower.proj = None
-    if hasattr(tower, "output_tokens"):  # CoCa's gives its tokens too
-        tower.output_tokens = False
+        tower.register_parameter("proj", None)
+    if hasattr(tower, "output_tokens"):  # CoCa's tower also returns its tokens
+        setattr(tower, "output_tokens", False)  # noqa: B010 - not an attribute of every module
     return tower
 
 
 def adapt(tower: nn.Module, name: str, width: int, generator: torch.Generator, deep: bool = True) -> nn.Module:
-    """Put the adapter ``name`` of `IN_TOWER` into a `frozen_copy`; only its parameters require gradients.
+    """Insert an adapter into a `frozen_copy`; only the adapter's parameters require gradients.
 
-    But for vpt, whose tokens take attention from the first step on, the output stays what it is.
+    The output does not change at initialisation, except with vpt, whose tokens take part in attention from the start.
 
     Args:
-        width: of adaptformer; the rank of lora; the number of vpt's tokens. The other two have none.
-        deep: vpt's tokens are new in each block; else they enter the first and stay up to the last.
+        tower: the `frozen_copy`, which is changed in place.
+        name: an adapter of `IN_TOWER`.
+        width: width of adaptformer, rank of lora, or number of vpt's tokens; unused by bitfit and full.
+        generator: generator of the initial weights.
+        deep: vpt inserts new tokens in each block; otherwise tokens enter at the first block and stay to the last.
 
     Returns:
         ``tower`` itself.
 
     Raises:
-        ValueError: the tower does not take the adapter.
+        ValueError: the tower does not support the adapter.
     """
     check_adapter(name, tower)
-    if name in ("bitfit", "full"):
+    if name not in IN_BLOCKS:
         for key, parameter in tower.named_parameters():
             parameter.requires_grad_(name == "full" or key.split(".")[-1].endswith("bias"))
         return tower
+    _adapt_blocks(tower, name, width, generator, deep)
+    return tower
+
+
+def _adapt_blocks(tower: "VisionTransformer", name: str, width: int, generator: torch.Generator, deep: bool) -> None:
     blocks = tower.transformer.resblocks
     channels = tower.class_embedding.shape[-1]
     if name == "adaptformer":
@@ -180,23 +195,23 @@ def adapt(tower: nn.Module, name: str, width: int, generator: torch.Generator, d
     elif name == "lora":
         for block in blocks:
             low_rank = _LowRank(channels, width, generator).to(block.attn.in_proj_weight.device)
-            parametrize.register_parametrization(block.attn, "in_proj_weight", low_rank)  # tries it at once
+            parametrize.register_parametrization(block.attn, "in_proj_weight", low_rank)  # calls it once
     else:
         # Xavier's bound for a patch's embedding, as published.
         bound = math.sqrt(6 / (tower.conv1.weight[0].numel() + channels))
-        drawn = (torch.empty(width, channels).uniform_(-bound, bound, generator=generator) for _ in blocks)
+        tokens = (torch.empty(width, channels).uniform_(-bound, bound, generator=generator) for _ in blocks)
         if deep:
-            prompted = [_Prompted(*pair) for pair in zip(blocks, drawn, strict=True)]
+            prompted = [_Prompted(*pair) for pair in zip(blocks, tokens, strict=True)]
         else:
-            prompted = [_Prompted(_InTurn(*blocks), next(drawn))]
+            prompted = [_Prompted(_Chain(blocks), next(tokens))]
         tower.transformer.resblocks = nn.ModuleList(prompted)
-    return tower.to(tower.class_embedding.device)
+    tower.to(tower.class_embedding.device)
 
 
-class _InTurn(nn.Sequential):
-    """Blocks one after another, each with the mask that open_clip hands them."""
+class _Chain(nn.ModuleList):
+    """Blocks applied one after another, each with open_clip's attention mask."""
 
-    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         for block in self:
             x = block(x, *args, **kwargs)
         return x

@@ -1,7 +1,7 @@
-"""Image features of the frozen tower: an image is encoded once, for all trainers, shots, seeds and processes.
+"""Image features of a frozen tower. An image is encoded once for all trainers, shots, seeds and processes.
 
-They are kept on disk (`cache_home`), keyed by all that decides them: backbone, precision, transform and number of views
-name a folder; file (path, size, time) names a row.
+Features are kept on disk (`cache_home`) with a key that covers everything that determines them. Backbone, precision,
+transform and views name a folder; an image's path, size and modification time name a row.
 """
 
 import collections
@@ -12,80 +12,148 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 from tqdm import tqdm
 
 from unskew.clip._feature_store import FeatureStore
+from unskew.clip.backbones import Backbone
+from unskew.config.defaults import get_cfg_default
 from unskew.data.images import read_image
+from unskew.data.transforms import build_transform
 from unskew.utils.files import cache_home, write_json
 
-# Images in a batch, by device; halved where its memory does not hold them.
+# Batch size by device; halved when a batch does not fit in memory.
 _batch = collections.defaultdict(lambda: 128, cuda=1024)
 
-# Fewer are read before a worker process has started.
+# Smaller numbers of images are read before a worker process has started.
 WORKERS_FROM = 1024
 
-# Images that are encoded before they are written: a kill loses no more.
+# Number of images to encode before writing them; an interrupted process loses no more.
 AT_ONCE = 20_000
 
 
-class _Views(Dataset):
-    """Decoded and transformed images; a view's random draws depend on the file's name and the view alone.
+class ImageTower(Protocol):
+    """An encoder of preprocessed images, such as `Backbone`; ``id`` identifies its weights."""
 
-    Where a transform ends in `ToTensor` and `Normalize`, these two are left to `finish`, which takes them on whole
-    batches, on the backbone's device; the numbers are the same.
+    id: str
+    dtype: torch.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Encode images: [N, 3, H, W] -> [N, D]."""
+
+
+class _Views(Dataset[Tensor]):
+    """Decoded and transformed images. A view's random draws depend only on its number and the file's name.
+
+    If a transform ends in `ToTensor` and `Normalize`, `finish` applies these two to whole batches on the backbone's
+    device; the numbers are equal.
     """
 
-    def __init__(self, paths: Sequence[str], transform: Callable, views: Sequence[int | None], dataset: str) -> None:
+    def __init__(self, paths: Sequence[str], transform: Callable, views: Sequence[int] | None, dataset: str) -> None:
         self.paths, self.views, self.dataset = paths, views, dataset
-        steps = list(transform.transforms) if type(transform) is T.Compose else []
-        self.in_batches = [type(step) for step in steps[-2:]] == [T.ToTensor, T.Normalize]
-        self.transform = T.Compose(steps[:-2]) if self.in_batches else transform
-        self.normalize = steps[-1] if self.in_batches else None
+        self.count = 1 if views is None else len(views)
+        self.transform, self.normalize = transform, None
+        if isinstance(transform, T.Compose) and type(transform) is T.Compose:
+            steps = transform.transforms
+            if [type(step) for step in steps[-2:]] == [T.ToTensor, T.Normalize]:
+                self.transform, self.normalize = T.Compose(steps[:-2]), steps[-1]
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
-        """[V, 3, H, W], or [V, H, W, 3] in bytes for `finish`; the image is decoded once."""
+        """Return [V, 3, H, W], or [V, H, W, 3] in bytes for `finish`; the image is decoded once."""
         image = read_image(self.paths[index], self.dataset)
-        if self.views == [None]:
+        if self.views is None:
             return self._view(image)[None]
         name = "/".join(Path(self.paths[index]).parts[-2:])
-        state = torch.get_rng_state()  # torch.manual_seed would reseed every GPU as well, and is slow
+        state = torch.get_rng_state()  # torch.manual_seed would also reseed every GPU, and is slow
         try:
-            found = []
+            views = []
             for view in self.views:
                 torch.default_generator.manual_seed(_view_seed(name, view))
-                found.append(self._view(image))
-            return torch.stack(found)
+                views.append(self._view(image))
+            return torch.stack(views)
         finally:
             torch.set_rng_state(state)
 
-    def _view(self, image) -> Tensor:
+    def _view(self, image: Image.Image) -> Tensor:
         view = self.transform(image)
-        return torch.from_numpy(np.array(view)) if self.in_batches else view
+        return view if self.normalize is None else torch.from_numpy(np.array(view))
 
     def finish(self, batch: Tensor) -> Tensor:
-        """Views as the loader gave them -> [B, 3, H, W], float32, where they lie."""
-        if not self.in_batches:
+        """Turn the loader's views into float32 images [B, 3, H, W] on their device."""
+        if self.normalize is None:
             return batch
-        # By a number a GPU would multiply with its inverse, which is another bit now and then.
+        # With a Python number a GPU would multiply by the reciprocal, which sometimes differs in the last bit.
         return self.normalize(batch.movedim(-1, 1).float() / torch.full((), 255.0, device=batch.device))
 
 
 def _view_seed(name: str, view: int) -> int:
-    """The same for a data root anywhere: only the file's name and its folder's count."""
+    """Return the seed of a view. It is independent of the data root: only file and folder names count."""
     return int.from_bytes(hashlib.sha256(f"{name} {view}".encode()).digest()[:8], "little") >> 1
 
 
+def encode_images(backbone: Backbone, images: Sequence[str | Path | Image.Image] | Tensor) -> Tensor:
+    """Encode images with the backbone's own preprocessing.
+
+    The features of image files are cached on disk, so that a file is encoded once.
+
+    Args:
+        backbone: a `Backbone`.
+        images: N paths of image files or PIL images, or preprocessed images [N, 3, H, W].
+
+    Returns:
+        Features [N, D], float32 on the backbone's device, not normalised.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: no images, or a file is not a readable image.
+
+    Example:
+        >>> from PIL import Image
+        >>> from unskew.clip import load_backbone
+        >>> backbone = load_backbone("micro")
+        >>> encode_images(backbone, [Image.new("RGB", (48, 40), "red"), Image.new("RGB", (32, 32), "blue")]).shape
+        torch.Size([2, 64])
+    """
+    if not len(images):
+        raise ValueError("no images to encode")
+    if isinstance(images, Tensor):
+        return _encode_pixels(backbone, images)
+    transform: Any = build_transform(get_cfg_default(), backbone, train=False)
+    files = [str(image) for image in images if isinstance(image, str | Path)]
+    if len(files) == len(images):
+        return extract(backbone, files, transform)
+    rows, size = [], _batch[backbone.device.type]
+    for first in range(0, len(images), size):
+        pixels = torch.stack([transform(_as_rgb(image)) for image in images[first : first + size]])
+        rows.append(_encode_pixels(backbone, pixels))
+    return torch.cat(rows)
+
+
+def _as_rgb(image: str | Path | Image.Image) -> Image.Image:
+    return image.convert("RGB") if isinstance(image, Image.Image) else read_image(str(image))
+
+
+@torch.no_grad()
+def _encode_pixels(backbone: Backbone, pixels: Tensor) -> Tensor:
+    return _encode_batch(backbone, pixels, lambda batch: batch).to(backbone.device).float()
+
+
 def extract(
-    backbone,
+    backbone: ImageTower,
     paths: Sequence[str],
     transform: Callable,
     *,
@@ -94,44 +162,48 @@ def extract(
     workers: int = 0,
     dataset: str = "",
 ) -> Tensor:
-    """Encode images with the frozen tower, each at most once.
+    """Encode image files with a frozen tower, each at most once.
 
     Args:
-        transform: image -> [3, H, W]; its ``repr`` has to name its settings, as torchvision's does.
-        views: which augmented views of each image; ``None`` for a transform without randomness.
-        keep: find the rows on disk, and keep new ones there.
+        backbone: a `Backbone` or another `ImageTower`.
+        paths: N image files.
+        transform: function image -> [3, H, W]; its ``repr`` must include its settings, as torchvision's does.
+        views: numbers of the augmented views of each image; ``None`` for a transform without randomness.
+        keep: read rows from disk, and write new rows there.
+        workers: processes that decode images.
         dataset: the dataset's name, for errors.
 
     Returns:
-        [N, D], with ``views`` [N, V, D]: float32 on the backbone's device, not normalised.
+        [N, D], or [N, V, D] with ``views``: float32 on the backbone's device, not normalised.
 
     Raises:
-        FileNotFoundError, ValueError: an image is missing or unreadable; the message names it.
+        FileNotFoundError: an image is missing; the message names it.
+        ValueError: no paths, or an unreadable image; the message names it.
     """
     if not paths:
         raise ValueError("no images to encode: the split is empty")
-    chosen = [None] if views is None else list(views)
-    store = _store(backbone, repr(transform), tuple(chosen)) if keep else FeatureStore(None)
+    views = None if views is None else list(views)
+    store = _store(backbone, repr(transform), views) if keep else FeatureStore(None)
     keys = np.fromiter(map(_key, paths), np.int64, len(paths))
     if store.missing(keys).any():
         with store.exclusive_lock():
             store.refresh()
             _, first = np.unique(keys, return_index=True)
-            wanted = np.sort(first[store.missing(keys[first])])
-            for part in np.array_split(wanted, max(1, -(-len(wanted) // AT_ONCE))):
-                images = _Views([paths[index] for index in part], transform, chosen, dataset)
+            missing = np.sort(first[store.missing(keys[first])])
+            for chunk in np.array_split(missing, max(1, -(-len(missing) // AT_ONCE))):
+                images = _Views([paths[index] for index in chunk], transform, views, dataset)
                 if len(images):
-                    store.add(keys[part], _encode(backbone, images, workers))
+                    store.add(keys[chunk], _encode(backbone, images, workers))
     rows = store.take(keys).to(backbone.device).float()  # [N, V, D]
     return rows[:, 0] if views is None else rows
 
 
 def _key(path: str) -> int:
-    """A file as it is now, in 64 bits."""
+    """Return a 64-bit hash of a file's path, size and modification time."""
     try:
         stat = os.stat(path)
         content = f"{os.path.abspath(path)}\n{stat.st_size} {stat.st_mtime_ns}"
-    except OSError:  # reading it will say what is wrong
+    except OSError:  # reading the file will report the error
         content = path
     return int.from_bytes(hashlib.blake2b(os.fsencode(content), digest_size=8).digest(), "little", signed=True)
 
@@ -141,49 +213,54 @@ def _open(folder: Path | None) -> FeatureStore:
     return FeatureStore(folder)
 
 
-def _store(backbone, transform: str, views: tuple) -> FeatureStore:
-    """The store of these settings; ``settings.json`` in its folder says which they are."""
-    device = torch.device(backbone.device).type
-    settings = {"backbone": backbone.id, "dtype": str(backbone.dtype), "device": device, "views": views}
-    settings["transform"] = transform
+def _store(backbone: ImageTower, transform: str, views: list[int] | None) -> FeatureStore:
+    """Return the store of these settings; ``settings.json`` in its folder lists them."""
+    settings = {
+        "backbone": backbone.id,
+        "dtype": str(backbone.dtype),
+        "device": backbone.device.type,
+        "views": [None] if views is None else views,
+        "transform": transform,
+    }
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     store = _open(cache_home() / "features" / digest)
     if store.folder is not None and not (store.folder / "settings.json").exists():
-        with contextlib.suppress(OSError):  # `FeatureStore.add` says it
+        with contextlib.suppress(OSError):  # `FeatureStore.exclusive_lock` reports the error
             write_json(settings, store.folder / "settings.json")
     return store
 
 
 @torch.no_grad()
-def _encode(backbone, images: _Views, workers: int) -> Tensor:
-    """[n, V, D] on the CPU, in the backbone's precision."""
-    views, device = len(images.views), torch.device(backbone.device)
-    batch = max(1, _batch[device.type] // views)
-    # Starting workers takes longer than a few batches, and more of them than cores only get in their own way.
-    workers = min(workers, os.cpu_count() or 1) if len(images) * views >= WORKERS_FROM else 0
+def _encode(backbone: ImageTower, images: _Views, workers: int) -> Tensor:
+    """Encode images: [n, V, D] on the CPU, in the backbone's precision."""
+    kind = backbone.device.type
+    batch = max(1, _batch[kind] // images.count)
+    # Starting workers takes longer than a few batches, and more workers than cores slow each other down.
+    workers = min(workers, os.cpu_count() or 1) if len(images) * images.count >= WORKERS_FROM else 0
+    # A separate generator: other random numbers must not depend on which images had to be encoded.
+    loader = DataLoader(images, batch, num_workers=workers, pin_memory=kind == "cuda", generator=torch.Generator())
     rows: list[Tensor] = []
     with tqdm(total=len(images), desc="encoding images", unit="image", delay=2, leave=False, disable=None) as bar:
-        # A generator of its own: what is random elsewhere must not depend on which images had to be encoded.
-        options = {"num_workers": workers, "pin_memory": device.type == "cuda", "generator": torch.Generator()}
-        for pixels in DataLoader(images, batch, **options):
-            rows.append(_in_parts(backbone, images, pixels.flatten(0, 1)).unflatten(0, (-1, views)))
+        for pixels in loader:
+            features = _encode_batch(backbone, pixels.flatten(0, 1), images.finish)
+            rows.append(features.unflatten(0, (-1, images.count)))
             bar.update(len(pixels))
     return torch.cat(rows)
 
 
-def _in_parts(backbone, images: _Views, views: Tensor) -> Tensor:
-    """Views -> [B, D] on the CPU; in halves, and so from now on, where the device's memory is too small."""
-    kind = torch.device(backbone.device).type
-    found = []
+def _encode_batch(backbone: ImageTower, views: Tensor, finish: Callable[[Tensor], Tensor]) -> Tensor:
+    """Encode views to [B, D] on the CPU; if the device runs out of memory, halve the batch size from now on."""
+    kind = backbone.device.type
+    rows = []
     try:
-        for part in views.split(_batch[kind]):
-            pixels = images.finish(part.to(backbone.device, non_blocking=True))
-            # Convolutions are faster on channels that lie side by side.
-            found.append(backbone.encode_image(pixels.contiguous(memory_format=torch.channels_last)).cpu())
-        return torch.cat(found).to(backbone.dtype)
+        for chunk in views.split(_batch[kind]):
+            pixels = finish(chunk.to(backbone.device, non_blocking=True))
+            # Convolutions are faster on this layout.
+            rows.append(backbone.encode_image(pixels.contiguous(memory_format=torch.channels_last)).cpu())
+        return torch.cat(rows).to(backbone.dtype)
     except torch.OutOfMemoryError:
         if _batch[kind] == 1:
             raise
     _batch[kind] = max(1, min(_batch[kind], len(views)) // 2)
     torch.cuda.empty_cache()
-    return _in_parts(backbone, images, views)
+    return _encode_batch(backbone, views, finish)
