@@ -16,29 +16,12 @@ from unskew.debias.mixture import COMBINE, combine_members, fit_member_weights
 from unskew.debias.temperature import fit_temperature
 from unskew.engine import run_dir
 from unskew.engine.dataset_groups import dataset_groups
-from unskew.engine.debiasing import FittedTerms, prior_defaults
+from unskew.engine.debiasing import FittedTerms
 from unskew.engine.evaluator import labels_of
 from unskew.engine.trainer import TRAINER_REGISTRY, SimpleTrainer, build_trainer, set_random_seed
 from unskew.utils.seeds import derive_seed
 
 logger = logging.getLogger("unskew")
-
-
-def defaults() -> CfgNode:
-    return CfgNode(
-        {
-            "BASE": "FineTune",  # the trainer of each member
-            "MEMBERS": [],  # backbones; `micro-a#1` is another seed of micro-a
-            "MEMBERS_DIR": "",  # a folder of finished runs: a member that one of them is, is copied, not trained
-            "COMBINE": "logits",  # the released code's average of logits; or probs, the paper's Eq. 7
-            "WEIGHTS": "uniform",  # P(m): uniform, or val: the one of least cross entropy on val
-            # How each member's own temperature is fitted, on val where there is one: nll, confidence or none. The least
-            # nll silences a model that knows nothing; at its accuracy the confidence of such a model would be raised.
-            "CALIBRATE": "nll",
-            "DEBIAS": False,  # each member's score is GLA's: its zero-shot half added, its pre-training prior taken out
-            **prior_defaults(),  # for DEBIAS
-        }
-    )
 
 
 _DEBIASED = ("GLA", "DebiasedZeroshot", "Ensemble")  # bases with a zero-shot half of their own
@@ -97,7 +80,7 @@ def debiased_config(cfg: CfgNode, node: CfgNode) -> CfgNode:
         "BASE_DIR": cfg.OUTPUT_DIR,
         "COMBINE": "sum",
         "TARGET": "uniform",
-        **{key: node[key] for key in prior_defaults()},
+        **{key: node[key] for key in ("PRIOR", "STRENGTH", "TEMPERATURE")},
     }
     where = {"TRAINER.NAME": "GLA", "TRAINER.CLASS": "", "OUTPUT_DIR": str(Path(cfg.OUTPUT_DIR) / "debiased")}
     return config.derive(cfg, {**where, **{f"TRAINER.GLA.{key}": value for key, value in values.items()}})

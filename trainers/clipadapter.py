@@ -4,19 +4,9 @@ import math
 
 import torch
 from torch import Tensor, nn
-from yacs.config import CfgNode
 
 from unskew.engine.clip_trainer import CLIPTrainer
 from unskew.engine.trainer import TRAINER_REGISTRY
-
-
-def defaults() -> CfgNode:
-    return CfgNode(
-        {
-            "RATIO": 0.2,  # of the adapted feature; the rest is CLIP's own
-            "REDUCTION": 4,  # width of the feature : width of the bottleneck
-        }
-    )
 
 
 def build_adapter(width: int, reduction: int, generator: torch.Generator) -> nn.Sequential:

@@ -1,23 +1,11 @@
 """CoOp: learn the words around the class name (Zhou et al. 2022, arXiv 2109.01134)."""
 
 from torch import Tensor
-from yacs.config import CfgNode
 
 from unskew.clip.prompts import LearnableContext
 from unskew.clip.text import encode_prompts
 from unskew.engine.clip_trainer import CLIPTrainer
 from unskew.engine.trainer import TRAINER_REGISTRY
-
-
-def defaults() -> CfgNode:
-    return CfgNode(
-        {
-            "N_CTX": 16,  # context tokens
-            "CSC": False,  # a context for each class
-            "CTX_INIT": "",  # words to start from; their number of tokens wins over N_CTX
-            "CLASS_TOKEN_POSITION": "end",  # end, middle or front
-        }
-    )
 
 
 @TRAINER_REGISTRY.register()

@@ -12,14 +12,10 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from unskew.engine.clip_trainer import CLIPTrainer
-from unskew.engine.debiasing import FittedTerms, check_prior, pretraining_prior, prior_defaults
+from unskew.engine.debiasing import FittedTerms, check_prior, pretraining_prior
 from unskew.engine.trainer import TRAINER_REGISTRY
 
 logger = logging.getLogger("unskew")
-
-
-def defaults() -> CfgNode:
-    return prior_defaults()
 
 
 @TRAINER_REGISTRY.register()

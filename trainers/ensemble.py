@@ -22,16 +22,6 @@ from unskew.engine.trainer import TRAINER_REGISTRY
 logger = logging.getLogger("unskew")
 
 
-def defaults() -> CfgNode:
-    return CfgNode(
-        {
-            "BASE": "ResidualPrompt",  # the fine-tuned half: any registered trainer
-            "BASE_DIR": "",  # the folder of a finished run of the base, which is then not trained again
-            "TEMPERATURE": "confidence",  # how both halves are calibrated: confidence or nll
-        }
-    )
-
-
 @TRAINER_REGISTRY.register()
 class Ensemble(CLIPTrainer):
     """Logits = ft/T_ft + zs/T_zs.

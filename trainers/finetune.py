@@ -15,23 +15,9 @@ from unskew.clip import adapters, features, heads
 from unskew.debias.losses import LOGIT_ADJUSTED, build_loss
 from unskew.engine.checkpoint import bind
 from unskew.engine.clip_trainer import CLIPTrainer
-from unskew.engine.debiasing import pretraining_prior, prior_defaults
+from unskew.engine.debiasing import pretraining_prior
 from unskew.engine.trainer import TRAINER_REGISTRY
 from unskew.utils.registry import unknown_name
-
-
-def defaults() -> CfgNode:
-    return CfgNode(
-        {
-            "ADAPTER": "",  # adaptformer, lora, vpt, bitfit, bottleneck, none or full; empty: the tower's default
-            "WIDTH": 0,  # of an adapter; lora's rank; vpt's tokens. 0: by the number of classes; vpt: 10
-            "VPT_DEEP": True,  # new tokens in each block, or only in the first
-            "HEAD_INIT": "text",  # text, class_mean, linear_probe or random
-            "SCALE": 25.0,  # of the cosine head
-            "LOSS": "la",  # la, ce, balanced_softmax, focal, ldam, class_balanced or gla_train
-            **prior_defaults(),  # how gla_train finds log q; no other loss needs it
-        }
-    )
 
 
 class Tuned(nn.Module):

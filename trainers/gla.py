@@ -6,20 +6,9 @@ from yacs.config import CfgNode
 
 from unskew.debias.combination import SUM, Combination, combine, fit_combination
 from unskew.debias.io import read_prior
-from unskew.engine.debiasing import FittedTerms, check_choice, check_prior, pretraining_prior, prior_defaults
+from unskew.engine.debiasing import FittedTerms, check_choice, check_prior, pretraining_prior
 from unskew.engine.trainer import TRAINER_REGISTRY
 from unskew.trainers import ensemble
-
-
-def defaults() -> CfgNode:
-    return CfgNode(
-        {
-            **ensemble.defaults(),
-            **prior_defaults(),
-            "COMBINE": "fitted",  # rho and both halves' weights are fitted on val; or sum, the paper's
-            "TARGET": "uniform",  # label prior of the test images: uniform, train, or a file as for PRIOR
-        }
-    )
 
 
 @TRAINER_REGISTRY.register()

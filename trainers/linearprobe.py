@@ -6,16 +6,10 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from tqdm import tqdm
-from yacs.config import CfgNode
 
 from unskew.engine.checkpoint import bind
 from unskew.engine.clip_trainer import CLIPTrainer
 from unskew.engine.trainer import TRAINER_REGISTRY
-
-
-def defaults() -> CfgNode:
-    return CfgNode({"C": 0.0})  # inverse regularisation; 0: the best on val of CANDIDATES (without val: 1)
-
 
 CANDIDATES = tuple(10.0**power for power in range(-2, 5))
 

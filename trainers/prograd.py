@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from yacs.config import CfgNode
 
 from unskew.clip.prompts import LearnableContext
 from unskew.clip.text import encode_prompts
@@ -10,18 +9,6 @@ from unskew.debias import losses
 from unskew.debias.metrics import compute_accuracy
 from unskew.engine.clip_trainer import CLIPTrainer
 from unskew.engine.trainer import TRAINER_REGISTRY
-
-
-def defaults() -> CfgNode:
-    return CfgNode(
-        {
-            "CTX_INIT": "",  # prompt that the context starts from; empty: the dataset's own
-            "CLASS_TOKEN_POSITION": "end",
-            "CSC": False,
-            "LAMBDA": 1.0,  # share of the conflicting part of the gradient that is taken away
-            "T": 1.0,  # temperature of the distillation loss
-        }
-    )
 
 
 def prograd_direction(g_ce: Tensor, g_kl: Tensor, strength: float, precision: torch.dtype = torch.float32) -> Tensor:

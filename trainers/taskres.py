@@ -2,16 +2,11 @@
 
 import torch
 from torch import Tensor, nn
-from yacs.config import CfgNode
 
 from unskew.clip.prompts import fill
 from unskew.clip.text import encode_prompts
 from unskew.engine.clip_trainer import CLIPTrainer
 from unskew.engine.trainer import TRAINER_REGISTRY
-
-
-def defaults() -> CfgNode:
-    return CfgNode({"RESIDUAL_SCALE": 0.5})  # alpha
 
 
 class Residual(nn.Module):

@@ -15,17 +15,6 @@ from unskew.engine.trainer import TRAINER_REGISTRY
 logger = logging.getLogger("unskew")
 
 
-def defaults() -> CfgNode:
-    return CfgNode(
-        {
-            "ALPHA": 1.0,  # weight of the cache; searched on val where there is one
-            "BETA": 5.5,  # sharpness of its affinities; likewise
-            "SEARCH_SCALE": [7.0, 3.0],  # the search goes from 0.1 up to this beta and alpha,
-            "SEARCH_STEP": [200, 20],  # through so many values of each
-        }
-    )
-
-
 class Cache(nn.Module):
     """alpha * exp(-beta (1 - f K^T)) L, with keys K and one-hot labels L (the paper's section 3.1).
 

@@ -2,19 +2,11 @@
 
 from pathlib import Path
 
-from yacs.config import CfgNode
-
 from unskew.engine import checkpoint
 from unskew.engine.clip_trainer import CLIPTrainer
 from unskew.engine.optim import build_lr_scheduler, build_optimizer
 from unskew.engine.trainer import TRAINER_REGISTRY
 from unskew.trainers import tipadapter
-
-
-def defaults() -> CfgNode:
-    node = tipadapter.defaults()
-    node.EPS = 1e-4  # AdamW's; single keys have small gradients, which PyTorch's 1e-8 would blow up to whole steps
-    return node
 
 
 @TRAINER_REGISTRY.register()

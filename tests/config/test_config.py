@@ -1,3 +1,4 @@
+import subprocess
 import sys
 
 import pytest
@@ -5,7 +6,8 @@ import yaml
 
 import unskew
 from unskew import config
-from unskew.config.load import _folder
+from unskew.config import _files
+from unskew.config._files import folder_of
 from unskew.engine import fingerprint
 
 
@@ -22,7 +24,7 @@ def test_every_yaml_holds_known_keys_only(axis):
             for trainer in config.names("trainers"):
                 assert name == config.load(name, "", trainer).DATASET.NAME
         elif axis == "backbones":
-            backbone = yaml.safe_load((_folder(axis) / f"{name}.yaml").read_text())["MODEL"]["BACKBONE"]["NAME"]
+            backbone = yaml.safe_load((folder_of(axis) / f"{name}.yaml").read_text())["MODEL"]["BACKBONE"]["NAME"]
             assert config.load("digits", backbone, "CoOp").MODEL.BACKBONE.NAME.replace("/", "-") == name
         else:
             for shots in (1, 2, 4, 8, 16, -1):
@@ -40,11 +42,11 @@ def test_later_layers_win(tmp_path):
 
 
 def test_published_schedules_by_shots_where_no_dataset_overrides_them(monkeypatch):
-    rows = {k: config.read_yaml(_folder("trainers") / "CoOp.yaml") for k in (1,)}
+    rows = {k: config.read_yaml(folder_of("trainers") / "CoOp.yaml") for k in (1,)}
     assert rows[1]["OPTIM"]["MAX_EPOCH"] == 200
-    original = config.read_yaml
+    original = _files.read_yaml
     drop = lambda path: {k: v for k, v in original(path).items() if k != "OVERRIDES"}  # noqa: E731
-    monkeypatch.setattr(sys.modules["unskew.config.load"], "read_yaml", drop)
+    monkeypatch.setattr(_files, "read_yaml", drop)
     epochs = {k: load("DATASET.NUM_SHOTS", k).OPTIM.MAX_EPOCH for k in (1, 2, 4, 8, 16)}
     assert epochs == {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}
     gla = {k: load("DATASET.NUM_SHOTS", k, trainer="GLA") for k in (1, 2, 4, 8, 16)}
@@ -144,7 +146,7 @@ def test_a_method_without_its_yaml_is_told_so(tmp_path, monkeypatch):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
     monkeypatch.setattr(unskew, "__path__", [str(tmp_path)])
-    with pytest.raises(ValueError, match=r"mymethod.py' needs a config: configs/trainers/MyMethod.yaml"):
+    with pytest.raises(ValueError, match=r"configs/trainers/MyMethod.yaml"):
         config.check_name("trainers", "MyMethod")
     with pytest.raises(ValueError, match="did you mean CoOp"):
         config.check_name("trainers", "coop")
@@ -156,3 +158,40 @@ def test_a_typo_in_schedules_is_an_error(tmp_path, rows):
     (tmp_path / "mine.yaml").write_text(f"SCHEDULES: [{rows}]")
     with pytest.raises(ValueError, match="key of SCHEDULES"):
         config.load("digits", trainer="CoOp", config_file=str(tmp_path / "mine.yaml"))
+
+
+def test_a_trainers_keys_and_defaults_are_in_the_yaml_of_its_class(tmp_path, monkeypatch):
+    folder = tmp_path / "configs" / "trainers"
+    folder.mkdir(parents=True)
+    (folder / "Mine.yaml").write_text("TRAINER: {MINE: {RATE: 0.5, WORD: '1.0'}, PREC: fp16}")
+    (folder / "Variant.yaml").write_text("TRAINER: {CLASS: Mine, MINE: {RATE: 2}}")
+    (tmp_path / "configs" / "datasets").mkdir()
+    (tmp_path / "configs" / "datasets" / "toy.yaml").write_text("TRAINER: {MINE: {WORD: toy}}")
+    (tmp_path / "configs" / "backbones").mkdir()
+    monkeypatch.setattr(unskew, "__path__", [str(tmp_path)])
+    assert set(config.all_defaults().TRAINER) == {"NAME", "CLASS", "PREC", "MINE"}
+    mine, variant = (config.load("toy", "ViT-B-16@random", name) for name in ("Mine", "Variant"))
+    assert (mine.TRAINER.MINE, mine.TRAINER.PREC) == (
+        {"RATE": 0.5, "WORD": "toy"},
+        "fp16",
+    )
+    assert (variant.TRAINER.MINE.RATE, variant.TRAINER.CLASS, variant.TRAINER.PREC) == (2.0, "Mine", "fp32")
+    with pytest.raises(ValueError, match=r"TRAINER\.MINE\.ZZ.*configs/trainers"):
+        config.load("toy", "ViT-B-16@random", "Mine", ("TRAINER.MINE.ZZ", 1))
+
+
+def test_a_variant_has_the_base_of_its_class(tmp_path, monkeypatch):
+    original = _files.folder_of("trainers")
+    for path in original.glob("*.yaml"):
+        (tmp_path / path.name).write_text(path.read_text())
+    (tmp_path / "Mine.yaml").write_text("TRAINER: {CLASS: GLA, GLA: {COMBINE: sum}}")
+    monkeypatch.setattr(_files, "folder_of", lambda axis: tmp_path if axis == "trainers" else original.parent / axis)
+    assert config.read_base("Mine") == "ResidualPrompt"
+    assert load(trainer="Mine").OPTIM == load(trainer="GLA").OPTIM
+
+
+def test_a_config_is_loaded_without_torch():
+    code = (
+        "import sys; from unskew import config; config.load('digits', trainer='GLA'); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -3,7 +3,7 @@
 import pytest
 from yacs.config import CfgNode
 
-from unskew.config.load import flatten
+from unskew.config import flatten
 from unskew.dassl.config import clean_cfg, get_cfg_default
 
 # By node; the values are facts of Dassl 0.6.3.

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from unskew.config.load import get_cfg_default
+from unskew.config import get_cfg_default
 from unskew.dassl.optim import build_optimizer
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unskew.config.load import get_cfg_default
+from unskew.config import get_cfg_default
 from unskew.data import images, loaders, transforms
 from unskew.data.dataset import DatasetBase, Datum
 from unskew.data.samplers import build_sampler
@@ -163,7 +163,7 @@ def test_random_order_follows_the_generator(items):
 def test_names_of_dassls_api_need_its_room(items):
     """In another process: a test may have imported `unskew.dassl` in this one."""
     script = """
-from unskew.config.load import get_cfg_default
+from unskew.config import get_cfg_default
 from unskew.data.samplers import build_sampler
 from unskew.data.transforms import build_transform
 for build in (lambda: build_sampler("SeqDomainSampler"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
-from unskew.config.load import get_cfg_default
+from unskew.config import get_cfg_default
 from unskew.data.dataset import Datum
 from unskew.debias import metrics
 from unskew.engine import evaluator

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from unskew.config.load import get_cfg_default
+from unskew.config import get_cfg_default
 from unskew.engine.optim import build_lr_scheduler, build_optimizer
 
 BASE = 0.1

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from unskew.config.load import get_cfg_default
+from unskew.config import get_cfg_default
 from unskew.dassl.engine import TrainerXU
 from unskew.data.dataset import DATASET_REGISTRY, DatasetBase, Datum
 from unskew.data.images import read_image
@@ -545,7 +545,7 @@ SCRIPT = """
 import sys, torch
 sys.path.insert(0, {folder!r})
 import test_trainer
-from unskew.config.load import read_yaml, get_cfg_default
+from unskew.config import read_yaml, get_cfg_default
 cfg = get_cfg_default()
 cfg.merge_from_file({config!r})
 test_trainer.EngineToyX.dropout = 0.0

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from unskew.config.load import load
+from unskew.config import load
 from unskew.data.dataset import DATASET_REGISTRY
 from unskew.micro import downstream, true_log_prior, weights, world
 from unskew.utils.files import make_folder

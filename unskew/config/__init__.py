@@ -1,23 +1,19 @@
 """The configuration of a run, layered from YAML files and frozen once. Imports no torch."""
 
-from unskew.config.defaults import COMMON, get_cfg_default
-from unskew.config.load import (
-    all_defaults,
+from unskew.config._files import (
     backbone_layer,
     check_backbone,
     check_name,
     class_name,
     dataset_layer,
-    derive,
-    dump,
-    flatten,
     has_members,
-    load,
     names,
     read_base,
     read_yaml,
-    set_key,
 )
+from unskew.config._keys import flatten, set_key
+from unskew.config.defaults import COMMON, get_cfg_default
+from unskew.config.load import all_defaults, derive, dump, load
 
 __all__ = [
     "COMMON",

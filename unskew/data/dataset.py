@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from unskew.data.sampling import group, sample_fewshot
 from unskew.utils.registry import Registry
 
-DATASET_REGISTRY = Registry("DATASET")
+DATASET_REGISTRY = Registry("DATASET", "unskew.datasets")
 
 
 def build_dataset(cfg):

@@ -26,17 +26,6 @@ ENOUGH_VAL = 20
 MOST_LOGITS = 2**28
 
 
-def prior_defaults() -> CfgNode:
-    """Return the config keys of `pretraining_prior`, for the node of a trainer that calls it."""
-    return CfgNode(
-        {
-            "PRIOR": "convex",  # convex, eigen, em, released, or a file of probabilities or counts in class order
-            "STRENGTH": "1.0",  # kappa: pseudo-samples of the uniform prior; or cv
-            "TEMPERATURE": "confidence",  # how logits are calibrated: confidence or nll
-        }
-    )
-
-
 class FittedTerms(torch.nn.Module):
     """Fitted numbers, as buffers that a checkpoint holds, and a hash of the classes that they are of."""
 
@@ -108,7 +97,7 @@ def check_choice(cfg: CfgNode, key: str, words: Sequence[str], file: bool = Fals
 
 
 def check_prior(cfg: CfgNode, trainer: str) -> None:
-    """``ValueError`` unless `defaults`' keys make sense in the trainer's node."""
+    """Raise ``ValueError`` unless PRIOR, STRENGTH and TEMPERATURE make sense in the trainer's node."""
     check_choice(cfg, f"{trainer}.TEMPERATURE", ("confidence", "nll"))
     check_choice(cfg, f"{trainer}.PRIOR", tuple(METHODS), file=True)
     strength = cfg.TRAINER[trainer].STRENGTH

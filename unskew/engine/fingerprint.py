@@ -7,7 +7,7 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
-from unskew.config.load import class_name, flatten, names
+from unskew.config import class_name, flatten, names
 from unskew.data.image_folders import list_images
 from unskew.utils.files import expand, user_cache
 

@@ -42,7 +42,7 @@ __all__ = [
 
 logger = logging.getLogger("unskew")
 
-TRAINER_REGISTRY = Registry("TRAINER")
+TRAINER_REGISTRY = Registry("TRAINER", "unskew.trainers")
 
 
 def build_trainer(cfg):

@@ -1,6 +1,6 @@
 """Tables of classes and functions by name.
 
-A registry imports none of its entries. `discover` imports the modules of a package so that they register.
+`discover` imports the modules of a package so that their classes register.
 """
 
 import contextlib
@@ -32,10 +32,15 @@ class Registry(Generic[Entry]):
 
     ``@REGISTRY.register()`` files a class under its own name, ``@REGISTRY.register("name")`` under another one.
     ``Registry[type[Trainer]]("TRAINER")`` tells the type checker what `get` returns.
+
+    Args:
+        name: for error messages.
+        package: the package that `get` discovers when a name is missing, such as "unskew.trainers".
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, package: str = "") -> None:
         self._name = name
+        self._package = package
         self._table: dict[str, Entry] = {}
         self._skipped: list[tuple[str, Entry]] | None = None
 
@@ -72,11 +77,11 @@ class Registry(Generic[Entry]):
     @contextlib.contextmanager
     def keep_first(self) -> Iterator[list[tuple[str, Entry]]]:
         """Inside this context, skip an object whose name is taken instead of raising; yields the skipped ones."""
-        self._skipped = []
+        outer, self._skipped = self._skipped, []
         try:
             yield self._skipped
         finally:
-            self._skipped = None
+            self._skipped = outer
 
     def get(self, name: str) -> Entry:
         """Return the entry of a name.
@@ -84,6 +89,9 @@ class Registry(Generic[Entry]):
         Raises:
             ValueError: the name is unknown; the message suggests similar ones.
         """
+        if name not in self._table and self._package:
+            with self.keep_first():  # a script may have registered classes of the same names
+                discover(self._package)
         if name not in self._table:
             raise ValueError(unknown_name(self._name.lower(), name, self._table))
         return self._table[name]
