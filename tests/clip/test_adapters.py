@@ -228,7 +228,7 @@ def test_an_adapter_that_the_tower_does_not_take_is_an_error():
             adapters.check_adapter(name, resnet)
         with pytest.raises(ValueError, match="TimmModel"):
             adapted(build_tower("timm")[0], name)
-    with pytest.raises(ValueError, match="VisionTransformer .*adaptformer, lora.*'adapter'"):
+    with pytest.raises(ValueError, match=r"VisionTransformer .*adapter'"):
         adapters.check_adapter("adapter", vit)
 
 

@@ -69,7 +69,7 @@ def test_the_longest_prompt_and_no_shared_start():
     with torch.no_grad():
         assert_close(text.encode_prompts(backbone, prompts), text.encode_plain(backbone, prompts))
     for encode in (text.encode_prompts, text.encode_plain):
-        with pytest.raises(ValueError, match="41 .*tiny@random.* 40"):
+        with pytest.raises(ValueError, match=r"41 .*tiny@random.* 40"):
             encode(backbone, Prompts(own[:1], own, (40, 1, 7)))
 
 

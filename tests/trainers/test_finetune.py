@@ -69,7 +69,7 @@ def test_the_head_starts_from_what_it_is_told(data_root, tmp_path):
         finetune(data_root, tmp_path, "", "TRAINER.FINETUNE.HEAD_INIT", "class_means")
     with pytest.raises(ValueError, match="SCALE above 0"):
         finetune(data_root, tmp_path, "", "TRAINER.FINETUNE.SCALE", 0.0)
-    with pytest.raises(ValueError, match="ModifiedResNet .*bitfit, full, bottleneck, none"):
+    with pytest.raises(ValueError, match=r"ModifiedResNet .*bitfit, full, bottleneck, none"):
         finetune(data_root, tmp_path, "lora")
 
 

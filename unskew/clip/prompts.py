@@ -68,9 +68,9 @@ def tokenize(backbone: Backbone, texts: Sequence[str], reserved: int = 0) -> lis
     for text, ids in zip(texts, tokens, strict=True):
         if len(ids) + reserved > backbone.context_length:
             count = len(_unpadded(backbone, [text], 4 * len(text) + 16)[0]) + reserved
-            context = f" and {reserved} context tokens" if reserved else ""
+            context = f", {reserved} of them for the context" if reserved else ""
             raise ValueError(
-                f"the prompt of '{text}' has {count} tokens including start, end{context}; "
+                f"the prompt of '{text}' has {count} tokens including start and end{context}; "
                 f"backbone '{backbone.name}' takes {backbone.context_length}: shorten the name or the context"
             )
     return tokens
