@@ -1,7 +1,12 @@
 """Caltech101: objects, 100 classes (Fei-Fei et al. 2004)."""
 
+from pathlib import Path
+
+from yacs.config import CfgNode
+
 from unskew.data.dataset import DATASET_REGISTRY
 from unskew.data.published import PublishedDataset, split_folders, split_source
+from unskew.data.splits import Splits
 from unskew.download.sources import DatasetInfo, Source
 
 IGNORED = ("BACKGROUND_Google", "Faces_easy")
@@ -34,5 +39,5 @@ class Caltech101(PublishedDataset):
     )
 
     @classmethod
-    def read(cls, cfg, root):
+    def read(cls, cfg: CfgNode, root: Path) -> Splits:
         return split_folders(root / cls.image_dir, CLASSNAMES, IGNORED)

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
+from yacs.config import CfgNode
 
 from unskew.data.dataset import DATASET_REGISTRY, Datum
 from unskew.data.published import PublishedDataset
 from unskew.data.sampling import group, longtail_counts
-from unskew.data.splits import PREPARE_AGAIN, read_lines
+from unskew.data.splits import PREPARE_AGAIN, Splits, read_lines
 from unskew.download.sources import DatasetInfo, Source
 from unskew.utils.files import cache_folder, make_folder
 from unskew.utils.safe_pickle import read_arrays
@@ -22,7 +23,7 @@ IMBALANCES = (10, 50, 100)
 
 @DATASET_REGISTRY.register("cifar100_lt")
 class CIFAR100LT(PublishedDataset):
-    """Read from CIFAR-100's "python" or "binary" edition, and written once as image files."""
+    """CIFAR-100-LT from the "python" or the "binary" edition of CIFAR-100; the images are written once as files."""
 
     dataset_dir = "cifar100"
     info = DatasetInfo(100, 10847, 0, 10000, "0.2 GB", "none stated", _PAGE, {"test": 100})
@@ -36,11 +37,11 @@ class CIFAR100LT(PublishedDataset):
     )
 
     @classmethod
-    def info_of(cls, cfg):
+    def info_of(cls, cfg: CfgNode) -> DatasetInfo:
         return replace(cls.info, train=sum(longtail_counts(500, cls.info.classes, cfg.DATASET.IMBALANCE)))
 
     @classmethod
-    def read(cls, cfg, root):
+    def read(cls, cfg: CfgNode, root: Path) -> Splits:
         imbalance = cfg.DATASET.IMBALANCE
         if imbalance not in IMBALANCES:
             raise ValueError(f"DATASET.IMBALANCE must be one of {', '.join(map(str, IMBALANCES))}; got {imbalance}")
@@ -49,8 +50,9 @@ class CIFAR100LT(PublishedDataset):
 
 
 def longtail(train: list[Datum], imbalance: int) -> list[Datum]:
-    """The published sample: the first class has all of its images, and numpy's seed 0 shuffles each class in turn."""
-    rng, sample = np.random.RandomState(0), []
+    """Return the published sample: all images of the first class; NumPy's seed 0 shuffles each class in turn."""
+    rng = np.random.RandomState(0)
+    sample: list[Datum] = []
     classes = [images for _, images in sorted(group(train).items())]
     for images, count in zip(classes, longtail_counts(len(classes[0]), len(classes), imbalance), strict=True):
         order = np.arange(len(images))
@@ -60,7 +62,7 @@ def longtail(train: list[Datum], imbalance: int) -> list[Datum]:
 
 
 def _items(root: Path, split: str) -> list[Datum]:
-    """All images of a split in CIFAR-100's order, as files below the dataset's folder or its cache."""
+    """Return all images of a split in CIFAR-100's order, as files below the dataset's folder or its cache."""
     images, labels, names = _read(root, split)
     folder = cache_folder(root) / f"images-{split}"
     if not folder.is_dir():
@@ -74,7 +76,7 @@ def _write(images: np.ndarray, folder: Path) -> None:
 
 
 def _read(root: Path, split: str) -> tuple[np.ndarray, list[int], list[str]]:
-    """Images uint8 [N, 32, 32, 3], labels [N] and class names, of whichever edition is there."""
+    """Return images uint8 [N, 32, 32, 3], labels [N] and class names from the edition that exists."""
     python, binary = root / "cifar-100-python", root / "cifar-100-binary"
     if python.is_dir():
         content, names = read_arrays(python / split), read_arrays(python / "meta").get("fine_label_names")

@@ -1,4 +1,4 @@
-"""The embedded world's ``digits``: scikit-learn's real handwritten digits, the half that no pre-training saw."""
+"""Digits: scikit-learn's real handwritten digits, the half that pre-training did not see (embedded world)."""
 
 from unskew.data.dataset import DATASET_REGISTRY
 from unskew.download.sources import DatasetInfo

@@ -1,4 +1,4 @@
-"""The embedded world's ``digits_lt``: real handwritten digits, 10 classes, long-tailed 50 : 1 in train."""
+"""Digits-LT: real handwritten digits, 10 classes, long-tailed 50 : 1 in train (embedded world)."""
 
 from unskew.data.dataset import DATASET_REGISTRY
 from unskew.download.sources import DatasetInfo

@@ -1,7 +1,12 @@
 """Describable Textures: 47 of them (Cimpoi et al. 2014), divided 50 : 20 : 30 as CoOp does."""
 
+from pathlib import Path
+
+from yacs.config import CfgNode
+
 from unskew.data.dataset import DATASET_REGISTRY
 from unskew.data.published import PublishedDataset, split_folders, split_source
+from unskew.data.splits import Splits
 from unskew.download.sources import DatasetInfo, Source
 
 _HOME = "https://www.robots.ox.ac.uk/~vgg/data/dtd"
@@ -30,5 +35,5 @@ class DescribableTextures(PublishedDataset):
     )
 
     @classmethod
-    def read(cls, cfg, root):
+    def read(cls, cfg: CfgNode, root: Path) -> Splits:
         return split_folders(root / cls.image_dir)

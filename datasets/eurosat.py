@@ -1,7 +1,12 @@
 """EuroSAT: land use from Sentinel-2, 10 classes (Helber et al. 2019)."""
 
+from pathlib import Path
+
+from yacs.config import CfgNode
+
 from unskew.data.dataset import DATASET_REGISTRY
 from unskew.data.published import PublishedDataset, split_folders, split_source
+from unskew.data.splits import Splits
 from unskew.download.sources import DatasetInfo, Source
 
 CLASSNAMES = {
@@ -39,5 +44,5 @@ class EuroSAT(PublishedDataset):
     )
 
     @classmethod
-    def read(cls, cfg, root):
+    def read(cls, cfg: CfgNode, root: Path) -> Splits:
         return split_folders(root / cls.image_dir, CLASSNAMES)

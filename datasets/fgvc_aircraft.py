@@ -1,8 +1,12 @@
-"""FGVC-Aircraft: 100 variants, with the splits that its authors made (Maji et al. 2013)."""
+"""FGVC-Aircraft: 100 variants, with the splits of its authors (Maji et al. 2013)."""
+
+from pathlib import Path
+
+from yacs.config import CfgNode
 
 from unskew.data.dataset import DATASET_REGISTRY, Datum
-from unskew.data.published import SPLITS, PublishedDataset
-from unskew.data.splits import PREPARE_AGAIN, read_lines
+from unskew.data.published import PublishedDataset
+from unskew.data.splits import PREPARE_AGAIN, SPLITS, Splits, read_lines
 from unskew.download.sources import DatasetInfo, Source
 
 _HOME = "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft"
@@ -24,16 +28,17 @@ class FGVCAircraft(PublishedDataset):
     )
 
     @classmethod
-    def read(cls, cfg, root):
+    def read(cls, cfg: CfgNode, root: Path) -> Splits:
         labels = {name: label for label, name in enumerate(read_lines(root / "variants.txt"))}
 
         def items(split: str) -> list[Datum]:
-            found, path = [], root / f"images_variant_{split}.txt"
+            path = root / f"images_variant_{split}.txt"
+            images = []
             for line in read_lines(path):
                 image, _, variant = line.partition(" ")
                 if variant not in labels:
                     raise ValueError(f"'{path}' names '{variant}', which is not in variants.txt; {PREPARE_AGAIN}")
-                found.append(Datum(str(root / "images" / f"{image}.jpg"), labels[variant], 0, variant))
-            return found
+                images.append(Datum(str(root / "images" / f"{image}.jpg"), labels[variant], 0, variant))
+            return images
 
-        return tuple(map(items, SPLITS))
+        return items("train"), items("val"), items("test")

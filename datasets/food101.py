@@ -1,7 +1,12 @@
 """Food-101: dishes (Bossard et al. 2014)."""
 
+from pathlib import Path
+
+from yacs.config import CfgNode
+
 from unskew.data.dataset import DATASET_REGISTRY
 from unskew.data.published import PublishedDataset, split_folders, split_source
+from unskew.data.splits import Splits
 from unskew.download.sources import DatasetInfo, Source
 
 
@@ -33,5 +38,5 @@ class Food101(PublishedDataset):
     )
 
     @classmethod
-    def read(cls, cfg, root):
+    def read(cls, cfg: CfgNode, root: Path) -> Splits:
         return split_folders(root / cls.image_dir)

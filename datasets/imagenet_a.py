@@ -1,4 +1,4 @@
-"""ImageNet-A (Hendrycks et al. 2021): natural images of 200 classes that ResNets get wrong."""
+"""ImageNet-A (Hendrycks et al. 2021): natural images of 200 classes that ResNets misclassify."""
 
 from unskew.data.dataset import DATASET_REGISTRY
 from unskew.data.imagenet import NAMES, ImageNetVariant

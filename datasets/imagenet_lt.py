@@ -1,19 +1,21 @@
-"""ImageNet-LT (Liu et al. 2019): ImageNet's images by lists, long-tailed in train, balanced in val and test."""
+"""ImageNet-LT (Liu et al. 2019): lists of ImageNet's images, long-tailed in train, balanced in val and test."""
 
 from pathlib import Path
 
+from yacs.config import CfgNode
+
 from unskew.data.dataset import DATASET_REGISTRY
 from unskew.data.imagenet import NAMES, VAL_LIST, image_folder, imagenet_names, lift_source
-from unskew.data.published import SPLITS, PublishedDataset
-from unskew.data.splits import read_list
+from unskew.data.published import PublishedDataset
+from unskew.data.splits import SPLITS, Splits, read_list
 from unskew.datasets.imagenet import ImageNet
 from unskew.download.sources import DatasetInfo, Source
 
 
 def _images(root: Path) -> Path:
-    """The folder of train and val: below this dataset's own, or ImageNet's."""
-    own, other = image_folder(root), image_folder(root.parent / ImageNet.dataset_dir)
-    return own if (own / "train").is_dir() else other
+    """Return the folder that holds train and val, in this dataset's folder or in ImageNet's."""
+    here = image_folder(root)
+    return here if (here / "train").is_dir() else image_folder(root.parent / ImageNet.dataset_dir)
 
 
 @DATASET_REGISTRY.register("imagenet_lt")
@@ -38,14 +40,13 @@ class ImageNetLT(PublishedDataset):
         VAL_LIST,
         NAMES,
         *(
-            Source(
-                split, elsewhere=(f"../imagenet/images/{split}", f"../imagenet/{split}"), page="imagenet's own folder"
-            )
+            Source(split, elsewhere=(f"../imagenet/images/{split}", f"../imagenet/{split}"), page="imagenet's folder")
             for split in ("train", "val")
         ),
     )
 
     @classmethod
-    def read(cls, cfg, root):
+    def read(cls, cfg: CfgNode, root: Path) -> Splits:
         names = list(imagenet_names(root).values())
-        return tuple(read_list(root / f"ImageNet_LT_{split}.txt", _images(root), names) for split in SPLITS)
+        train, val, test = (read_list(root / f"ImageNet_LT_{split}.txt", _images(root), names) for split in SPLITS)
+        return train, val, test

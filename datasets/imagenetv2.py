@@ -1,8 +1,13 @@
 """ImageNetV2, matched frequency (Recht et al. 2019): ten new images of each class of ImageNet."""
 
+from pathlib import Path
+
+from yacs.config import CfgNode
+
 from unskew.data.dataset import DATASET_REGISTRY
+from unskew.data.image_folders import folder_items
 from unskew.data.imagenet import NAMES, ImageNetVariant, imagenet_names
-from unskew.data.published import folder_items
+from unskew.data.splits import Splits
 from unskew.download.sources import DatasetInfo, Source
 
 _FILE = "imagenetv2-matched-frequency.tar.gz"
@@ -26,7 +31,7 @@ class ImageNetV2(ImageNetVariant):
     )
 
     @classmethod
-    def read(cls, cfg, root):
+    def read(cls, cfg: CfgNode, root: Path) -> Splits:
         names = imagenet_names(root).values()
-        classes = {str(label): (label, name) for label, name in enumerate(names)}  # folders are called 0 to 999
+        classes = {str(label): (label, name) for label, name in enumerate(names)}  # the folders are named 0 to 999
         return [], [], folder_items(root / cls.image_dir, classes)

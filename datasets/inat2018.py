@@ -1,9 +1,13 @@
-"""iNaturalist 2018 (Van Horn et al. 2018): 8,142 species as people photograph them; tested on its val."""
+"""iNaturalist 2018 (Van Horn et al. 2018): 8,142 species, long-tailed; tested on its val."""
+
+from pathlib import Path
+
+from yacs.config import CfgNode
 
 from unskew.data.dataset import DATASET_REGISTRY
 from unskew.data.imagenet import lift_source
 from unskew.data.published import PublishedDataset
-from unskew.data.splits import PREPARE_AGAIN, read_list
+from unskew.data.splits import PREPARE_AGAIN, Splits, read_list
 from unskew.download.sources import DatasetInfo, Source
 from unskew.utils.files import read_json
 
@@ -22,7 +26,7 @@ class INaturalist2018(PublishedDataset):
         lift_source(
             "iNaturalist18/categories.json", "9c7adca5cafad83bc015e21dc773580769ef641543c412708a08fd81ea99ceb0"
         ),
-        # 120 GB are fetched on purpose, not by the way.
+        # No URL, because 120 GB should not be downloaded by surprise.
         Source(
             "train_val2018.tar.gz",
             (),
@@ -33,7 +37,7 @@ class INaturalist2018(PublishedDataset):
     )
 
     @classmethod
-    def read(cls, cfg, root):
+    def read(cls, cfg: CfgNode, root: Path) -> Splits:
         path = root / "categories.json"
         try:
             names = [category["name"] for category in sorted(read_json(path), key=lambda category: category["id"])]

@@ -1,11 +1,14 @@
 """Oxford Flowers: 102 species (Nilsback and Zisserman 2008), divided 50 : 20 : 30 as CoOp does."""
 
 import random
+from pathlib import Path
+
+from yacs.config import CfgNode
 
 from unskew.data.dataset import DATASET_REGISTRY, Datum
 from unskew.data.published import PublishedDataset, split_source
 from unskew.data.sampling import split_in_three
-from unskew.data.splits import PREPARE_AGAIN, read_mat
+from unskew.data.splits import PREPARE_AGAIN, Splits, read_mat
 from unskew.download.sources import DatasetInfo, Source
 from unskew.utils.files import read_json
 
@@ -41,7 +44,7 @@ class OxfordFlowers(PublishedDataset):
     )
 
     @classmethod
-    def read(cls, cfg, root):
+    def read(cls, cfg: CfgNode, root: Path) -> Splits:
         names = read_json(root / "cat_to_name.json")
         labels = [int(label) for label in read_mat(root / "imagelabels.mat", "labels")[0]]
         unknown = {str(label) for label in labels} - set(names)

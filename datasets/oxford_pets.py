@@ -1,8 +1,12 @@
 """Oxford-IIIT Pets: 37 breeds (Parkhi et al. 2012)."""
 
+from pathlib import Path
+
+from yacs.config import CfgNode
+
 from unskew.data.dataset import DATASET_REGISTRY, Datum
 from unskew.data.published import PublishedDataset, split_source, split_trainval
-from unskew.data.splits import PREPARE_AGAIN, read_table
+from unskew.data.splits import PREPARE_AGAIN, Splits, read_table
 from unskew.download.sources import DatasetInfo, Source
 
 _HOME = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"
@@ -37,14 +41,16 @@ class OxfordPets(PublishedDataset):
     )
 
     @classmethod
-    def read(cls, cfg, root):
+    def read(cls, cfg: CfgNode, root: Path) -> Splits:
         def items(file: str) -> list[Datum]:
-            found, path = [], root / "annotations" / file
+            path = root / "annotations" / file
+            images = []
             for name, label, *_ in read_table(path, columns=4):
                 if not label.isdecimal() or int(label) < 1:
-                    raise ValueError(f"'{path}': '{name}' has '{label}' for a class, numbers from 1; {PREPARE_AGAIN}")
+                    raise ValueError(f"'{path}': '{name}' has class '{label}', not a number from 1 on; {PREPARE_AGAIN}")
                 breed = name.rpartition("_")[0].lower()
-                found.append(Datum(f"{root / cls.image_dir / name}.jpg", int(label) - 1, 0, breed))
-            return found
+                images.append(Datum(f"{root / cls.image_dir / name}.jpg", int(label) - 1, 0, breed))
+            return images
 
-        return *split_trainval(items("trainval.txt")), items("test.txt")
+        train, val = split_trainval(items("trainval.txt"))
+        return train, val, items("test.txt")

@@ -1,4 +1,4 @@
-"""The embedded world's ``patterns``: shape x pattern, 72 classes."""
+"""Patterns: shape x pattern, 72 classes (embedded world)."""
 
 from unskew.data.dataset import DATASET_REGISTRY
 from unskew.download.sources import DatasetInfo

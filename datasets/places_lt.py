@@ -1,9 +1,13 @@
-"""Places-LT (Liu et al. 2019): images of Places365 by lists, long-tailed in train, balanced in val and test."""
+"""Places-LT (Liu et al. 2019): lists of images of Places365, long-tailed in train, balanced in val and test."""
+
+from pathlib import Path
+
+from yacs.config import CfgNode
 
 from unskew.data.dataset import DATASET_REGISTRY
 from unskew.data.imagenet import lift_source
-from unskew.data.published import SPLITS, PublishedDataset
-from unskew.data.splits import read_list, read_pairs
+from unskew.data.published import PublishedDataset
+from unskew.data.splits import SPLITS, Splits, read_list, read_pairs
 from unskew.download.sources import DatasetInfo, Source
 
 _PAGE = "http://places2.csail.mit.edu/download.html"
@@ -29,6 +33,7 @@ class PlacesLT(PublishedDataset):
     )
 
     @classmethod
-    def read(cls, cfg, root):
+    def read(cls, cfg: CfgNode, root: Path) -> Splits:
         names = [name for _, name in read_pairs(root / "classnames.txt")]
-        return tuple(read_list(root / f"Places_LT_{split}.txt", root, names) for split in SPLITS)
+        train, val, test = (read_list(root / f"Places_LT_{split}.txt", root, names) for split in SPLITS)
+        return train, val, test

@@ -1,4 +1,4 @@
-"""The embedded world's ``shapes``: shape x colour, 96 classes."""
+"""Shapes: shape x colour, 96 classes (embedded world)."""
 
 from unskew.data.dataset import DATASET_REGISTRY
 from unskew.download.sources import DatasetInfo

@@ -1,4 +1,4 @@
-"""The embedded world's ``shapes_lt``: shape x colour x pattern, 64 classes, long-tailed 100 : 1 in train."""
+"""Shapes-LT: shape x colour x pattern, 64 classes, long-tailed 100 : 1 in train (embedded world)."""
 
 from unskew.data.dataset import DATASET_REGISTRY
 from unskew.download.sources import DatasetInfo

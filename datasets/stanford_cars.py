@@ -1,8 +1,12 @@
-"""Stanford Cars: 196 models with their year (Krause et al. 2013)."""
+"""Stanford Cars: 196 car models with the year (Krause et al. 2013)."""
+
+from pathlib import Path
+
+from yacs.config import CfgNode
 
 from unskew.data.dataset import DATASET_REGISTRY, Datum
 from unskew.data.published import PublishedDataset, split_source, split_trainval
-from unskew.data.splits import PREPARE_AGAIN, read_mat
+from unskew.data.splits import PREPARE_AGAIN, Splits, read_mat
 from unskew.download.sources import DatasetInfo, Source
 
 _HOME = "http://ai.stanford.edu/~jkrause"
@@ -50,20 +54,21 @@ class StanfordCars(PublishedDataset):
     )
 
     @classmethod
-    def read(cls, cfg, root):
+    def read(cls, cfg: CfgNode, root: Path) -> Splits:
         models = [str(name[0]) for name in read_mat(root / "devkit" / "cars_meta.mat", "class_names")[0]]
 
-        def items(folder: str, annotations) -> list[Datum]:
-            found, rows = [], read_mat(annotations, "annotations")[0]
+        def items(folder: str, annotations: Path) -> list[Datum]:
+            rows = read_mat(annotations, "annotations")[0]
+            images = []
             if not {"class", "fname"} <= set(rows.dtype.names or ()):
-                raise ValueError(f"'{annotations}' has no classes: it must be the file with labels; {PREPARE_AGAIN}")
+                raise ValueError(f"'{annotations}' has no classes: use the file with labels; {PREPARE_AGAIN}")
             for row in rows:
                 label = int(row["class"][0, 0]) - 1
                 if not 0 <= label < len(models):
                     raise ValueError(f"'{annotations}' has class {label + 1} of {len(models)}; {PREPARE_AGAIN}")
                 model, _, year = models[label].rpartition(" ")
-                found.append(Datum(str(root / folder / str(row["fname"][0])), label, 0, f"{year} {model}"))
-            return found
+                images.append(Datum(str(root / folder / str(row["fname"][0])), label, 0, f"{year} {model}"))
+            return images
 
-        trainval = items("cars_train", root / "devkit" / "cars_train_annos.mat")
-        return *split_trainval(trainval), items("cars_test", root / "cars_test_annos_withlabels.mat")
+        train, val = split_trainval(items("cars_train", root / "devkit" / "cars_train_annos.mat"))
+        return train, val, items("cars_test", root / "cars_test_annos_withlabels.mat")

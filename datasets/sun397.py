@@ -1,8 +1,12 @@
 """SUN397: scenes (Xiao et al. 2010), the first of its ten partitions."""
 
+from pathlib import Path
+
+from yacs.config import CfgNode
+
 from unskew.data.dataset import DATASET_REGISTRY, Datum
 from unskew.data.published import PublishedDataset, split_source, split_trainval
-from unskew.data.splits import PREPARE_AGAIN, read_lines
+from unskew.data.splits import PREPARE_AGAIN, Splits, read_lines
 from unskew.download.sources import DatasetInfo, Source
 
 _PAGE = "https://vision.princeton.edu/projects/2010/SUN/"
@@ -33,17 +37,18 @@ class SUN397(PublishedDataset):
     )
 
     @classmethod
-    def read(cls, cfg, root):
+    def read(cls, cfg: CfgNode, root: Path) -> Splits:
         labels = {name: label for label, name in enumerate(read_lines(root / "ClassName.txt"))}
 
         def items(file: str) -> list[Datum]:
-            found = []
+            images = []
             for line in read_lines(root / file):  # /a/apartment_building/outdoor/sun_aakoovhmcdulqvur.jpg
                 scene = line.rpartition("/")[0]
                 if scene not in labels:
                     raise ValueError(f"'{root / file}' names '{scene}', which is not in ClassName.txt; {PREPARE_AGAIN}")
                 name = " ".join(reversed(scene.split("/")[2:]))  # "outdoor apartment_building"
-                found.append(Datum(f"{root / cls.image_dir}{line}", labels[scene], 0, name))
-            return found
+                images.append(Datum(f"{root / cls.image_dir}{line}", labels[scene], 0, name))
+            return images
 
-        return *split_trainval(items("Training_01.txt")), items("Testing_01.txt")
+        train, val = split_trainval(items("Training_01.txt"))
+        return train, val, items("Testing_01.txt")

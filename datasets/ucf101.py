@@ -1,10 +1,13 @@
 """UCF101: the middle frames of videos of 101 actions (Soomro et al. 2012), the first of its three splits."""
 
 import re
+from pathlib import Path
+
+from yacs.config import CfgNode
 
 from unskew.data.dataset import DATASET_REGISTRY, Datum
 from unskew.data.published import PublishedDataset, split_source, split_trainval
-from unskew.data.splits import PREPARE_AGAIN, read_table
+from unskew.data.splits import PREPARE_AGAIN, Splits, read_table
 from unskew.download.sources import DatasetInfo, Source
 
 
@@ -29,23 +32,26 @@ class UCF101(PublishedDataset):
     )
 
     @classmethod
-    def read(cls, cfg, root):
+    def read(cls, cfg: CfgNode, root: Path) -> Splits:
         lists = root / "ucfTrainTestlist"
         labels = {}
         for number, action in read_table(lists / "classInd.txt", columns=2):
             if not number.isdecimal() or int(number) < 1:
-                raise ValueError(f"'{lists / 'classInd.txt'}': '{number}' is no number of a class; {PREPARE_AGAIN}")
+                raise ValueError(
+                    f"'{lists / 'classInd.txt'}': '{number}' is not the number of a class; {PREPARE_AGAIN}"
+                )
             labels[action] = int(number) - 1
 
         def items(file: str, columns: int) -> list[Datum]:
-            found = []
+            images = []
             for video, *_ in read_table(lists / file, columns):  # ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1
                 action, _, name = video.partition("/")
                 if action not in labels:
                     raise ValueError(f"'{lists / file}' names '{action}', not in classInd.txt; {PREPARE_AGAIN}")
                 classname = "_".join(re.findall("[A-Z][^A-Z]*", action))
                 frame = root / cls.image_dir / classname / name.replace(".avi", ".jpg")
-                found.append(Datum(str(frame), labels[action], 0, classname))
-            return found
+                images.append(Datum(str(frame), labels[action], 0, classname))
+            return images
 
-        return *split_trainval(items("trainlist01.txt", 2)), items("testlist01.txt", 1)
+        train, val = split_trainval(items("trainlist01.txt", 2))
+        return train, val, items("testlist01.txt", 1)

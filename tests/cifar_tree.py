@@ -1,4 +1,4 @@
-"""CIFAR-100's two editions, byte for byte as published: pickles of Python 2, and flat binary files."""
+"""CIFAR-100 in its two published formats: pickles of Python 2, and flat binary files."""
 
 import io
 import pickle
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Python2(pickle._Pickler):
-    """Pickles as Python 2 wrote them at protocol 2: its strings, of bytes, whether text or numpy's raw data."""
+    """A pickler for protocol 2 that writes text and bytes as Python 2 wrote its ``str``."""
 
     def save(self, obj, *args, **kwargs):
         if not isinstance(obj, str | bytes) or id(obj) in self.memo:
@@ -26,7 +26,7 @@ def python2_pickle(content) -> bytes:
 
 
 def cifar100(data: Path, edition: str = "python", classes: int = 100, each: int = 5) -> dict:
-    """``{split: (pixels [N, 3072], labels)}``; random pixels, the classes mixed."""
+    """Write random images and return ``{split: (pixels [N, 3072], labels)}``; the classes are mixed."""
     folder, rng, found = data / "cifar100" / f"cifar-100-{edition}", np.random.RandomState(7), {}
     folder.mkdir(parents=True)
     names = [f"thing_{n:02d}" for n in range(classes)]

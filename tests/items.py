@@ -1,4 +1,4 @@
-"""What the tests of datasets share: lists of images, the config keys that `select` reads, and published files."""
+"""Helpers for tests of datasets: lists of images, config keys for `select`, and published files."""
 
 import gzip
 import json
@@ -14,7 +14,7 @@ DASSL = "dassl.data.datasets.base_dataset"
 
 
 def make(root, classes, images, split="train", first=0):
-    """`images` per class, the classes in reversed order, so that first appearance is not label order."""
+    """Return `images` per class; the classes are reversed, so that the first label is not 0."""
     return [
         Datum(f"{root}/{split}/{label}/{first + image}.png", label, 0, f"class {label}")
         for label in reversed(range(classes))
@@ -43,7 +43,7 @@ def unzip(name):
 
 
 def published_split(dataset):
-    """The content of CoOp's split file."""
+    """Return the content of CoOp's split file."""
     content = unzip(f"{dataset}_split.json.gz")
     if dataset == "oxford_pets":
         return content
@@ -58,7 +58,7 @@ def published_split(dataset):
 
 
 def published_sample(dataset, shots, seed):
-    """``{"train": [[image, label, class name], ..], "val": ..}``."""
+    """Return a published sample ``{"train": [[image, label, class name], ..], "val": ..}``."""
     return unzip(f"{dataset}_fewshot.json.gz")[f"shot_{shots}-seed_{seed}"]
 
 
@@ -66,7 +66,7 @@ def published_sample(dataset, shots, seed):
 
 
 def datum_class(module):
-    """A class like Dassl's Datum."""
+    """Return a class like Dassl's Datum."""
 
     class Datum:
         def __init__(self, impath="", label=0, domain=0, classname=""):
@@ -77,7 +77,7 @@ def datum_class(module):
 
 
 def dump(content, path, classes=(), protocol=pickle.HIGHEST_PROTOCOL):
-    """Pickle something of classes whose modules are there only while it is written."""
+    """Pickle objects of classes whose modules exist only during the call."""
     modules = {}
     for cls in classes:
         parts = cls.__module__.split(".")
@@ -90,7 +90,7 @@ def dump(content, path, classes=(), protocol=pickle.HIGHEST_PROTOCOL):
 
 
 def dump_fewshot(path, module=DASSL, protocol=pickle.HIGHEST_PROTOCOL, **splits):
-    """A few-shot file; splits are lists of (path, label, class name)."""
+    """Write a few-shot file; splits are lists of (path, label, class name)."""
     cls = datum_class(module)
     content = {split: [cls(impath, label, 0, name) for impath, label, name in items] for split, items in splits.items()}
     return dump(content, path, [cls], protocol)

@@ -1,4 +1,4 @@
-"""What the tests of downloads share: a web server on this machine that can do everything wrong."""
+"""A local web server for tests of downloads that can fail in many ways."""
 
 import contextlib
 import functools
@@ -10,16 +10,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class File:
-    """How one path is answered."""
+    """The reply to requests for one path."""
 
     content: bytes
     headers: dict = field(default_factory=lambda: {"ETag": '"1"', "Content-Type": "application/octet-stream"})
     status: int = 200
-    ranges: bool = True  # else every request gets the whole
+    ranges: bool = True  # if False, each reply has the whole file
     heeds_if_range: bool = True
-    piece: int = 0  # most bytes of an answer to a range
-    drops: list = field(default_factory=list)  # body bytes after which the next connections break
-    gate: tuple = ()  # (bytes, event): waits for the event after so many of each body
+    piece: int = 0  # largest number of bytes in the reply to a range request
+    drops: list = field(default_factory=list)  # the next connections break after so many body bytes
+    gate: tuple = ()  # (bytes, event): each reply waits for the event after so many bytes
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -45,7 +45,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             body = file.content
         entry = [self.path, self.headers.get("Range", ""), status, 0]
-        self.log.append(entry)  # at once, as the client may be done before the last line here
+        self.log.append(entry)  # at once, because the client may finish before this function
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)
@@ -62,7 +62,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server:
-    """Answers with ``files`` by path."""
+    """A server of ``files`` by path."""
 
     def __init__(self):
         self.files, self._log = {}, []
@@ -72,7 +72,7 @@ class Server:
         threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
 
     def put(self, path, content, **options) -> str:
-        """Serve a file; returns its address."""
+        """Serve a file and return its URL."""
         self.files[path] = File(content, **options)
         return self.root + path
 

@@ -1,7 +1,7 @@
-"""Tiny trees of the published datasets, in their real layouts and with their real annotation formats.
+"""Tiny trees of the published datasets with the real layouts and annotation formats.
 
-``TREES[name](data_root)`` writes one and answers what it holds, by the published split ("all" where there is none):
-(path below the folder of images, label, class name) of each image.
+``TREES[name](data_root)`` writes a tree and returns its images by published split ("all" without splits): the path
+below the folder of images, the label and the class name of each image.
 """
 
 import functools
@@ -26,7 +26,7 @@ FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 
 @functools.cache
 def image(suffix: str, shade: int) -> bytes:
-    """A real image of 8 x 8 pixels; one shade, one image."""
+    """Return an image file of 8 x 8 pixels; the shade decides the pixels."""
     pixels = np.random.RandomState(shade).randint(0, 256, (2, 2, 3)).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).resize((8, 8), Image.Resampling.NEAREST).save(file, FORMATS[suffix])
@@ -34,7 +34,7 @@ def image(suffix: str, shade: int) -> bytes:
 
 
 def put(path: Path, shade: int | None = None) -> None:
-    """Write an image; its shade comes from its name unless given."""
+    """Write an image; the default shade depends on its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(image(path.suffix.lower(), zlib.crc32(path.name.encode()) % 16 if shade is None else shade))
 
@@ -45,13 +45,13 @@ def write(path: Path, *lines: str, end: str = "\n") -> None:
 
 
 def load(name: str, data: Path, *opts, shots: int = -1):
-    """The dataset, of all images unless ``shots`` are given."""
+    """Load a dataset, by default with all images."""
     opts = ("DATASET.ROOT", str(data), "DATASET.NUM_SHOTS", shots, *opts)
     return build_dataset(config.load(name, trainer="ZeroshotCLIP", opts=opts))
 
 
 def of(name):
-    """The dataset's class."""
+    """Return the class of a dataset."""
     discover("unskew.datasets")
     return DATASET_REGISTRY.get(name)
 
@@ -61,7 +61,7 @@ def image_root(name, data):
 
 
 def held(dataset, root):
-    """What a dataset holds by split, as `TREES` says it: (path below root, label, class name)."""
+    """Return the images of a dataset in the format of `TREES`: (path below root, label, class name) by split."""
     return {
         split: [(Path(item.impath).relative_to(root).as_posix(), item.label, item.classname) for item in items or []]
         for split, items in (("train", dataset.train_x), ("val", dataset.val), ("test", dataset.test))
@@ -69,7 +69,7 @@ def held(dataset, root):
 
 
 def coop_split(path: Path, entries) -> dict[str, list]:
-    """Write a split file in CoOp's format of a tree's images, dealt out in another way than the loaders do."""
+    """Write a split file in CoOp's format that differs from the loaders' random split."""
     splits = {"train": entries[1::2], "val": entries[::4], "test": entries[2::4]}
     splits = {split: [list(entry) for entry in found] for split, found in splits.items()}
     write(path, json.dumps(splits, indent=4))
@@ -81,7 +81,7 @@ def remove(path: Path) -> None:
 
 
 def with_lines(*lines: str):
-    """A function that writes these lines in place of a file's."""
+    """Return a function that replaces the content of a file by these lines."""
     return lambda path: write(path, *lines)
 
 
@@ -181,7 +181,7 @@ def stanford_cars(data: Path) -> dict:
     files = {"trainval": ("cars_train", 30), "test": ("cars_test", 9)}
     annotations = {"trainval": "devkit/cars_train_annos.mat", "test": "cars_test_annos_withlabels.mat"}
     for split, (folder, images) in files.items():
-        rows = [(f"{n:05d}.jpg", (n * 2) % 3 + 1) for n in range(1, images + 1)]  # the classes come mixed
+        rows = [(f"{n:05d}.jpg", (n * 2) % 3 + 1) for n in range(1, images + 1)]  # the classes are mixed
         cars_annotations(root / annotations[split], rows)
         found[split] = [(f"{folder}/{name}", number - 1, names[number - 1]) for name, number in rows]
         for path, *_ in found[split]:
@@ -223,7 +223,7 @@ def sun397(data: Path) -> dict:
 
 def ucf101(data: Path) -> dict:
     root, found = data / "ucf101", {}
-    # Videos of one class are spelt in another way than their class.
+    # The videos of one class have another spelling than their class.
     actions = {"ApplyEyeMakeup": "Apply_Eye_Makeup", "HandstandPushups": "Handstand_Pushups", "YoYo": "Yo_Yo"}
     lists = root / "ucfTrainTestlist"
     write(lists / "classInd.txt", *(f"{n} {name}" for n, name in enumerate(actions, start=1)), end="\r\n")
@@ -246,7 +246,7 @@ WORDNET = {"n01440764": "tench", "n01443537": "goldfish", "n01484850": "great wh
 
 
 def classnames_txt(folder: Path) -> None:
-    """CoOp's file, in another order than that of the labels."""
+    """Write CoOp's file, not in the order of the labels."""
     write(folder / "classnames.txt", *(f"{wnid} {name}" for wnid, name in reversed(WORDNET.items())))
 
 
@@ -264,7 +264,7 @@ def imagenet(data: Path, images: str = "images", train: int = 6, val: int = 4) -
 
 
 def imagenet_lt(data: Path) -> dict:
-    """Beside ImageNet's own tree, whose images it lists."""
+    """Write lists of the images of ImageNet's tree."""
     held = imagenet(data)
     lists = {"train": held["train"][:6] + held["train"][6:9] + held["train"][12:13] + held["train"][18:19]}
     lists.update(val=[entry for entry in held["train"] if entry[0].endswith("10031.JPEG")][1:], test=held["test"])
@@ -287,7 +287,7 @@ def imagenet_sketch(data: Path) -> dict:
 
 
 def _some_classes(root: Path, folder: str, labels: tuple[int, ...], file: str) -> dict:
-    """ImageNet-A and -R: a part of ImageNet's classes, and a README among their folders."""
+    """Write ImageNet-A or -R: some of ImageNet's classes, and a README among the folders."""
     classnames_txt(root)
     write(root / folder / "README.txt", "the archive has one")
     wnids = {wnid: name for label, (wnid, name) in enumerate(WORDNET.items()) if label in labels}

@@ -1,4 +1,4 @@
-"""Images of a user's own that a CSV file names: columns, labels, names, splits and what is said of a wrong line."""
+"""Tests of the user's own images in a CSV file: columns, labels, names, splits and errors with line numbers."""
 
 from collections import Counter
 from pathlib import Path
@@ -13,14 +13,14 @@ from unskew.runs.run import Run
 
 @pytest.fixture
 def file(tmp_path, monkeypatch):
-    """The CSV file's path, in a folder of the user's; caches go elsewhere."""
+    """The path of the user's CSV file; caches are in another folder."""
     monkeypatch.setenv("UNSKEW_CACHE", str(tmp_path / "cache"))
     (tmp_path / "birds").mkdir()
     return tmp_path / "birds" / "birds.csv"
 
 
 def table(file, header, *rows):
-    """Rows whose first word is a path; the images are written too."""
+    """Write rows that begin with a path, and their images."""
     write(file, header, *rows)
     for row in rows:
         put(file.parent / row.split(",")[0].strip())
@@ -33,12 +33,12 @@ SPLITS = ["train", "train", "val", "test"]
     ("header", "first", "second", "names"),
     [
         ("path,label,split", "0", "1", ["0", "1"]),
-        ("path,label,split", "1", "2", ["1", "2"]),  # labels count from 0 inside
-        ("path,label,split", "9", "10", ["9", "10"]),  # as numbers
+        ("path,label,split", "1", "2", ["1", "2"]),  # internal labels count from 0
+        ("path,label,split", "9", "10", ["9", "10"]),  # sorted as numbers
         ("path,label,split", "robin", "wren", ["robin", "wren"]),
         ("path,classname,split", "wren", "Robin", ["Robin", "wren"]),
         ("path,label,classname,split", "1,robin", "0,wren", ["wren", "robin"]),
-        ("path,label,classname,split", "b,robin", "a,wren", ["robin", "wren"]),  # labels are no numbers
+        ("path,label,classname,split", "b,robin", "a,wren", ["robin", "wren"]),  # labels are not numbers
         (" Path , LABEL,Split", "robin", "wren", ["robin", "wren"]),
         ("path,label,split,note", "robin", "wren", ["robin", "wren"]),
     ],
@@ -67,17 +67,17 @@ def test_without_splits_a_class_is_divided(header, file):
     assert len({item.impath for item in [*first.train_x, *first.val, *first.test]}) == 20
 
 
-def test_other_words_for_the_splits(file):
+def test_other_names_of_the_splits(file):
     table(file, "path,label,split", "a.jpg,x,Training", "b.jpg,x,valid", "c.jpg,x, TEST ", "d.jpg,x,dev")
     assert counts(load("csv", file)) == [{0: 1}, {0: 2}, {0: 1}]
 
 
-def test_train_and_val_alone_are_train_and_test(file):
+def test_without_a_test_split_val_is_tested(file):
     table(file, "path,label,split", "a.jpg,x,train", "b.jpg,y,train", "c.jpg,x,val", "d.jpg,y,val")
     assert counts(load("csv", file)) == [{0: 1, 1: 1}, {}, {0: 1, 1: 1}]
 
 
-def test_quotes_commas_and_a_mark_at_the_start(file):
+def test_quotes_commas_and_a_byte_order_mark(file):
     text = 'path,classname,split\r\n"a, b.jpg","robin, ""red""",train\r\nc.jpg,"Zaunkönig\nkurz",test\r\n'
     file.write_bytes(b"\xef\xbb\xbf" + text.encode())
     dataset = load("csv", file)
@@ -102,7 +102,7 @@ def test_names_from_a_file(file, tmp_path):
     opts = ("DATASET.CLASSNAMES", str(tmp_path / "names.json"))
     assert load("csv", file, *opts).classnames == ["European robin", "Eurasian wren"]
     write(tmp_path / "names.json", '["European robin"]')
-    with pytest.raises(ValueError, match=r"names\.json' has no name for '1'"):
+    with pytest.raises(ValueError, match=r"names\.json'.*'1'"):
         load("csv", file, *opts)
 
 
@@ -123,59 +123,59 @@ def test_few_shots_write_nothing_beside_the_file(file, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("lines", "says"),
+    ("lines", "expected"),
     [
-        (["path;label", "a.jpg;x"], "has the columns path;label; it must have path, and label or classname"),
-        (["file,label", "a.jpg,x"], "has the columns file, label"),
-        (["path,split", "a.jpg,train"], "it must have path, and label or classname"),
-        ([], "has the columns none"),
+        (["path;label", "a.jpg;x"], "path;label;"),
+        (["file,label", "a.jpg,x"], "file, label;"),
+        (["path,split", "a.jpg,train"], "path, split;"),
+        ([], "none;"),
         (["path,label"], "names no images"),
         (["path,label", "a.jpg,x", ",x"], "line 3: no path"),
         (["path,label", "a.jpg,x", "b.jpg"], "line 3: no label"),
         (["path,label,classname", "a.jpg,0,x", "b.jpg,1,"], "line 3: no classname"),
         (["path,label,split", "a.jpg,x,train", "b.jpg,x,"], "line 3: no split"),
-        (["path,label,split", "a.jpg,x,train", "b.jpg,x,holdout"], "line 3: split must be train, val or test"),
-        (["path,label,split", "a.jpg,x,train", "", "", "b.jpg,x,holdout"], "line 5: split must be"),  # as editors count
-        (["path,label,split", '"a.jpg","x\ny",train', "b.jpg,x,holdout"], "line 4: split must be"),
-        (["path,classname,split", "a.jpg,robin, red,train"], "got 'red'"),  # a comma without quotes
+        (["path,label,split", "a.jpg,x,train", "b.jpg,x,holdout"], "line 3: split"),
+        (["path,label,split", "a.jpg,x,train", "", "", "b.jpg,x,holdout"], "line 5: split"),  # counted like editors
+        (["path,label,split", '"a.jpg","x\ny",train', "b.jpg,x,holdout"], "line 4: split"),
+        (["path,classname,split", "a.jpg,robin, red,train"], "got 'red'"),  # an unquoted comma
         (["path,label,split", "a.jpg,x,train"], "training images only"),
     ],
 )
-def test_a_wrong_file_is_named_with_the_line(lines, says, file):
+def test_an_error_names_the_file_and_the_line(lines, expected, file):
     write(file, *lines)
     with pytest.raises(ValueError) as error:
         load("csv", file)
     message = str(error.value)
-    assert says in message and f"'{file}'" in message and "\n" not in message
+    assert expected in message and f"'{file}'" in message and "\n" not in message
 
 
 @pytest.mark.parametrize(
-    ("rows", "says"),
+    ("rows", "expected"),
     [
         (["a.jpg,0,robin,train", "b.jpg,0,wren,test"], "label 0 has two class names, 'robin' and 'wren'"),
         (["a.jpg,0,robin,train", "./a.jpg,1,wren,test"], "twice, in train and test"),
-        (["a.jpg,0,robin,train", "a.jpg,0,robin,train"], "twice, in train: an image belongs to one split"),
-        (["a.jpg,0,robin,train", "b.jpg,x,wren,test"], "line 3: beside class names labels must be numbers"),
+        (["a.jpg,0,robin,train", "a.jpg,0,robin,train"], "twice, in train:"),
+        (["a.jpg,0,robin,train", "b.jpg,x,wren,test"], "line 3: "),
     ],
 )
-def test_labels_that_do_not_fit_their_names(rows, says, file):
+def test_labels_that_do_not_fit_their_names(rows, expected, file):
     write(file, "path,label,classname,split", *rows)
     with pytest.raises(ValueError) as error:
         load("csv", file)
-    assert says in str(error.value) and "\n" not in str(error.value)
+    assert expected in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_file_that_is_not_there_or_no_text(file):
+def test_a_file_that_is_missing_or_not_text(file):
     for root in (file, file.parent):
         with pytest.raises(FileNotFoundError, match="--root") as error:
             load("csv", root)
         assert f"'{root}'" in str(error.value)
     file.write_bytes("path,label\nbär.jpg,x\n".encode("latin-1"))
-    with pytest.raises(ValueError, match="not a CSV file in UTF-8"):
+    with pytest.raises(ValueError, match="UTF-8"):
         load("csv", file)
 
 
-def test_a_file_that_is_changed_or_elsewhere_is_another_run(file, tmp_path):
+def test_a_changed_or_moved_file_is_another_run(file, tmp_path):
     def hashed(path):
         return fingerprint.config_hash(
             Run("csv", "ZeroshotCLIP", shots=2, seed=1, root=str(path), folder="out").config()
@@ -193,7 +193,7 @@ def test_a_file_that_is_changed_or_elsewhere_is_another_run(file, tmp_path):
     assert run_dir.dataset_label(run) == "csv-birds" and "csv-birds" in run.OUTPUT_DIR
 
 
-def test_an_unfinished_run_on_other_images_starts_anew(file, tmp_path):
+def test_an_unfinished_run_on_other_images_starts_from_scratch(file, tmp_path):
     def prepare():
         run_dir.prepare(Run("csv", "ZeroshotCLIP", root=str(file), folder=str(tmp_path / "out")).config())
         return (tmp_path / "out" / "prompt" / "model.pth.tar-1").is_file()

@@ -1,4 +1,4 @@
-"""Images of a user's own in folders: splits, names, what is left out, where caches go and which run is which."""
+"""Tests of the user's own images in folders: splits, names, skipped files, caches and run folders."""
 
 import json
 import os
@@ -17,7 +17,7 @@ def counts(dataset):
 
 
 def fill(folder, **classes):
-    """Class folders with so many images each."""
+    """Write class folders with the given numbers of images."""
     for name, images in classes.items():
         for n in range(images):
             put(folder / name / f"{n:03d}.jpg")
@@ -29,7 +29,7 @@ def everything_below(root):
 
 @pytest.fixture
 def birds(tmp_path, monkeypatch):
-    """The user's folder; caches go elsewhere."""
+    """The user's folder; caches are in another folder."""
     monkeypatch.setenv("UNSKEW_CACHE", str(tmp_path / "cache"))
     (tmp_path / "birds").mkdir()
     return tmp_path / "birds"
@@ -81,12 +81,12 @@ def test_without_splits_a_class_is_divided(below, birds):
     found = held(dataset, birds)
     assert held(other, birds) == found
     assert len({entry for entries in found.values() for entry in entries}) == 30
-    assert found["train"] != sorted(found["train"])  # drawn
+    assert found["train"] != sorted(found["train"])  # random
 
 
 def test_fewer_than_four_images_cannot_be_divided(birds):
     fill(birds, robin=4, wren=3)
-    with pytest.raises(ValueError, match=r"class 'wren' has 3 image\(s\).* 4 or more") as error:
+    with pytest.raises(ValueError, match=r"'wren' has 3 .* 4 ") as error:
         load("folder", birds)
     assert "\n" not in str(error.value)
     fill(birds, wren=4)
@@ -96,7 +96,7 @@ def test_fewer_than_four_images_cannot_be_divided(birds):
 def test_two_folders_of_one_split_are_refused(birds):
     for name in ("train", "val", "validation"):
         fill(birds / name, robin=1, wren=1)
-    with pytest.raises(ValueError, match="two folders for val, 'val' and 'validation'") as error:
+    with pytest.raises(ValueError, match="val, 'val' and 'validation'") as error:
         load("folder", birds)
     assert str(birds) in str(error.value)
 
@@ -109,24 +109,24 @@ def test_a_class_may_be_called_train(birds):
 def test_other_folders_beside_the_splits_are_refused(birds):
     for name in ("train", "test", "sketches"):
         fill(birds / name, robin=2, wren=2)
-    with pytest.raises(ValueError, match=r"folders of splits \('test'\) and others \('sketches'\)"):
+    with pytest.raises(ValueError, match=r"'test'.*'sketches'"):
         load("folder", birds)
 
 
-def test_one_class_is_a_mistake(birds):
+def test_a_single_class_is_refused(birds):
     fill(birds / "images" / "robin", young=2, old=2)
-    with pytest.raises(ValueError, match="only the class folder 'images'"):
+    with pytest.raises(ValueError, match="'images'"):
         load("folder", birds)
 
 
-def test_names_as_a_list_are_in_the_folders_order(birds, tmp_path):
+def test_a_list_of_names_is_in_the_order_of_the_folders(birds, tmp_path):
     fill(birds, b=4, a=4)
     (tmp_path / "names.json").write_text('["the first", "the second"]')
     dataset = load("folder", birds, "DATASET.CLASSNAMES", tmp_path / "names.json")
     assert dataset.classnames == ["the first", "the second"]
 
 
-def test_images_that_come_make_another_run(birds):
+def test_added_images_make_another_run(birds):
     def hashed():
         return fingerprint.config_hash(Run("folder", "ZeroshotCLIP", root=str(birds), folder="out").config())
 
@@ -146,7 +146,7 @@ def test_a_class_without_training_images_keeps_its_label(birds):
 
 
 @pytest.mark.parametrize(
-    ("fills", "says"),
+    ("fills", "expected"),
     [
         ({}, "no class folders with images"),
         ({"train": {}}, "no class folders with images"),
@@ -154,24 +154,24 @@ def test_a_class_without_training_images_keeps_its_label(birds):
         ({"train": {"robin": 3, "wren": 3}, "test": {"robin": 0}}, "training images only"),
     ],
 )
-def test_a_folder_without_what_it_takes(fills, says, birds):
+def test_a_folder_without_enough_images(fills, expected, birds):
     for split, classes in fills.items():
         for name, images in classes.items():
             (birds / split / name).mkdir(parents=True)
             fill(birds / split, **{name: images})
     put(birds / "loose.jpg")
-    with pytest.raises(ValueError, match=says) as error:
+    with pytest.raises(ValueError, match=expected) as error:
         load("folder", birds)
     assert str(birds) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_folder_that_is_not_there(birds):
+def test_a_missing_folder(birds):
     with pytest.raises(FileNotFoundError, match="--root") as error:
         load("folder", birds / "none")
     assert f"'{birds / 'none'}'" in str(error.value)
 
 
-# --- what counts as an image ------------------------------------------------------------------------
+# --- image files ------------------------------------------------------------------------
 
 
 def test_images_are_found_at_any_depth_and_hidden_files_are_not(birds, warned):
@@ -192,7 +192,7 @@ def test_images_are_found_at_any_depth_and_hidden_files_are_not(birds, warned):
     assert not warned()
 
 
-def test_an_empty_class_folder_is_left_out_and_said(birds, warned):
+def test_an_empty_class_folder_is_skipped_with_a_warning(birds, warned):
     for split in ("train", "test"):
         fill(birds / split, robin=2, wren=2)
     (birds / "train" / "owl").mkdir()
@@ -220,39 +220,39 @@ def test_names_from_a_file(file, content, birds, tmp_path):
     assert {item.classname for item in dataset.test} == set(dataset.classnames)
 
 
-def test_numbers_name_folders_of_these_numbers(birds, tmp_path):
+def test_numbers_in_a_file_of_names_are_names_of_folders(birds, tmp_path):
     fill(birds, **{str(number): 4 for number in range(11)})  # "10" comes before "2"
     (tmp_path / "names.json").write_text(json.dumps({str(number): f"bird {number}" for number in range(11)}))
     dataset = load("folder", birds, "DATASET.CLASSNAMES", tmp_path / "names.json")
     assert all(f"/{item.classname.removeprefix('bird ')}/" in item.impath for item in dataset.train_x)
 
 
-def test_names_as_a_list_are_of_numbered_folders(birds, tmp_path):
+def test_a_list_of_names_for_numbered_folders(birds, tmp_path):
     fill(birds, **{"0": 4, "1": 4})
     write(tmp_path / "names.json", json.dumps(["robin", "wren"]))
     assert load("folder", birds, "DATASET.CLASSNAMES", str(tmp_path / "names.json")).classnames == ["robin", "wren"]
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "says"),
+    ("file", "content", "expected"),
     [
-        ("names.txt", "robin European robin", "no name for the folder 'wren'"),
-        ("names.txt", "robin European robin\nwren", "got 'wren'"),
-        ("names.json", '{"robin": 3, "wren": "wren"}', "names by folder or label"),
-        ("names.json", '"robin"', "names by folder or label"),
-        ("names.json", "{", "not a JSON file"),
-        ("none.txt", None, "is not a file"),
-        ("none.json", None, "is not a file"),
+        ("names.txt", "robin European robin", "'wren'"),
+        ("names.txt", "robin European robin\nwren", "'wren'"),
+        ("names.json", '{"robin": 3, "wren": "wren"}', "names"),
+        ("names.json", '"robin"', "names"),
+        ("names.json", "{", "JSON"),
+        ("none.txt", None, "CLASSNAMES"),
+        ("none.json", None, "CLASSNAMES"),
     ],
 )
-def test_a_file_of_names_that_does_not_fit(file, content, says, birds, tmp_path):
+def test_a_wrong_file_of_names(file, content, expected, birds, tmp_path):
     fill(birds, robin=4, wren=4)
     if content is not None:
         write(tmp_path / file, content)
     with pytest.raises((ValueError, FileNotFoundError)) as error:
         load("folder", birds, "DATASET.CLASSNAMES", str(tmp_path / file))
     message = str(error.value)
-    assert says in message and str(tmp_path / file) in message and "\n" not in message
+    assert expected in message and str(tmp_path / file) in message and "\n" not in message
 
 
 def test_prompts(birds):
@@ -262,16 +262,16 @@ def test_prompts(birds):
     assert dataset.templates == ["the song of a {}."] and dataset.context_init == "the song of a {}."
 
 
-# --- what is written, and which run is which --------------------------------------------------------
+# --- written files and run folders --------------------------------------------------------
 
 
 @pytest.mark.parametrize("splits", [("",), ("train", "test")])
-def test_nothing_is_written_among_the_users_images(splits, birds, tmp_path, monkeypatch):
+def test_no_file_is_written_among_the_users_images(splits, birds, tmp_path, monkeypatch):
     for split in splits:
         fill(birds / split, robin=12, wren=12)
     monkeypatch.setattr(image_folders, "CACHE_FROM", 1)
     for path in [birds, *birds.rglob("*")]:
-        os.utime(path, (1e9, 1e9))  # long unchanged: the list of images is kept
+        os.utime(path, (1e9, 1e9))  # long unchanged, so that the list of images is cached
     before = everything_below(birds)
     first = [held(load("folder", birds, "SEED", seed, shots=2), birds) for seed in (1, 2)]
     assert everything_below(birds) == before
@@ -282,7 +282,7 @@ def test_nothing_is_written_among_the_users_images(splits, birds, tmp_path, monk
         "shot_2-seed_2.json",
     ]
     assert first == [held(load("folder", birds, "SEED", seed, shots=2), birds) for seed in (1, 2)]
-    fill(birds / splits[0], owl=12)  # the kept list is seen to be old
+    fill(birds / splits[0], owl=12)  # the cached list is out of date
     assert load("folder", birds).classnames == ["owl", "robin", "wren"]
 
 
@@ -305,7 +305,7 @@ def test_two_folders_are_two_runs():
     }
     assert len(hashes) == 2
     published = {fingerprint.config_hash(Run("dtd", "ZeroshotCLIP", root=root).config()) for root in ("/a", "/b")}
-    assert len(published) == 1  # where a published dataset lies does not matter
+    assert len(published) == 1  # the place of a published dataset does not matter
 
 
 def test_changed_names_are_another_run(birds, tmp_path):
@@ -318,7 +318,7 @@ def test_changed_names_are_another_run(birds, tmp_path):
     assert hashes[0] == hashes[2] != hashes[1]
 
 
-def test_a_run_from_the_command_line_writes_only_where_it_is_told(birds, tmp_path, monkeypatch):
+def test_a_run_from_the_command_line_writes_only_to_its_output_folder(birds, tmp_path, monkeypatch):
     from unskew.cli.main import main
 
     monkeypatch.chdir(tmp_path)

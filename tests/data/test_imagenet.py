@@ -1,4 +1,4 @@
-"""ImageNet's layouts, names and archives, and ImageNet-LT's lists."""
+"""Tests of ImageNet's layouts, names and archives, and of ImageNet-LT's lists."""
 
 import dataclasses
 import io
@@ -28,7 +28,7 @@ def test_labels_follow_the_sorted_folders_and_test_is_imagenets_val(images, tmp_
     assert not warned()
 
 
-def test_few_shots_draw_val_from_what_is_left_of_train(tmp_path):
+def test_few_shots_draw_val_from_the_rest_of_train(tmp_path):
     trees.imagenet(tmp_path)
     few, whole = load("imagenet", tmp_path, shots=2), load("imagenet", tmp_path)
     for items in (few.train_x, few.val):
@@ -44,12 +44,12 @@ def test_without_classnames_a_part_of_imagenet_has_no_names(tmp_path):
     trees.imagenet(tmp_path)
     path = tmp_path / "imagenet" / "classnames.txt"
     path.unlink()
-    with pytest.raises(FileNotFoundError, match="unskew data prepare imagenet") as error:
+    with pytest.raises(FileNotFoundError, match="data prepare imagenet") as error:
         load("imagenet", tmp_path)
     assert str(path) in str(error.value)
 
 
-def test_without_classnames_a_thousand_folders_have_open_clips(tmp_path):
+def test_without_classnames_a_thousand_folders_get_open_clips_names(tmp_path):
     wnids = [f"n{10_000_000 + 7919 * n:08d}" for n in range(1000)]
     for wnid in wnids:
         (tmp_path / "imagenet" / "train" / wnid).mkdir(parents=True)
@@ -63,9 +63,9 @@ def test_without_classnames_a_thousand_folders_have_open_clips(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "happens", "says"),
+    ("file", "damage", "expected"),
     [
-        ("", remove, "unskew data prepare imagenet"),
+        ("", remove, "data prepare imagenet"),
         ("images/train/n01443537", remove, "no folder"),
         ("images/val/n02123045", remove, "class 'tabby cat'"),
         ("images/val", remove, "no folder"),
@@ -73,20 +73,20 @@ def test_without_classnames_a_thousand_folders_have_open_clips(tmp_path):
         ("classnames.txt", with_lines("n01440764 tench", "n09999999 unicorn"), "n09999999' for class 'unicorn'"),
     ],
 )
-def test_what_is_missing_is_said_in_one_line_that_names_it(file, happens, says, tmp_path):
+def test_an_error_names_the_missing_file(file, damage, expected, tmp_path):
     trees.imagenet(tmp_path)
-    happens(tmp_path / "imagenet" / file)
+    damage(tmp_path / "imagenet" / file)
     with pytest.raises((ValueError, FileNotFoundError)) as error:
         load("imagenet", tmp_path)
     message = str(error.value)
-    assert says in message and "\n" not in message
-    assert Path(file).name in message or "unicorn" in says
+    assert expected in message and "\n" not in message
+    assert Path(file).name in message or "unicorn" in expected
 
 
 # --- ImageNet-LT ------------------------------------------------------------------------------------
 
 
-def test_imagenet_lt_takes_imagenets_images_by_its_lists(tmp_path):
+def test_imagenet_lt_lists_images_of_imagenet(tmp_path):
     entries = trees.imagenet_lt(tmp_path)
     dataset = load("imagenet_lt", tmp_path)
     assert held(dataset, tmp_path / "imagenet" / "images") == entries
@@ -96,7 +96,7 @@ def test_imagenet_lt_takes_imagenets_images_by_its_lists(tmp_path):
 
 
 @pytest.mark.parametrize("images", ["images", ""])
-def test_imagenet_lt_with_images_and_names_of_its_own(images, tmp_path):
+def test_imagenet_lt_with_its_own_images_and_names(images, tmp_path):
     entries = trees.imagenet_lt(tmp_path)
     shutil.move(tmp_path / "imagenet" / "images", tmp_path / "imagenet_lt" / "images")
     shutil.move(tmp_path / "imagenet" / "classnames.txt", tmp_path / "imagenet_lt")
@@ -107,16 +107,16 @@ def test_imagenet_lt_with_images_and_names_of_its_own(images, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "happens", "says"),
+    ("file", "damage", "expected"),
     [
         ("ImageNet_LT_train.txt", remove, "no file"),
-        ("ImageNet_LT_val.txt", with_lines("train/n02123045/a.JPEG 4"), "line 1: expected a path and a label below 4"),
+        ("ImageNet_LT_val.txt", with_lines("train/n02123045/a.JPEG 4"), "line 1: .* 4,"),
     ],
 )
-def test_a_list_of_imagenet_lt_that_is_wrong(file, happens, says, tmp_path):
+def test_a_wrong_list_of_imagenet_lt(file, damage, expected, tmp_path):
     trees.imagenet_lt(tmp_path)
-    happens(tmp_path / "imagenet_lt" / file)
-    with pytest.raises((ValueError, FileNotFoundError), match=says) as error:
+    damage(tmp_path / "imagenet_lt" / file)
+    with pytest.raises((ValueError, FileNotFoundError), match=expected) as error:
         load("imagenet_lt", tmp_path)
     assert file in str(error.value)
 
@@ -125,7 +125,7 @@ def test_a_list_of_imagenet_lt_that_is_wrong(file, happens, says, tmp_path):
 
 
 def tar(path, files):
-    """An archive of {name: content}."""
+    """Write an archive of {name: content}."""
     with tarfile.open(path, "w") as archive:
         for name, content in files.items():
             member = tarfile.TarInfo(name)
@@ -142,7 +142,7 @@ def tar_bytes(path, files):
 
 @pytest.fixture
 def archives(tmp_path, monkeypatch):
-    """ImageNet's folder with both archives, the list of val and the names; what they hold."""
+    """ImageNet's folder with both archives, the list of val and the names; the content of both archives."""
     monkeypatch.setattr(ImageNet, "info", dataclasses.replace(ImageNet.info, classes=len(WORDNET)))
     entries, root = trees.imagenet(tmp_path), tmp_path / "imagenet"
     contents = {path: (root / "images" / path).read_bytes() for items in entries.values() for path, *_ in items}
@@ -171,30 +171,30 @@ def test_the_archives_are_laid_out(archives):
     assert sorted(path.name for path in (root / "images").iterdir()) == ["train", "val"]
     assert len(load("imagenet", root.parent).train_x) == 24
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
-    ImageNet.arrange(root)  # nothing is left to do
+    ImageNet.arrange(root)  # no work is left
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
 
-def test_an_archive_of_some_classes_is_refused(archives, monkeypatch):
+def test_an_archive_with_too_few_classes_is_refused(archives, monkeypatch):
     root, _, inner = archives
     tar(root / "ILSVRC2012_img_train.tar", dict(list(inner.items())[:2]))
-    with pytest.raises(ValueError, match=r"ILSVRC2012_img_train\.tar' has 2 classes in place of 4"):
+    with pytest.raises(ValueError, match=r"ILSVRC2012_img_train\.tar' has 2 .* 4;"):
         ImageNet.arrange(root)
     assert not (root / "images" / "train").exists()
 
 
-def test_no_archive_nothing_to_do(tmp_path):
+def test_without_archives_there_is_no_work(tmp_path):
     (tmp_path / "imagenet").mkdir()
     ImageNet.arrange(tmp_path / "imagenet")
     assert not list((tmp_path / "imagenet").iterdir())
 
 
-def test_a_train_archive_cut_short_is_gone_on_from(archives):
+def test_unpacking_train_resumes_after_an_archive_that_was_cut_short(archives):
     root, contents, _ = archives
     archive = root / "ILSVRC2012_img_train.tar"
     whole = archive.read_bytes()
     archive.write_bytes(whole[: len(whole) * 6 // 10])  # within the third class
-    with pytest.raises(ValueError, match="download it again") as error:
+    with pytest.raises(ValueError, match="download") as error:
         ImageNet.arrange(root)
     assert str(archive) in str(error.value) and "\n" not in str(error.value)
     work = root / "images" / ".train.unpack"
@@ -210,14 +210,14 @@ def test_a_train_archive_cut_short_is_gone_on_from(archives):
 
 
 @pytest.mark.parametrize("where", ["member", "boundary"])
-def test_a_val_archive_cut_short_is_gone_on_from(where, archives):
+def test_unpacking_val_resumes_after_an_archive_that_was_cut_short(where, archives):
     root, contents, _ = archives
     archive = root / "ILSVRC2012_img_val.tar"
     whole = archive.read_bytes()
     with tarfile.open(archive) as opened:
         member = opened.getmembers()[9]
     archive.write_bytes(whole[: member.offset_data + 40] if where == "member" else whole[: member.offset])
-    with pytest.raises(ValueError, match="download it again") as error:
+    with pytest.raises(ValueError, match="download") as error:
         ImageNet.arrange(root)
     assert str(archive) in str(error.value)
     assert not (root / "images" / "val").exists()
@@ -227,11 +227,11 @@ def test_a_val_archive_cut_short_is_gone_on_from(where, archives):
 
 
 @pytest.mark.parametrize("name", ["ILSVRC2012_val_99999999.JPEG", "../../evil.JPEG", "notes.txt"])
-def test_a_file_that_val_does_not_have_is_refused(name, archives, tmp_path):
+def test_an_unknown_file_in_the_val_archive_is_refused(name, archives, tmp_path):
     root, contents, _ = archives
     archive, before = root / "ILSVRC2012_img_val.tar", set(tmp_path.rglob("*"))
     tar(archive, {name: b"?", **{path.split("/")[-1]: data for path, data in contents.items()}})
-    with pytest.raises(ValueError, match=r"which 'ImageNet_LT_test\.txt' does not name") as error:
+    with pytest.raises(ValueError, match=r"ImageNet_LT_test\.txt") as error:
         ImageNet.arrange(root)
     assert str(archive) in str(error.value) and f"'{name}'" in str(error.value)
     assert not (root / "images" / "val").exists()
@@ -240,7 +240,7 @@ def test_a_file_that_val_does_not_have_is_refused(name, archives, tmp_path):
 
 
 @pytest.mark.parametrize("evil", [{"../../../evil.JPEG": b"?"}, None])
-def test_a_train_archive_of_something_else_is_refused(evil, archives, tmp_path):
+def test_a_train_archive_with_other_content_is_refused(evil, archives, tmp_path):
     root, _, inner = archives
     content = b"no archive at all" if evil is None else tar_bytes(root / "inner.tar", evil)
     tar(root / "ILSVRC2012_img_train.tar", {**inner, "n09999999.tar": content})

@@ -1,4 +1,4 @@
-"""ImageNetV2, -Sketch, -A and -R: ImageNet's labels, test images only, and models of ImageNet tested on them."""
+"""Tests of ImageNetV2, -Sketch, -A and -R, and of ImageNet models on these test sets."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ LABELS = {"imagenetv2": [0, 1, 2, 3], "imagenet_sketch": [0, 1, 2, 3], "imagenet
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_variant_has_imagenets_labels_and_test_images_alone(name, tmp_path, warned):
+def test_a_variant_has_imagenets_labels_and_only_test_images(name, tmp_path, warned):
     entries = VARIANTS[name](tmp_path)["all"]
     dataset = load(name, tmp_path)
     assert held(dataset, image_root(name, tmp_path)) == {"train": [], "val": [], "test": entries}
@@ -26,7 +26,7 @@ def test_a_variant_has_imagenets_labels_and_test_images_alone(name, tmp_path, wa
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_variant_takes_imagenets_names_where_it_has_none(name, tmp_path):
+def test_a_variant_without_names_uses_imagenets(name, tmp_path):
     entries = VARIANTS[name](tmp_path)["all"]
     (tmp_path / of(name).dataset_dir / "classnames.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"imagenet/classnames\.txt"):
@@ -39,13 +39,13 @@ def test_a_variant_takes_imagenets_names_where_it_has_none(name, tmp_path):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_halves_of_a_variant_are_refused(half, name, tmp_path):
     VARIANTS[name](tmp_path)
-    with pytest.raises(ValueError, match=f"SUBSAMPLE_CLASSES must be all: '{name}' has test images only"):
+    with pytest.raises(ValueError, match=f"SUBSAMPLE_CLASSES .*'{name}'"):
         load(name, tmp_path, "DATASET.SUBSAMPLE_CLASSES", half)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_variant_that_is_not_there(name, tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"unskew data prepare {name}"):
+def test_a_missing_variant(name, tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"data prepare {name}"):
         load(name, tmp_path)
     VARIANTS[name](tmp_path)
     remove(image_root(name, tmp_path))
@@ -54,14 +54,14 @@ def test_a_variant_that_is_not_there(name, tmp_path):
     assert str(image_root(name, tmp_path)) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_folders_that_are_no_classes(tmp_path):
+def test_folders_that_are_not_classes(tmp_path):
     trees.imagenetv2(tmp_path)
     remove(image_root("imagenetv2", tmp_path) / "2")
-    with pytest.raises(FileNotFoundError, match="/2' for class 'great white shark'"):
+    with pytest.raises(FileNotFoundError, match=r"/2' .*'great white shark'"):
         load("imagenetv2", tmp_path)
     trees.imagenet_r(tmp_path)
     write(tmp_path / "imagenet-rendition" / "classnames.txt", "n00000001 unicorn")
-    with pytest.raises(ValueError, match=r"imagenet-rendition/imagenet-r' is a class of ImageNet"):
+    with pytest.raises(ValueError, match="imagenet-rendition/imagenet-r'"):
         load("imagenet_r", tmp_path)
 
 
@@ -73,7 +73,7 @@ PRESENT = [0, 2]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """ImageNet and ImageNet-A, whose images of two classes look like those of all four."""
+    """ImageNet, and ImageNet-A with two classes whose images look like all four classes."""
     data = tmp_path_factory.mktemp("data")
     trees.imagenet(data)
     trees.classnames_txt(data / "imagenet-adversarial")
@@ -86,7 +86,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
-    """A function that answers the folder of a trainer's run on ImageNet; each is trained once."""
+    """A function that returns the folder of a trainer's run on ImageNet; each trainer runs once."""
     output, done = tmp_path_factory.mktemp("runs"), {}
 
     def run(trainer):
@@ -100,7 +100,7 @@ def trained(data, tmp_path_factory):
 
 
 def evaluate(trainer, data, output, *flags):
-    """The accuracy that ``unskew train --eval-only`` logs on ImageNet-A."""
+    """Return the accuracy that ``unskew train --eval-only`` logs on ImageNet-A."""
     flags = ["--root", str(data), "--eval-only", "--output-dir", str(output), *flags]
     assert main(["train", "-d", "imagenet_a", "-b", "micro", "-t", trainer, *flags, *SHORT]) == 0
     return logged(output)
@@ -111,7 +111,7 @@ def logged(output):
 
 
 def accuracies(trainer, data):
-    """On ImageNet-A by hand, from the logits of a trainer of ImageNet: among its two classes, and among all."""
+    """Return the accuracy on ImageNet-A by hand: among its two classes, and among all classes."""
     paths = sorted((data / "imagenet-adversarial" / "imagenet-a").rglob("*.jpg"))
     labels = torch.tensor([list(WORDNET).index(path.parent.name) for path in paths])
     logits = trainer.predict([str(path) for path in paths])
@@ -121,14 +121,14 @@ def accuracies(trainer, data):
 
 
 @pytest.mark.parametrize("name", ["LinearProbe", "ResidualPrompt", "GLA", "FineTune", "TipAdapter", "TipAdapterF"])
-def test_a_model_is_tested_among_the_classes_that_there_are(name, data, trained, tmp_path):
+def test_a_model_is_tested_among_the_classes_of_the_variant(name, data, trained, tmp_path):
     accuracy = evaluate(name, data, tmp_path / "eval", "--model-dir", str(trained(name)))
     trainer = build(name, str(data), tmp_path, "MODEL.BACKBONE.NAME", "micro", dataset="imagenet", shots=3)
     trainer.load_model(str(trained(name)))
     among, of_all = accuracies(trainer, data)
     assert accuracy == pytest.approx(among, abs=0.06)
     if name == "LinearProbe":
-        assert of_all < among  # what looks like the other two classes
+        assert of_all < among  # images that look like the other two classes
 
 
 def test_zero_shot_needs_no_model(data, tmp_path):

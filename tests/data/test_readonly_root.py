@@ -1,4 +1,4 @@
-"""A data root that cannot be written: every dataset loads, and what is derived from it goes to ``UNSKEW_CACHE``."""
+"""Tests of a read-only data root: every dataset loads, and derived files go to ``UNSKEW_CACHE``."""
 
 import json
 import os
@@ -18,7 +18,7 @@ import encodings.utf_8_sig, json, os, sys
 from pathlib import Path
 import open_clip, scipy.io, trees
 from unskew import config
-config.load("dtd", trainer="ZeroshotCLIP")  # what is imported lies where others may not read
+config.load("dtd", trainer="ZeroshotCLIP")  # imports its modules, which the other user may not read
 if os.geteuid() == 0:
     os.setgroups([])
     os.setegid(65534)
@@ -49,7 +49,7 @@ def files_below(root):
 
 @pytest.fixture
 def places():
-    """The data root, which others may read, and a folder that all may write, outside of pytest's own closed folders."""
+    """The data root, readable for all, and a folder that is writable for all, outside of pytest's closed folders."""
     with tempfile.TemporaryDirectory() as base:
         base = Path(base)
         base.chmod(0o755)
@@ -62,7 +62,7 @@ def places():
 
 
 @pytest.mark.skipif(not hasattr(os, "seteuid"), reason="the rights of POSIX")
-def test_a_data_root_that_cannot_be_written(places):
+def test_a_read_only_data_root(places):
     data, cache = places
     for tree in trees.TREES.values():
         tree(data)
@@ -83,9 +83,9 @@ def test_a_data_root_that_cannot_be_written(places):
     assert files_below(data) == before
     for name, paths in found.items():
         assert len(paths) >= 3
-        where = cache if name == "cifar100_lt" else data  # its images are taken out of one file
+        where = cache if name == "cifar100_lt" else data  # its images are unpacked from one file
         assert all(path.startswith(str(where)) for path in paths)
     samples = list(cache.rglob("shot_1-seed_*.json"))
     assert len(samples) == len(found) - 4  # one of each dataset that has training images
     assert sorted(path.name for path in cache.rglob("images-*")) == ["images-test", "images-train"]
-    assert not list(cache.rglob(".*"))  # nothing half-written is left
+    assert not list(cache.rglob(".*"))  # no temporary file is left

@@ -1,4 +1,4 @@
-"""Sampling: few-shot samples against the published ones, long tails, and splits where none was published."""
+"""Tests of few-shot samples (compared with the published ones), long tails and random splits."""
 
 import random
 
@@ -7,14 +7,14 @@ import pytest
 from items import PUBLISHED, make, paths, published_sample, published_split
 
 from unskew.data.dataset import Datum
-from unskew.data.sampling import longtail_counts, sample_fewshot, sample_longtail, split_in_three, split_off
+from unskew.data.sampling import longtail_counts, sample_fewshot, split_in_three, split_off
 
 # --- few-shot samples --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=PUBLISHED)
 def published(request):
-    """The name of a dataset, and its train and val."""
+    """The name of a dataset, its train and its val."""
     content = published_split(request.param)
     return request.param, [[Datum(path, label, 0, name) for path, label, name in content[s]] for s in ("train", "val")]
 
@@ -35,10 +35,10 @@ def test_more_shots_than_a_class_has(warned):
     sample = sample_fewshot(items, 7, random.Random(0))
     assert [item.label for item in sample].count(0) == 7 and [item.label for item in sample].count(1) == 5
     (message,) = warned()
-    assert "7 images" in message and "'class 1' has 5" in message and "all taken" in message
+    assert "7 images" in message and "'class 1' has 5" in message
 
 
-def test_repeat_fills_a_class_that_has_too_few(warned):
+def test_repeat_fills_classes_with_too_few_images(warned):
     sample = sample_fewshot(make("r", 1, 2), 7, random.Random(0), repeat=True)
     assert len(sample) == 7 and len(set(sample)) == 2
     assert "drawn repeatedly" in warned()[0]
@@ -46,7 +46,7 @@ def test_repeat_fills_a_class_that_has_too_few(warned):
 
 @pytest.mark.parametrize("shots", [0, -1])
 def test_sample_fewshot_refuses(shots):
-    with pytest.raises(ValueError, match=f"1 or more, not {shots}"):
+    with pytest.raises(ValueError, match=rf"shots .*{shots}"):
         sample_fewshot(make("r", 2, 5), shots, random.Random(0))
 
 
@@ -80,39 +80,6 @@ def counts_of(items, classes):
     return np.bincount([item.label for item in items], minlength=classes).tolist()
 
 
-def test_sample_longtail_follows_the_order(warned):
-    items = make("r", 4, 64)
-    sample = sample_longtail(items, 8, random.Random(0), order=[2, 0, 3, 1])
-    assert counts_of(sample, 4) == [32, 8, 64, 16]
-    assert len(set(sample)) == 120 and set(sample) <= set(items) and not warned()
-    drawn = [sample_longtail(items, 8, random.Random(seed)) for seed in (0, 0, 1, 2, 3)]
-    assert drawn[0] == drawn[1]
-    assert len({tuple(counts_of(sample, 4)) for sample in drawn}) > 1  # the order is drawn too
-    assert all(sorted(counts_of(sample, 4)) == [8, 16, 32, 64] for sample in drawn)
-    assert sample_longtail(items[::-1], 8, random.Random(0), order=[2, 0, 3, 1])[0].label == 2
-
-
-def test_sample_longtail_takes_the_longest_profile_that_the_classes_allow():
-    items = make("r", 3, 40) + make("r", 1, 60, first=40)  # 100 of class 0, 40 of the others
-    assert counts_of(sample_longtail(items, 4, random.Random(0), order=[0, 1, 2]), 3) == [81, 40, 20]
-    assert counts_of(sample_longtail(items, 4, random.Random(0), order=[1, 0, 2]), 3) == [20, 40, 10]
-
-
-@pytest.mark.parametrize(
-    ("items", "imbalance", "order", "says"),
-    [
-        ([], 10, None, "no images"),
-        (make("r", 3, 5), 0.1, None, "imbalance is .* got 0.1"),
-        (make("r", 3, 5), float("nan"), None, "imbalance is"),
-        (make("r", 3, 5), 10, [0, 1], "each of the 3 labels once"),
-        (make("r", 3, 5), 10, [0, 1, 1], "each of the 3 labels once"),
-    ],
-)
-def test_sample_longtail_refuses(items, imbalance, order, says):
-    with pytest.raises(ValueError, match=says):
-        sample_longtail(items, imbalance, random.Random(0), order)
-
-
 # --- splits ------------------------------------------------------------------------------------------
 
 
@@ -126,7 +93,7 @@ def test_split_off_takes_a_part_of_each_class():
     assert split_off(items, 0.2, random.Random(0))[1] == taken != split_off(items, 0.2, random.Random(1))[1]
 
 
-def test_split_off_rounds_but_takes_one_image_at_least():
+def test_split_off_rounds_but_takes_at_least_one_image():
     sizes = {n: len(split_off(make("r", 1, n), 0.05, random.Random(0))[1]) for n in (1, 9, 31, 49, 100)}
     assert sizes == {1: 1, 9: 1, 31: 2, 49: 2, 100: 5}
 
@@ -145,7 +112,7 @@ def test_split_in_three_by_class():
 
 
 @pytest.mark.parametrize("images", [4, 5, 6, 7])
-def test_split_in_three_gives_each_share_an_image_of_a_small_class(images):
+def test_split_in_three_gives_each_split_an_image_of_a_small_class(images):
     assert all(split_in_three(make("r", 2, images), random.Random(0)))
-    with pytest.raises(ValueError, match=r"'class 0' has 3 image.*4 or more"):
+    with pytest.raises(ValueError, match=r"'class 0' has 3 image.* 4 "):
         split_in_three(make("r", 1, 3), random.Random(0))

@@ -80,39 +80,39 @@ def test_a_list_of_paths_and_labels(tmp_path):
 def test_a_bad_line_of_a_list_is_named(tmp_path, line):
     path = tmp_path / "train.txt"
     path.write_text(f"a.jpg 0\n{line}\n")
-    with pytest.raises(ValueError, match=r"train\.txt', line 2: expected a path and a label below 2") as error:
+    with pytest.raises(ValueError, match=r"train\.txt', line 2") as error:
         read_list(path, "images", ["cat", "dog"])
     assert f"'{line}'" in str(error.value)
 
 
-def test_a_table_has_as_many_words_in_each_line(tmp_path):
+def test_a_table_has_the_same_number_of_words_in_each_line(tmp_path):
     path = tmp_path / "table.txt"
     path.write_text("a 1\nb\t 2 \n\n")
     assert read_table(path, columns=2) == [["a", "1"], ["b", "2"]]
     path.write_text("a 1\n\nb 2 3\n")
-    with pytest.raises(ValueError, match=r"table\.txt', line 2: expected 2 words, got 'b 2 3'"):
+    with pytest.raises(ValueError, match=r"table\.txt', line 2: .*'b 2 3'"):
         read_table(path, columns=2)
 
 
 @pytest.mark.parametrize("read", [read_lines, lambda path: read_list(path, "r", []), lambda path: read_table(path, 1)])
-def test_a_text_file_that_is_missing_or_no_text(tmp_path, read):
-    with pytest.raises(FileNotFoundError, match=r"no file '.*none\.txt'; check the data root"):
+def test_a_file_that_is_missing_or_not_text(tmp_path, read):
+    with pytest.raises(FileNotFoundError, match=r"'.*none\.txt'"):
         read(tmp_path / "none.txt")
     (tmp_path / "image.txt").write_bytes(b"\x89PNG\xff")
-    with pytest.raises(ValueError, match=r"image\.txt' is not a text file"):
+    with pytest.raises(ValueError, match=r"image\.txt'.* UTF-8"):
         read(tmp_path / "image.txt")
 
 
 def test_an_array_of_a_matlab_file(tmp_path):
     savemat(tmp_path / "labels.mat", {"labels": np.arange(3)})
     assert read_mat(tmp_path / "labels.mat", "labels").tolist() == [[0, 1, 2]]
-    with pytest.raises(ValueError, match=r"labels\.mat' is not a MATLAB file with an array 'setid'"):
+    with pytest.raises(ValueError, match=r"labels\.mat'.*'setid'"):
         read_mat(tmp_path / "labels.mat", "setid")
     with pytest.raises(FileNotFoundError, match=r"none\.mat"):
         read_mat(tmp_path / "none.mat", "labels")
     for damage in (b"", b"no MATLAB file" * 20, (tmp_path / "labels.mat").read_bytes()[:150]):
         (tmp_path / "bad.mat").write_bytes(damage)
-        with pytest.raises(ValueError, match=r"bad\.mat' is not a MATLAB file"):
+        with pytest.raises(ValueError, match=r"bad\.mat'"):
             read_mat(tmp_path / "bad.mat", "labels")
 
 
@@ -124,5 +124,5 @@ def test_relative_paths():
 def test_a_split_with_an_image_in_two_parts_is_refused(tmp_path):
     path = tmp_path / "split.json"
     write_json({"train": [["a.png", 0, "cat"]], "val": [], "test": [["a.png", 0, "cat"]]}, path)
-    with pytest.raises(ValueError, match=r"split\.json' names 'images/a\.png' twice, in train and test"):
+    with pytest.raises(ValueError, match=r"split\.json'.*'images/a\.png' twice, in train and test"):
         read_split(path, "images")

@@ -1,4 +1,4 @@
-"""The shipped models of the embedded world, and the script that made them."""
+"""Tests of the shipped models of the embedded world and of their pre-training."""
 
 import gzip
 
@@ -11,7 +11,7 @@ from unskew.micro import downstream, pretrain, weights, world
 
 
 @pytest.mark.parametrize("name", weights.NAMES)
-def test_shipped_model_is_small_loads_and_sees(name):
+def test_shipped_model_is_small_and_classifies(name):
     path = weights.model_path(name)
     assert path.stat().st_size <= 3_000_000
     with safe_open(path, "pt") as file:
@@ -63,7 +63,7 @@ def test_cut_text_encoding_equals_open_clips():
 
 
 def test_the_loss_keeps_the_prior_and_infonce_does_not():
-    """A table of logits trained on a joint p(image, text) of two by two: which of the optima holds p(text)?"""
+    """Compare the optima of both losses for a joint p(image, text) of two by two."""
     joint = torch.tensor([[0.6, 0.02], [0.2, 0.18]], dtype=torch.float64)  # [image, text]
     images, texts = (t.flatten() for t in torch.meshgrid(torch.arange(2), torch.arange(2), indexing="ij"))
     p_text = joint.sum(0)
@@ -79,7 +79,7 @@ def test_the_loss_keeps_the_prior_and_infonce_does_not():
             return value
 
         optimizer.step(closure)
-        return table.detach().softmax(1)  # what it takes for p(text|image)
+        return table.detach().softmax(1)  # the estimate of p(text|image)
 
     def bank(table):  # the image-to-text half: every caption once
         return -(joint.flatten() * table.log_softmax(1)[images, texts]).sum()
@@ -105,5 +105,5 @@ def test_vocabulary_is_reproducible(tmp_path):
 def test_unknown_model():
     with pytest.raises(ValueError, match="micro-vit"):
         pretrain.pretrain("micro-vitt")
-    with pytest.raises(ValueError, match="steps is 0"):
+    with pytest.raises(ValueError, match="steps"):
         pretrain.pretrain("micro", steps=0)

@@ -1,4 +1,4 @@
-"""The embedded world: renderer, captions, frequencies, tokenizer, true priors and the files of its datasets."""
+"""Tests of the embedded world: renderer, captions, frequencies, tokenizer, true priors and dataset files."""
 
 import itertools
 import time
@@ -51,7 +51,7 @@ def test_an_image_shows_its_factors():
         assert (images[:, 15:17, 15:17].max(-1).mean() > 100) == inside, shape
 
 
-def test_captions_name_the_subset_and_nothing_else():
+def test_captions_name_only_the_subset():
     factors, rng = _factors(300), np.random.default_rng(0)
     subset = ("shape", "colour")
     for i, caption in enumerate(world.captions(factors, subset, rng)):
@@ -75,8 +75,8 @@ def test_frequencies_have_the_stated_imbalances():
     assert len(orders) == len(weights.NAMES)  # each model has its own permutation
 
 
-def test_frequencies_are_those_that_the_shipped_weights_saw():
-    """Were the generator's stream to change, the priors of the shipped models would be wrong without a word."""
+def test_frequencies_of_the_shipped_models():
+    """If NumPy's random stream changed, the true priors of the shipped models would be wrong silently."""
     found = {f: world.FACTORS[f][p.argmax()] for f, p in world.frequencies(weights.SEEDS["micro"]).items()}
     assert found == {
         "shape": "ring",
@@ -108,7 +108,7 @@ def test_tokenizer_keeps_words_whole_as_clip_does():
         assert "".join(ours.decode(ids).split()) == "".join(caption.lower().split())
         row = ours([caption])[0]
         assert row.shape == (32,) and row[len(ids) + 1] == ours.eot_token_id == row.max()
-    assert ours.encode("zyzzyva")  # any other word goes by its letters
+    assert ours.encode("zyzzyva")  # an unknown word is spelt by letters
 
 
 @pytest.mark.parametrize("dataset", downstream.DATASETS)
@@ -131,7 +131,7 @@ def test_true_log_prior_is_normalised_and_in_class_order(backbone, dataset):
     np.testing.assert_allclose(log_prior.exp(), products / np.sum(products), rtol=1e-5)
 
 
-def test_the_long_tails_shapes_and_patterns_are_those_whose_frequencies_differ_most():
+def test_shapes_lt_has_the_values_with_the_largest_imbalance():
     for factor in ("shape", "pattern"):
 
         def spread(values, factor=factor):
@@ -166,7 +166,7 @@ def test_datasets_render_at_first_use(tmp_path, dataset, classes):
         s: np.bincount([d.label for d in getattr(data, s)], minlength=classes) for s in ("train_x", "val", "test")
     }
     assert (per_class["train_x"] == 16).all() and (per_class["val"] == 4).all()
-    assert per_class["test"].min() >= 20 and np.ptp(per_class["test"]) <= 5  # balanced, as far as real digits allow
+    assert per_class["test"].min() >= 20 and np.ptp(per_class["test"]) <= 5  # as balanced as the real digits allow
     assert DATASET_REGISTRY.get(dataset)(cfg).test == data.test  # the second use finds the files
     paths = [{d.impath for d in split} for split in (data.train_x, data.val, data.test)]
     assert not paths[0] & paths[1] and not (paths[0] | paths[1]) & paths[2]
@@ -183,13 +183,13 @@ def test_long_tailed_datasets(tmp_path, dataset, classes, most, fewest, total):
     )
     assert (train.max(), train.min(), train.sum()) == (most, fewest, total)
     assert (val == 10).all() and (test == 25).all()
-    for model in weights.NAMES:  # neither order knows the other's
+    for model in weights.NAMES:  # the two orders are independent
         log_q = true_log_prior(model, dataset).numpy()
         assert abs(np.corrcoef(np.log(train), log_q)[0, 1]) < (0.2 if dataset == "shapes_lt" else 0.5)
 
 
 def test_a_class_of_three_factors_shows_them():
-    """Were the labels to run through the factors in another order, every accuracy would be that of guessing."""
+    """The order of the factors in the labels equals the order in the class names."""
     images, labels = downstream.splits("shapes_lt")["val"]
     names = downstream.classnames("shapes_lt")
     assert (names[0], names[1], names[4], names[63]) == (

@@ -1,4 +1,4 @@
-"""Files: JSON, folders that are made whole or not at all, and where derived files go."""
+"""Tests of JSON files, atomic folders and cache folders."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ def test_json_survives_the_disk(tmp_path):
     assert read_json(path) == read_json(str(path)) == content
 
 
-def test_a_failed_write_keeps_what_was_there(tmp_path):
+def test_a_failed_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "a.json"
     write_json([1], path)
     with pytest.raises(TypeError):
@@ -32,9 +32,9 @@ def test_a_failed_write_keeps_what_was_there(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"{'a': 1}"])
-def test_what_is_no_json_is_named(tmp_path, content):
+def test_a_file_that_is_not_json_is_named(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.json' is not a JSON file: ") as error:
+    with pytest.raises(ValueError, match=r"a\.json'.* JSON") as error:
         read_json(tmp_path / "a.json")
     assert "\n" not in str(error.value)
     with pytest.raises(FileNotFoundError, match=r"none\.json"):
@@ -44,11 +44,11 @@ def test_what_is_no_json_is_named(tmp_path, content):
 # --- folders -----------------------------------------------------------------------------------------
 
 
-def test_a_folder_is_made_whole(tmp_path):
+def test_a_folder_appears_complete(tmp_path):
     folder = tmp_path / "new" / "images"
 
     def fill(path):
-        assert path.parent == folder.parent and not folder.exists()  # on the same disk, and not seen yet
+        assert path.parent == folder.parent and not folder.exists()  # on the same disk, and not visible yet
         (path / "a").write_text("content")
 
     make_folder(str(folder), fill)
@@ -68,14 +68,14 @@ def test_a_failure_leaves_nothing(tmp_path, error):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_in_its_place_is_an_error(tmp_path):
+def test_a_file_of_the_same_name_is_an_error(tmp_path):
     (tmp_path / "images").write_text("a file")
     with pytest.raises(OSError, match="images"):
         make_folder(tmp_path / "images", lambda path: (path / "a").touch())
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
-def test_who_is_first_stays(tmp_path):
+def test_the_folder_of_the_faster_process_is_kept(tmp_path):
     folder = tmp_path / "images"
 
     def fill(path):
@@ -121,7 +121,7 @@ def test_two_processes_at_once(tmp_path):
     deadline = time.monotonic() + 30
     while not folder.exists() and time.monotonic() < deadline:
         time.sleep(0.001)
-    assert len(list(folder.iterdir())) == 100  # it is whole from the first moment
+    assert len(list(folder.iterdir())) == 100  # complete from the first moment
     for process in processes:
         process.communicate()
     assert [process.returncode for process in processes] == [0, 0]
@@ -129,10 +129,10 @@ def test_two_processes_at_once(tmp_path):
     assert list(tmp_path.iterdir()) == [folder]
 
 
-# --- where derived files go --------------------------------------------------------------------------
+# --- cache folders --------------------------------------------------------------------------
 
 
-def test_the_users_cache_is_below_what_the_environment_says(monkeypatch, tmp_path):
+def test_environment_variables_set_the_root_of_the_caches(monkeypatch, tmp_path):
     def parent(**variables):
         for name in ("XDG_CACHE_HOME", "UNSKEW_CACHE"):
             monkeypatch.delenv(name, raising=False)
@@ -146,30 +146,30 @@ def test_the_users_cache_is_below_what_the_environment_says(monkeypatch, tmp_pat
     assert parent(UNSKEW_CACHE="/own") == parent(XDG_CACHE_HOME="/xdg", UNSKEW_CACHE="/own") == Path("/own")
 
 
-def test_each_folder_has_a_cache_of_its_own(monkeypatch, tmp_path):
+def test_each_folder_has_its_own_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("UNSKEW_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     found = [user_cache(folder) for folder in ("a/pets", "b/pets", "a/birds", tmp_path / "a" / "pets", "a/pets/")]
     assert [path.name.rpartition("-")[0] for path in found] == ["pets", "pets", "birds", "pets", "pets"]
     assert len(set(found)) == 3 and found[0] == found[3] == found[4]
-    assert not (tmp_path / "cache").exists()  # it is only named
+    assert not (tmp_path / "cache").exists()  # the function only returns the path
 
 
-def test_a_folder_that_can_be_written_keeps_its_own(tmp_path):
+def test_a_writable_folder_is_its_own_cache(tmp_path):
     assert cache_folder(tmp_path) == tmp_path
     assert cache_folder(tmp_path / "not" / "yet") == tmp_path / "not" / "yet"
 
 
-AS_SOMEBODY_ELSE = """
+AS_ANOTHER_USER = """
 import os, sys
 from unskew.utils.files import cache_folder
-if os.geteuid() == 0:  # who may write everywhere
+if os.geteuid() == 0:  # root may write everywhere
     os.seteuid(65534)
 print(*map(cache_folder, sys.argv[1:]), sep="\\n")
 """
 
 
-def test_a_folder_that_cannot_be_written_has_the_users_cache(monkeypatch, tmp_path):
+def test_a_read_only_folder_has_a_cache_of_the_user(monkeypatch, tmp_path):
     monkeypatch.setenv("UNSKEW_CACHE", str(tmp_path / "cache"))
     with tempfile.TemporaryDirectory() as base:  # tmp_path is closed to other users
         Path(base).chmod(0o755)
@@ -177,7 +177,7 @@ def test_a_folder_that_cannot_be_written_has_the_users_cache(monkeypatch, tmp_pa
             (Path(base) / name).mkdir()
             (Path(base) / name).chmod(mode)
         folders = [Path(base) / name for name in ("open", "open/new", "closed", "closed/new")]
-        command = [sys.executable, "-c", AS_SOMEBODY_ELSE, *map(str, folders)]
+        command = [sys.executable, "-c", AS_ANOTHER_USER, *map(str, folders)]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
         assert done.returncode == 0, done.stderr
         expected = [folders[0], folders[1], user_cache(folders[2]), user_cache(folders[3])]

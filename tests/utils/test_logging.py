@@ -1,4 +1,4 @@
-"""Logs, and that processes that work together end with the code of what happened to them."""
+"""Tests of log files, and of the exit codes of processes in one group."""
 
 import logging
 import os
@@ -13,19 +13,19 @@ from unskew.utils.logging import setup_logger
 logger = logging.getLogger("unskew")
 
 
-def test_an_error_leaves_its_traceback_in_the_log_alone(tmp_path, capsys):
+def test_the_traceback_of_an_error_is_in_the_log_only(tmp_path, capsys):
     with pytest.raises(KeyError), setup_logger(tmp_path, console=False):
         logger.info("a line with a lone surrogate: \udc80")
         {}["nothing"]
     lines = (tmp_path / "log.txt").read_text().splitlines()
     assert lines[0] == "a line with a lone surrogate: \\udc80"
     assert lines[1:3] == ["Stopped", "Traceback (most recent call last):"] and lines[-1] == "KeyError: 'nothing'"
-    said = capsys.readouterr()
-    assert "Traceback" not in said.out + said.err
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.out + captured.err
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
-def test_a_full_disk_hides_no_error(tmp_path, capsys):
+def test_a_full_disk_does_not_hide_an_error(tmp_path, capsys):
     (tmp_path / "log.txt").symlink_to("/dev/full")
     with pytest.raises(ValueError, match="the error itself"), setup_logger(tmp_path, console=False):
         for _ in range(3):
@@ -45,7 +45,7 @@ def free():
     time.sleep(0.1)
     freed.append(True)
 
-# Gloo's threads may still be freeing the last exchange, and need Python for it, as this thread does.
+# Gloo's threads may still free the last exchange and need the interpreter for it, like this thread.
 freed = []
 atexit.register(lambda: print(bool(freed)))  # registered first, so called last
 accelerator = build_accelerator(use_cuda=False)
@@ -60,7 +60,7 @@ finally:
 
 
 @pytest.mark.slow
-def test_a_process_that_gives_up_lets_go_of_the_group_and_the_other_one_ends_too():
+def test_if_one_process_of_a_group_exits_the_other_one_ends_too():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -75,6 +75,6 @@ def test_a_process_that_gives_up_lets_go_of_the_group_and_the_other_one_ends_too
         )
         for rank in "01"
     ]
-    said = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [1, 2], said
-    assert [output for output, _ in said] == ["True\n", "True\n"]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [1, 2], outputs
+    assert [output for output, _ in outputs] == ["True\n", "True\n"]

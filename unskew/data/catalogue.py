@@ -1,4 +1,4 @@
-"""``unskew data list`` and ``prepare``: which datasets there are, which are ready, and bringing one into its folder."""
+"""The commands ``unskew data list`` and ``unskew data prepare``."""
 
 import logging
 from pathlib import Path
@@ -16,10 +16,10 @@ logger = logging.getLogger("unskew")
 
 
 def dataset_class(name: str) -> type[DatasetBase]:
-    """The class of a dataset.
+    """Return the class of a dataset.
 
     Raises:
-        ValueError: there is none of this name; the near ones are listed.
+        ValueError: the name is unknown; the message suggests similar ones.
     """
     config.check_name("datasets", name)
     discover("unskew.datasets")
@@ -27,18 +27,26 @@ def dataset_class(name: str) -> type[DatasetBase]:
 
 
 def state(dataset: type[DatasetBase], data: Path) -> str:
-    """ "ready", "incomplete" or "missing" below the folder of datasets; "built in"; "yours"."""
+    """Return the state of a dataset.
+
+    Args:
+        dataset: the dataset's class.
+        data: the folder of all datasets.
+
+    Returns:
+        "ready", "incomplete" or "missing" for a published dataset; "built in" or "yours" for others.
+    """
     if not issubclass(dataset, PublishedDataset):
         return "built in" if hasattr(dataset, "info") else "yours"
     folder = data / dataset.dataset_dir
-    there = [source.is_there(folder) for source in dataset.sources]
-    if all(there):
+    complete = [source.is_there(folder) for source in dataset.sources]
+    if all(complete):
         return "ready"
-    return "incomplete" if folder.is_dir() and any(there) else "missing"
+    return "incomplete" if folder.is_dir() and any(complete) else "missing"
 
 
 def table(data: str | Path) -> str:
-    """All datasets with their state below ``data``, classes, images, download and licence."""
+    """Return a table of all datasets with state, classes, images, download size and licence."""
     data, rows = expand(data), []
     for name in config.names("datasets"):
         dataset = dataset_class(name)
@@ -47,21 +55,22 @@ def table(data: str | Path) -> str:
         rows.append((name, state(dataset, data), *facts))
     order = ("built in", "ready", "incomplete", "missing", "yours")
     rows.sort(key=lambda row: order.index(row[1]))  # stable: by name within a state
-    header = ("dataset", "state", "classes", "images", "download", "licence")  # as published
+    header = ("dataset", "state", "classes", "images", "download", "licence")
     align = ("left", "left", "right", "right", "right", "left")
     return tabulate(rows, header, tablefmt="github", colalign=align, disable_numparse=True)
 
 
 def download(name: str, data: str | Path) -> None:
-    """Download, check and lay out a published dataset below ``data``; what is there already stays.
+    """Download, check and lay out a published dataset below ``data``; existing files are kept.
 
     Raises:
-        FileNotFoundError: something has to be fetched by hand; says what, and where it goes.
-        ValueError, OSError: see `unskew.download.install.prepare`.
+        FileNotFoundError: a file has to be downloaded by hand; the message has the URL and the target.
+        ValueError: see `unskew.download.install.prepare`.
+        OSError: see `unskew.download.install.prepare`.
     """
     dataset = dataset_class(name)
     if not issubclass(dataset, PublishedDataset):
-        logger.info(f"'{name}' needs nothing: it is {state(dataset, Path(data))}")
+        logger.info(f"'{name}' needs no download: it is {state(dataset, Path(data))}")
         return
     folder = expand(data) / dataset.dataset_dir
     by_hand = [source for source in dataset.sources if not source.urls]

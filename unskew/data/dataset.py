@@ -1,38 +1,22 @@
-"""Datasets as lists of `Datum`, and what every dataset class shares."""
+"""`Datum`, one image, and `DatasetBase`, the base class of all datasets."""
 
 import operator
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from yacs.config import CfgNode
 
 from unskew.data.sampling import group, sample_fewshot
 from unskew.utils.registry import Registry
 
-DATASET_REGISTRY = Registry("DATASET", "unskew.datasets")
-
-
-def build_dataset(cfg):
-    """The dataset that ``cfg.DATASET.NAME`` (its YAML's stem) names, built from ``cfg``.
-
-    Raises:
-        ValueError: no such dataset, or ``cfg.DATASET.TEMPLATE`` has no ``{}`` for the class.
-    """
-    template = getattr(cfg.DATASET, "TEMPLATE", "")
-    if template and "{}" not in template:
-        raise ValueError(f"DATASET.TEMPLATE '{template}' has no {{}} for the class name")
-    dataset = DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)
-    if template:
-        dataset.template, dataset.templates = template, [template]
-        if not template.startswith("{}"):  # a context needs words before the class
-            dataset.context_init = template
-    return dataset
-
 
 @dataclass(frozen=True, slots=True)
 class Datum:
-    """One image: its path, its label (from 0), its domain (from 0) and the name of its class.
+    """One image: its path, label, domain and class name. Labels and domains count from 0.
 
-    Whether the image exists is not looked up here: a million look-ups on a network disk take minutes.
+    The file may be missing: a million checks on a network disk take minutes.
 
     Raises:
         ValueError: the path is not a string, or label or domain is not an integer >= 0.
@@ -43,14 +27,14 @@ class Datum:
     domain: int = 0
     classname: str = ""
 
-    lowest = 0  # label and domain
+    lowest: ClassVar[int] = 0  # of label and domain
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.impath, str):
             raise ValueError(f"the path of an image must be a string, not {self.impath!r}")
         for field in ("label", "domain"):
             value = getattr(self, field)
-            if type(value) is not int:  # numpy's integers do not go into JSON
+            if type(value) is not int:  # NumPy's integers cannot be written to JSON
                 try:
                     object.__setattr__(self, field, operator.index(value))
                 except TypeError:
@@ -60,72 +44,112 @@ class Datum:
 
 
 class DatasetBase:
-    """Splits of one dataset, with Dassl's attributes. A subclass's ``__init__(cfg)`` reads its files and
-    ends in ``super().__init__(train_x=..., val=..., test=...)``.
+    """The splits of one dataset, with Dassl's attributes.
+
+    A subclass's ``__init__(cfg)`` reads its files and calls ``super().__init__(train_x=..., val=..., test=...)``.
 
     Attributes:
         dataset_dir: the dataset's folder below ``cfg.DATASET.ROOT``.
-        template: the prompt of a class; ``{}`` stands for its name.
-        templates: prompts that the zero-shot ensemble averages; where the class gives none, ``[template]``.
-        context_init: prompt that residual prompts and ProGrad start from; where the class gives none, ``template``.
-        classnames: in the order of the labels; ``lab2cname`` has the same by label.
-        test_classes: the labels that test images are classified among, in order; ``None``: all of them.
+        template: the prompt of a class; ``{}`` is the place of its name.
+        templates: prompts that the zero-shot ensemble averages; default ``[template]``.
+        context_init: prompt that initialises residual prompts and ProGrad; default ``template``.
+        classnames: class names in the order of the labels; ``lab2cname`` has the same names by label.
+        test_classes: the labels among which test images are classified; ``None`` for all labels.
 
     Args:
-        classnames: of all labels, where some of them have no image here.
+        train_x: training images.
+        train_u: unlabelled training images.
+        val: validation images.
+        test: test images.
+        classnames: the names of all labels; needed if a label has no image.
 
     Raises:
-        ValueError: no images, labels that are not 0..C-1, or two names for one label.
+        ValueError: there are no images, the labels are not 0..C-1, or a label has two names.
     """
 
-    dataset_dir = ""
-    template = "a photo of a {}."
-    templates = None
-    context_init = None
-    test_classes = None
+    dataset_dir: str = ""
+    template: str = "a photo of a {}."
+    templates: Sequence[str] = ()
+    context_init: str = ""
+    test_classes: Sequence[int] | None = None
 
-    def __init__(self, train_x=None, train_u=None, val=None, test=None, classnames=None):
-        self.train_x, self.train_u, self.val, self.test = train_x, train_u, val, test
-        self.lab2cname = dict(enumerate(classnames or ())) or class_names(type(self).__name__, [train_x, val, test])
+    def __init__(
+        self,
+        train_x: list[Datum] | None = None,
+        train_u: list[Datum] | None = None,
+        val: list[Datum] | None = None,
+        test: list[Datum] | None = None,
+        classnames: Sequence[str] | None = None,
+    ) -> None:
+        self.train_x, self.train_u, self.val, self.test = train_x or [], train_u or [], val or [], test or []
+        self.lab2cname = dict(enumerate(classnames or ())) or class_names(
+            type(self).__name__, [self.train_x, self.val, self.test]
+        )
         self.classnames = [self.lab2cname[label] for label in range(len(self.lab2cname))]
         self.num_classes = len(self.classnames)
         self.templates = list(self.templates or [self.template])
         self.context_init = self.context_init or self.template
 
     @staticmethod
-    def generate_fewshot_dataset(*data_sources, num_shots=-1, repeat=False, rng=random):
-        """Dassl's sampler: ``num_shots`` images per class of each source; fewer than 1 means all of them.
+    def generate_fewshot_dataset(*data_sources: list[Datum], num_shots: int = -1, repeat: bool = False) -> Any:
+        """Draw ``num_shots`` images per class of each source with Python's global generator, as Dassl does.
 
         Args:
-            repeat: fill a class that has too few by drawing with replacement.
-            rng: a `random.Random`; Python's global generator unless given, as in Dassl.
+            *data_sources: lists of images.
+            num_shots: images per class; all images if it is below 1.
+            repeat: draw with replacement in classes that have too few images.
 
         Returns:
             A list for one source, a list of lists for several.
         """
+        samples = list(data_sources)
         if num_shots >= 1:
-            data_sources = [sample_fewshot(items, num_shots, rng, repeat) for items in data_sources]
-        return data_sources[0] if len(data_sources) == 1 else list(data_sources)
+            samples = [sample_fewshot(items, num_shots, random, repeat) for items in data_sources]  # type: ignore[arg-type]  # a module with a generator's functions
+        return samples[0] if len(samples) == 1 else samples
 
     @staticmethod
-    def split_dataset_by_label(data_source):
-        """``{label: its images}``, labels in order of first appearance."""
+    def split_dataset_by_label(data_source: Sequence[Datum]) -> dict[int, list[Datum]]:
+        """Return ``{label: its images}`` with the labels in order of first appearance."""
         return group(data_source)
 
     @staticmethod
-    def split_dataset_by_domain(data_source):
-        """``{domain: its images}``, domains in order of first appearance."""
+    def split_dataset_by_domain(data_source: Sequence[Datum]) -> dict[int, list[Datum]]:
+        """Return ``{domain: its images}`` with the domains in order of first appearance."""
         return group(data_source, "domain")
 
 
-def class_names(dataset: str, splits: Sequence[list[Datum] | None]) -> dict[int, str]:
-    """``{label: class name}`` in label order, of everything that is in the splits.
+DATASET_REGISTRY: Registry[type[DatasetBase]] = Registry("DATASET", "unskew.datasets")
+
+
+def build_dataset(cfg: CfgNode) -> DatasetBase:
+    """Build the dataset ``cfg.DATASET.NAME``.
 
     Raises:
-        ValueError: no images, labels that are not 0..C-1, or two names for one label.
+        ValueError: the name is unknown, or ``cfg.DATASET.TEMPLATE`` has no ``{}`` for the class.
     """
-    names = {}
-    for label, name in sorted({(item.label, item.classname) for split in splits for item in split or ()}):
+    template = getattr(cfg.DATASET, "TEMPLATE", "")
+    if template and "{}" not in template:
+        raise ValueError(f"DATASET.TEMPLATE '{template}' has no {{}} for the class name")
+    dataset = DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)
+    if template:
+        dataset.template, dataset.templates = template, [template]
+        if not template.startswith("{}"):  # a context needs words before the class name
+            dataset.context_init = template
+    return dataset
+
+
+def class_names(dataset: str, splits: Sequence[list[Datum]]) -> dict[int, str]:
+    """Return ``{label: class name}`` of all splits in the order of the labels.
+
+    Args:
+        dataset: the dataset's name for error messages.
+        splits: lists of images.
+
+    Raises:
+        ValueError: there are no images, the labels are not 0..C-1, or a label has two names.
+    """
+    names: dict[int, str] = {}
+    for label, name in sorted({(item.label, item.classname) for split in splits for item in split}):
         if label in names:
             raise ValueError(f"{dataset}: label {label} has two class names, '{names[label]}' and '{name}'")
         names[label] = name

@@ -1,83 +1,90 @@
-"""The images in a folder of class folders, listed once: a million files take minutes to list on a network disk."""
+"""The images in a folder of class folders. The list is cached: a million files take minutes on a network disk."""
 
+import gc
 import hashlib
 import logging
 import os
 import time
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+from unskew.data.dataset import Datum
 from unskew.utils.files import cache_folder, read_json, write_json
 
 logger = logging.getLogger("unskew")
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 
-# Fewer files are listed faster than a cache is worth.
+# A cache is not worth it for fewer files.
 CACHE_FROM = 10_000
 
-# A folder that changed just before it was listed may change again without its time showing it.
+# Seconds. A folder that changed just before it was listed may change again with the same modification time.
 _SETTLED = 2.0
 
-# No path has this in it.
-_BETWEEN = "//"
+# A separator that no path contains.
+_SEPARATOR = "//"
 
 
-def class_folders(folder) -> list[str]:
-    """The names of the folders in a folder, sorted; hidden ones are left out.
+def class_folders(folder: str | Path) -> list[str]:
+    """Return the sorted names of the subfolders of a folder without hidden ones.
 
     Raises:
-        FileNotFoundError: there is no such folder.
+        FileNotFoundError: the folder does not exist.
     """
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"there is no folder '{folder}'; check the data root, or prepare the dataset again")
-    with os.scandir(folder) as found:
-        return sorted(entry.name for entry in found if not entry.name.startswith(".") and _is_folder(entry))
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry))
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
-    # A link to itself makes is_dir() fail.
+    # entry.is_dir() raises for a link to itself.
     return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
 
 
-def list_images(folder, cache=None) -> dict[str, list[str]]:
-    """``{class folder: its images}``, both sorted; images are paths relative to their class folder, at any depth.
+def list_images(folder: str | Path, cache: Path | None = None) -> dict[str, list[str]]:
+    """Return ``{class folder: its images}``, both sorted.
 
-    From ``CACHE_FROM`` images on the list is kept in a file beside the folder and read from there as long as no folder
-    has changed (its time of change does when a file comes or goes).
+    Images are paths relative to their class folder, at any depth. A list of ``CACHE_FROM`` images or more is cached
+    and used until the modification time of a folder changes, which happens when a file is added or removed.
 
     Args:
-        cache: where to keep it; `cache_folder` of the folder's parent unless given.
+        folder: the folder of class folders.
+        cache: the folder of the cache; default `cache_folder` of the folder's parent.
 
     Raises:
-        FileNotFoundError: there is no such folder.
+        FileNotFoundError: the folder does not exist.
     """
     folder = Path(folder)
     names = class_folders(folder)
     path = Path(cache or cache_folder(folder.parent)) / f".listing-{folder.name}.json"
-    kept = _read(path, folder, names)
-    if kept is not None:
-        return kept
+    cached = _read_cache(path, folder, names)
+    if cached is not None:
+        return cached
     started = time.time()
-    with ThreadPoolExecutor(16) as pool:  # on a network disk it is the waiting that takes long
-        listed = list(pool.map(_list, (folder / name for name in names)))
-    images = {name: sorted(found) for name, (found, _) in zip(names, listed, strict=True)}
+    with ThreadPoolExecutor(16) as pool:  # a network disk answers slowly, but many requests at once
+        listed = list(pool.map(_walk, (folder / name for name in names)))
+    images = {name: sorted(paths) for name, (paths, _) in zip(names, listed, strict=True)}
     if sum(map(len, images.values())) >= CACHE_FROM:
-        below = {name: sorted(inner) for name, (_, inner) in zip(names, listed, strict=True) if inner}
-        _keep(path, folder, images, below, started)
+        subfolders = {name: sorted(inner) for name, (_, inner) in zip(names, listed, strict=True) if inner}
+        _write_cache(path, folder, images, subfolders, started)
     return images
 
 
-def _list(folder: Path) -> tuple[list[str], list[str]]:
-    """The images below a folder and the folders below it, relative to it."""
-    images, folders, waiting = [], [], [""]
+def _walk(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the images and the folders below a folder, relative to it."""
+    images: list[str] = []
+    folders: list[str] = []
+    waiting = [""]
     while waiting:
         inner = waiting.pop()
-        with os.scandir(folder / inner) as found:
-            for entry in found:
+        with os.scandir(folder / inner) as entries:
+            for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir(follow_symlinks=False):  # links may go round in circles
+                if entry.is_dir(follow_symlinks=False):  # links may form a cycle
                     folders.append(f"{inner}{entry.name}/")
                     waiting.append(folders[-1])
                 elif entry.name.lower().endswith(EXTENSIONS):
@@ -85,20 +92,19 @@ def _list(folder: Path) -> tuple[list[str], list[str]]:
     return images, folders
 
 
-def _state(folder: Path, names, below: dict[str, list[str]]) -> tuple[str, float]:
-    """A hash of what counts as an image and of all folders' names and times of change; the latest of these times."""
-    inside = [f"{name}/{inner}" for name in names for inner in ("", *below.get(name, ()))]
+def _state(folder: Path, names: Iterable[str], subfolders: Mapping[str, list[str]]) -> tuple[str, float]:
+    """Return a hash of the image extensions and of all folders' names and modification times, and the latest time."""
+    inside = [f"{name}/{inner}" for name in names for inner in ("", *subfolders.get(name, ()))]
     times = [os.stat(os.path.join(folder, path)).st_mtime_ns for path in ("", *inside)]
     content = "\n".join([*EXTENSIONS, str(times[0]), *map("{} {}".format, inside, times[1:])])
-    # fsencode: names that are not UTF-8
-    return hashlib.sha256(os.fsencode(content)).hexdigest(), max(times) / 1e9
+    return hashlib.sha256(os.fsencode(content)).hexdigest(), max(times) / 1e9  # fsencode: names may not be UTF-8
 
 
-def _read(path: Path, folder: Path, names: list[str]) -> dict[str, list[str]] | None:
+def _read_cache(path: Path, folder: Path, names: list[str]) -> dict[str, list[str]] | None:
     try:
         content = read_json(path)
         if content["state"] == _state(folder, names, content["below"])[0]:
-            return {name: found.split(_BETWEEN) if found else [] for name, found in content["images"].items()}
+            return {name: joined.split(_SEPARATOR) if joined else [] for name, joined in content["images"].items()}
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -106,11 +112,49 @@ def _read(path: Path, folder: Path, names: list[str]) -> dict[str, list[str]] | 
     return None
 
 
-def _keep(path: Path, folder: Path, images: dict[str, list[str]], below: dict[str, list[str]], started: float) -> None:
+def _write_cache(
+    path: Path, folder: Path, images: dict[str, list[str]], subfolders: dict[str, list[str]], started: float
+) -> None:
     try:
-        state, changed = _state(folder, images, below)
+        state, changed = _state(folder, images, subfolders)
         if started - changed > _SETTLED:
-            joined = {name: _BETWEEN.join(found) for name, found in images.items()}
-            write_json({"state": state, "below": below, "images": joined}, path)
-    except OSError as error:  # a full disk, or a folder that went away: it is listed again next time
-        logger.debug(f"the list of '{folder}' was not kept: {error}")
+            joined = {name: _SEPARATOR.join(paths) for name, paths in images.items()}
+            write_json({"state": state, "below": subfolders, "images": joined}, path)
+    except OSError as error:  # a full disk, or a folder that was removed
+        logger.debug(f"the list of '{folder}' was not cached: {error}")
+
+
+def folder_items(folder: Path, classes: Mapping[str, tuple[int, str]], cache: Path | None = None) -> list[Datum]:
+    """Return the images of class folders, class by class.
+
+    Args:
+        folder: the folder of class folders.
+        classes: ``{folder's name: (label, class name)}``.
+        cache: see `list_images`.
+
+    Raises:
+        FileNotFoundError: the folder, or the folder of a class, does not exist.
+    """
+    listed = list_images(folder, cache)
+    items: list[Datum] = []
+    with _garbage_collection_paused():
+        for name, (label, classname) in classes.items():
+            if name not in listed:
+                raise FileNotFoundError(
+                    f"there is no folder '{folder / name}' for class '{classname}'; prepare it again"
+                )
+            prefix = f"{folder / name}/"
+            items += [Datum(prefix + image, label, 0, classname) for image in listed[name]]
+    return items
+
+
+@contextmanager
+def _garbage_collection_paused() -> Iterator[None]:
+    # While a million objects are created, the search for cycles takes longer than their creation.
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
