@@ -98,6 +98,7 @@ class DatasetBase(dataset.DatasetBase):
             )
         lab2cname, classnames = self.get_lab2cname(train_x)
         super().__init__(train_x, train_u, val, test, classnames)
+        self._train_u, self._val, self._test = train_u, val, test  # a missing split is None, as in Dassl
         self._num_classes, self._lab2cname, self._classnames = self.get_num_classes(train_x), lab2cname, classnames
 
     @staticmethod

@@ -75,10 +75,10 @@ class DatasetBase:
 
     def __init__(
         self,
-        train_x: list[Datum] | None = None,
-        train_u: list[Datum] | None = None,
-        val: list[Datum] | None = None,
-        test: list[Datum] | None = None,
+        train_x: Sequence[Datum] | None = None,
+        train_u: Sequence[Datum] | None = None,
+        val: Sequence[Datum] | None = None,
+        test: Sequence[Datum] | None = None,
         classnames: Sequence[str] | None = None,
     ) -> None:
         self.train_x, self.train_u, self.val, self.test = train_x or [], train_u or [], val or [], test or []
@@ -91,7 +91,7 @@ class DatasetBase:
         self.context_init = self.context_init or self.template
 
     @staticmethod
-    def generate_fewshot_dataset(*data_sources: list[Datum], num_shots: int = -1, repeat: bool = False) -> Any:
+    def generate_fewshot_dataset(*data_sources: Sequence[Datum], num_shots: int = -1, repeat: bool = False) -> Any:
         """Draw ``num_shots`` images per class of each source with Python's global generator, as Dassl does.
 
         Args:
@@ -102,7 +102,7 @@ class DatasetBase:
         Returns:
             A list for one source, a list of lists for several.
         """
-        samples = list(data_sources)
+        samples: list[Sequence[Datum]] = list(data_sources)
         if num_shots >= 1:
             samples = [sample_fewshot(items, num_shots, random, repeat) for items in data_sources]  # type: ignore[arg-type]  # a module with a generator's functions
         return samples[0] if len(samples) == 1 else samples
@@ -138,7 +138,7 @@ def build_dataset(cfg: CfgNode) -> DatasetBase:
     return dataset
 
 
-def class_names(dataset: str, splits: Sequence[list[Datum]]) -> dict[int, str]:
+def class_names(dataset: str, splits: Sequence[Sequence[Datum]]) -> dict[int, str]:
     """Return ``{label: class name}`` of all splits in the order of the labels.
 
     Args:

@@ -96,7 +96,9 @@ def _all_images(cfg: CfgNode) -> tuple[dict[str, list[Datum]], DatasetInfo | Non
     if issubclass(dataset, PublishedDataset):
         return dict(zip(SPLITS, dataset.splits(cfg, dataset.root(cfg)), strict=True)), dataset.info_of(cfg)
     built = build_dataset(cfg)
-    return {"train": built.train_x, "val": built.val, "test": built.test}, getattr(dataset, "info", None)
+    return {"train": list(built.train_x), "val": list(built.val), "test": list(built.test)}, getattr(
+        dataset, "info", None
+    )
 
 
 def _wrong_numbers(counts: Mapping[str, Counter], info: DatasetInfo) -> list[str]:
