@@ -10,7 +10,6 @@ from unskew.data.dataset import DATASET_REGISTRY, DatasetBase
 from unskew.data.published import PublishedDataset
 from unskew.download.install import prepare
 from unskew.utils.files import expand
-from unskew.utils.registry import discover
 
 logger = logging.getLogger("unskew")
 
@@ -22,7 +21,6 @@ def dataset_class(name: str) -> type[DatasetBase]:
         ValueError: the name is unknown; the message suggests similar ones.
     """
     config.check_name("datasets", name)
-    discover("unskew.datasets")
     return DATASET_REGISTRY.get(name)
 
 
