@@ -12,13 +12,14 @@ import trees
 
 SHOTS = 1
 
-# Run in a process of its own: as root, files are kept from being written by giving up root's rights.
+# A separate process, because root has to give up its rights to be refused a write.
 SCRIPT = """
 import encodings.utf_8_sig, json, os, sys
 from pathlib import Path
 import open_clip, scipy.io, trees
 from unskew import config
-config.load("dtd", trainer="ZeroshotCLIP")  # imports its modules, which the other user may not read
+config.load("dtd", trainer="ZeroshotCLIP")
+trees.of("dtd")  # imports all modules, which the other user may not read
 if os.geteuid() == 0:
     os.setgroups([])
     os.setegid(65534)
