@@ -16,7 +16,7 @@ from unskew.debias.mixture import COMBINE, combine_members, fit_member_weights
 from unskew.debias.temperature import fit_temperature
 from unskew.engine import run_dir
 from unskew.engine.dataset_groups import dataset_groups
-from unskew.engine.debiasing import FittedTerms
+from unskew.engine.debiasing import FittedTerms, matches_classes
 from unskew.engine.evaluator import labels_of
 from unskew.engine.trainer import TRAINER_REGISTRY, SimpleTrainer, build_trainer, set_random_seed
 from unskew.utils.seeds import derive_seed
@@ -252,7 +252,7 @@ class Backdoor(SimpleTrainer):
         """Take the members in ``directory``; ``epoch`` is theirs."""
         if directory:
             self.directory, self.members_epoch = directory, epoch
-        same = self.terms.matches_classes(Path(directory) / "backdoor")
+        same = matches_classes(self.terms, Path(directory) / "backdoor")
         if same:
             super().load_model(directory)
         if epoch is not None or not same:  # what was saved belongs to the epoch that was kept, and to that config

@@ -1,6 +1,6 @@
-"""The plain output ensemble: a fine-tuned model and the zero-shot one, both calibrated, added.
+"""The output ensemble: the sum of a fine-tuned and the zero-shot model's calibrated logits.
 
-What GLA is without its priors (Zhu et al., NeurIPS 2023, arXiv 2310.08106), and its closest competitor.
+The method is GLA without its priors (Zhu et al., NeurIPS 2023, arXiv 2310.08106), and GLA's closest competitor.
 """
 
 import functools
@@ -8,15 +8,15 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
 from unskew import config
 from unskew.debias.metrics import selection_score
-from unskew.debias.temperature import fit_temperature
 from unskew.engine import fingerprint
 from unskew.engine.clip_trainer import CLIPTrainer
-from unskew.engine.debiasing import FittedTerms, check_choice, fitting_items
+from unskew.engine.debiasing import SavedGLA, check_choice, fit_zeroshot, matches_classes
 from unskew.engine.trainer import TRAINER_REGISTRY
 
 logger = logging.getLogger("unskew")
@@ -26,8 +26,10 @@ logger = logging.getLogger("unskew")
 class Ensemble(CLIPTrainer):
     """Logits = ft/T_ft + zs/T_zs.
 
-    The base trains itself; the trainer around it only decides which of its epochs is kept, by its own accuracy on val.
+    The base trains itself; this trainer only selects the epoch to keep, by the ensemble's accuracy on val.
     """
+
+    part_names = ("zs", "ft", "ensemble")  # the last is the prediction
 
     @property
     def node(self) -> CfgNode:
@@ -47,125 +49,127 @@ class Ensemble(CLIPTrainer):
         cfg = base_config(self.cfg, self.node) if self.node.BASE_DIR else self.cfg
         self.base = TRAINER_REGISTRY.get(config.class_name(self.node.BASE))(cfg)
         self.base.validate = self.validate
-        self.terms = self.build_terms().to(self.device)
-        self.register_model(type(self).__name__.lower(), self.terms)
+        self.gla = self.build_gla().to(self.device)
+        self.register_model(type(self).__name__.lower(), self.gla)
 
-    def build_terms(self) -> FittedTerms:
-        return FittedTerms(self.classnames, zeroshot_temperature=1.0, finetuned_temperature=1.0)
+    def build_gla(self) -> SavedGLA:
+        """Build the estimator, with the numbers that a checkpoint holds."""
+        keys = {"zeroshot_temperature": "zs_temperature_", "finetuned_temperature": "ft_temperature_"}
+        no_prior = torch.zeros(self.num_classes)
+        return SavedGLA(self.classnames, keys, prior=no_prior, combine="sum", temperature=self.node.TEMPERATURE)
 
-    def fit_terms(self) -> None:
-        """Fit what does not depend on the base."""
-        paths, labels = self.labelled(fitting_items(self))
-        temperature = fit_temperature(self.zeroshot_logits(paths), labels, method=self.node.TEMPERATURE)
-        self.terms.fill(zeroshot_temperature=temperature)
+    def fit_zeroshot(self) -> None:
+        """Fit the zero-shot half, which does not depend on the base."""
+        fit_zeroshot(self, self.gla)
 
-    # --- training: the base's, scored by the sum ----------------------------------------------------
+    # --- training: the base trains, scored by the sum -----------------------------------------------
 
     def train(self) -> None:
         self.before_train()
-        self.fit_terms()  # never resumed: it costs little, and the prior's file may have changed
+        self.fit_zeroshot()  # never resumed: the fit is fast, and the prior's file may have changed
         if self.node.BASE_DIR:
             self.base.load_model(self.node.BASE_DIR)
         else:
             self.base.fit()
         self.calibrate()
-        numbers = [f"{name} {value:.3g}" for name, value in self.terms.named_buffers() if value.dim() == 0]
-        logger.info(f"Fitted: {', '.join(numbers[1:])}")  # the first is the hash of the classes
+        logger.info(f"Fitted: {', '.join(f'{name} {value:.3g}' for name, value in self.gla.numbers().items())}")
         self.save_model(0, self.output_dir)
         self.after_train()
 
     @functools.cached_property
     def val(self) -> tuple[list[str], Tensor, Tensor]:
-        """Paths, labels [N] and zero-shot logits [N, C] of val."""
+        """Paths, labels ``[N]`` and zero-shot logits ``[N, C]`` of val."""
         paths, labels = self.labelled(self.dataset.val)
         return paths, labels, self.zeroshot_logits(paths)
 
     def calibrate(self) -> Tensor | None:
-        """Fit on val what depends on the base as it is now; the base's logits [N, C] there. Without val, nothing."""
+        """Fit the fine-tuned half on val and return the base's logits ``[N, C]``; without val, return None."""
         if not self.dataset.val:
-            logger.warning(f"{type(self).__name__} has no val to calibrate its base on: it is added as it is")
+            logger.warning(
+                f"{type(self).__name__} has no val to calibrate its base on; adding its logits with T_ft = 1"
+            )
             return None
-        paths, labels, _ = self.val
+        paths, labels, zeroshot = self.val
         finetuned = self.base.predict(paths)
-        temperature = fit_temperature(finetuned, labels, method=self.node.TEMPERATURE)
-        self.terms.fill(finetuned_temperature=temperature)
+        self.gla.fit_finetuned(zeroshot, finetuned, labels)
         return finetuned
 
     def validate(self) -> float:
-        """The score on val, calibrated at this moment, by which the base's epochs are kept."""
+        """Calibrate on val and return the score that selects the base's epoch."""
         finetuned = self.calibrate()
         _, labels, zeroshot = self.val
         return selection_score(self.balanced(zeroshot, finetuned), labels)
 
     def balanced(self, zeroshot: Tensor, finetuned: Tensor) -> Tensor:
-        """What is scored on val, [N, C]."""
+        """Return the logits ``[N, C]`` that are scored on val."""
         return list(self.parts(zeroshot, finetuned).values())[-1]
 
     # --- prediction ---------------------------------------------------------------------------------
 
     def parts(self, zeroshot: Tensor, finetuned: Tensor) -> dict[str, Tensor]:
-        """The parts and, last, the whole, each [N, C], from both models' logits."""
-        zs, ft = zeroshot / self.terms.zeroshot_temperature, finetuned / self.terms.finetuned_temperature
-        return {"zs": zs, "ft": ft, "ensemble": ft + zs}
+        """Return the parts by name and, last, the prediction, each ``[N, C]``, from both models' logits."""
+        scores = self.gla.parts(zeroshot, finetuned, log_target=self.gla.log_target)
+        return {name: scores[name] for name in self.part_names}
 
     def scores(self, paths: Sequence[str]) -> dict[str, Tensor]:
+        """Return the `parts` of images."""
         return self.parts(self.zeroshot_logits(paths), self.base.predict(paths))
 
     def predict(self, paths: Sequence[str]) -> Tensor:
         return list(self.scores(paths).values())[-1]
 
-    # --- checkpoints: the base's models lie beside the trainer's own --------------------------------
+    # --- checkpoints: the base's models and the estimator -------------------------------------------
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         self.base.load_model(self.node.BASE_DIR or directory, epoch)
-        if self.terms.matches_classes(Path(directory) / type(self).__name__.lower()):
+        if matches_classes(self.gla, Path(directory) / type(self).__name__.lower()):
             super().load_model(directory)
         else:
-            logger.warning(f"'{directory}' is of other classes: what was fitted there is fitted again, for these")
-            self.fit_terms()
+            logger.warning(f"'{directory}' was fitted on different classes; refitting for the current ones")
+            self.fit_zeroshot()
             self.calibrate()
-        if epoch is not None:  # what was saved belongs to the epoch that was kept
+        if epoch is not None:  # the saved numbers belong to the epoch that was kept
             self.calibrate()
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         return {**self.base.state_dict(), **super().state_dict()}
 
     def load_state_dict(self, states: dict[str, dict[str, Tensor]]) -> None:
-        own = set(self.get_model_names())
-        super().load_state_dict({name: state for name, state in states.items() if name in own})
-        self.base.load_state_dict({name: state for name, state in states.items() if name not in own})
+        names = set(self.get_model_names())
+        super().load_state_dict({name: state for name, state in states.items() if name in names})
+        self.base.load_state_dict({name: state for name, state in states.items() if name not in names})
 
 
-# What two trainers must share for one to be calibrated on images that the other was not trained on.
+# Keys that must agree for one trainer to be calibrated on images that the other was not trained on.
 _SAME = ("SEED", *(f"DATASET.{key}" for key in ("NAME", "ROOT", "SEED", "NUM_SHOTS", "NUM_VAL_SHOTS", "HOLDOUT")))
 _SAME = (*_SAME, *(f"DATASET.{key}" for key in ("SUBSAMPLE_CLASSES", "IMBALANCE", "CLASSNAMES")))
 
 
 def base_config(cfg: CfgNode, node: CfgNode) -> CfgNode:
-    """The frozen config of the finished run in ``node.BASE_DIR``, to build its trainer on this machine.
+    """Return the frozen config of the finished run in ``node.BASE_DIR``, to build its trainer here.
 
     Raises:
-        FileNotFoundError: there is no finished run.
-        ValueError: it is another trainer's, or its images are not this run's.
+        FileNotFoundError: No finished run in the folder.
+        ValueError: The run has another trainer or other images.
     """
     folder = Path(node.BASE_DIR)
     if not (folder / "done").is_file():
         raise FileNotFoundError(
-            f"BASE_DIR '{folder}', named by the config of {cfg.TRAINER.NAME}, holds no finished run (no file 'done')"
+            f"BASE_DIR '{folder}' of {cfg.TRAINER.NAME} holds no finished run (no file 'done'): train the base first"
         )
     saved = config.read_yaml(folder / "config.yaml")
     theirs, ours = dict(config.flatten(saved)), dict(config.flatten(cfg))
     if theirs.get("TRAINER.NAME") != node.BASE:
         raise ValueError(
-            f"BASE_DIR '{folder}' holds a run of {theirs.get('TRAINER.NAME')}, but BASE is {node.BASE}; "
-            "make them the same"
+            f"BASE_DIR '{folder}' holds a run of {theirs.get('TRAINER.NAME')}, but BASE is {node.BASE}: "
+            "set BASE to the trainer of the run"
         )
     counting = fingerprint.identity(cfg), fingerprint.identity(CfgNode(saved))
     different = [key for key in _SAME if counting[0].get(key) != counting[1].get(key)]
     if different:
         raise ValueError(
             f"BASE_DIR '{folder}' was trained on other images: its {different[0]} is {theirs.get(different[0])}, "
-            f"here it is {ours[different[0]]}; the base must not have seen what it is calibrated on"
+            f"here it is {ours[different[0]]}; the base must not have seen the images that calibrate it"
         )
     here = [pair for key in fingerprint.NOT_IDENTITY for pair in (key, ours[key])]
     return config.load(

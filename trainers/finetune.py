@@ -114,7 +114,7 @@ class FineTune(CLIPTrainer):
 
     def _build_loss(self) -> Callable[[Tensor, Tensor], Tensor]:
         counts = torch.bincount(self.labelled(self.dataset.train_x)[1].cpu(), minlength=self.num_classes)
-        log_q = pretraining_prior(self)[0] if self.node.LOSS == "gla_train" else None
+        log_q = pretraining_prior(self, self.node) if self.node.LOSS == "gla_train" else None
         return build_loss(self.node.LOSS, counts, log_q)
 
     def _width(self) -> int:

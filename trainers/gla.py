@@ -4,22 +4,33 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
-from unskew.debias.combination import SUM, Combination, combine, fit_combination
 from unskew.debias.io import read_prior
-from unskew.engine.debiasing import FittedTerms, check_choice, check_prior, pretraining_prior
+from unskew.engine.debiasing import SavedGLA, check_choice, check_prior, fit_zeroshot_prior, prior_options
 from unskew.engine.trainer import TRAINER_REGISTRY
 from unskew.trainers import ensemble
+
+# key of a checkpoint -> buffer of the estimator
+_SAVED = {
+    "zeroshot_temperature": "zs_temperature_",
+    "finetuned_temperature": "ft_temperature_",
+    "log_q": "log_q_",
+    "log_p": "log_p_",
+    "log_target": "log_target",
+    "rho": "rho_",
+    "ft_weight": "ft_weight_",
+    "zs_weight": "zs_weight_",
+}
 
 
 @TRAINER_REGISTRY.register()
 class GLA(ensemble.Ensemble):
     """Logits = a (ft/T_ft - log p - rho log q) + b (zs/T_zs - log q) + log target.
 
-    With rho 0 and a = b = 1 it is the paper's f_gla, both halves calibrated; `unskew.debias.gla` says what rho, a and
-    b are for.
+    With rho 0 and a = b = 1 this is the paper's f_gla with both halves calibrated; see `unskew.debias.GLA`.
     """
 
-    logit_adjusted = True  # log p is out of its logits, whatever its base has learned
+    logit_adjusted = True  # its logits do not contain log p, for every base
+    part_names = ("zs", "ft", "ensemble", "debiased", "gla")
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
@@ -27,24 +38,17 @@ class GLA(ensemble.Ensemble):
         check_choice(cfg, "GLA.COMBINE", ("fitted", "sum"))
         check_choice(cfg, "GLA.TARGET", ("uniform", "train"), file=True)
 
-    def build_terms(self) -> FittedTerms:
-        return FittedTerms(
-            self.classnames,
-            zeroshot_temperature=1.0,
-            finetuned_temperature=1.0,
-            log_q=torch.zeros(self.num_classes),  # [C], label prior of the pre-training data
-            log_p=torch.zeros(self.num_classes),  # [C], label prior that the base has learned from the training images
-            log_target=torch.zeros(self.num_classes),  # [C], label prior of the test images
-            **SUM._asdict(),
-        )
+    def build_gla(self) -> SavedGLA:
+        return SavedGLA(self.classnames, _SAVED, combine=self.node.COMBINE, **prior_options(self.node))
 
-    def fit_terms(self) -> None:
-        log_q, temperature = pretraining_prior(self)
-        log_p = torch.zeros(self.num_classes) if self.base.logit_adjusted else self._log_train_frequencies()
-        self.terms.fill(zeroshot_temperature=temperature, log_q=log_q, log_p=log_p, log_target=self._log_target())
+    def fit_zeroshot(self) -> None:
+        fit_zeroshot_prior(self, self.gla, self.node.PRIOR)
+        no_prior = torch.zeros(self.num_classes)
+        log_p = no_prior if self.base.logit_adjusted else self._log_train_frequencies()
+        self.gla.log_p_, self.gla.log_target = log_p.to(self.device), self._log_target().to(self.device)
 
     def _log_train_frequencies(self) -> Tensor:
-        """[C]; zero for balanced shots, where it would cancel."""
+        """Return the log frequencies ``[C]`` of the training labels; zeros for balanced shots, where they cancel."""
         labels = torch.tensor([item.label for item in self.dataset.train_x])
         counts = torch.bincount(labels, minlength=self.num_classes).clamp_min(1)
         return torch.zeros(self.num_classes) if len(counts.unique()) == 1 else (counts / counts.sum()).log()
@@ -56,20 +60,6 @@ class GLA(ensemble.Ensemble):
             return self._log_train_frequencies()
         return read_prior(self.node.TARGET, self.classnames)
 
-    def calibrate(self) -> Tensor | None:
-        finetuned = super().calibrate()
-        if finetuned is not None and self.node.COMBINE == "fitted":
-            _, labels, zeroshot = self.val
-            t, halves = self.terms, super().parts(zeroshot, finetuned)
-            t.fill(**fit_combination(halves["zs"], halves["ft"], labels, t.log_q, t.log_p)._asdict())
-        return finetuned
-
     def balanced(self, zeroshot: Tensor, finetuned: Tensor) -> Tensor:
-        return super().balanced(zeroshot, finetuned) - self.terms.log_target  # val need not be as the test images are
-
-    def parts(self, zeroshot: Tensor, finetuned: Tensor) -> dict[str, Tensor]:
-        t = self.terms
-        halves = super().parts(zeroshot, finetuned)
-        combination = Combination(t.rho, t.ft_weight, t.zs_weight)
-        gla = combine(halves["zs"], halves["ft"], t.log_q, combination, t.log_p, t.log_target)
-        return {**halves, "debiased": halves["zs"] - t.log_q, "gla": gla}
+        """Return the logits ``[N, C]`` without the target prior: val need not have the label frequencies of test."""
+        return super().balanced(zeroshot, finetuned) - self.gla.log_target

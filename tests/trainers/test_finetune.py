@@ -345,10 +345,10 @@ def test_gla_over_finetune_does_not_take_log_p_twice(backbone, data_root, tmp_pa
     gla.dataset.train_x[:] = gla.dataset.train_x[:-1]  # one class has an image less
     assert gla.base.logit_adjusted
     gla.train()
-    assert not gla.terms.log_p.any()
+    assert not gla.gla.log_p_.any()
     paths = some_paths(gla)
     assert (tmp_path / "finetune" / "model-best.pth.tar").is_file()
-    calibrated = gla.base.predict(paths) / gla.terms.finetuned_temperature
+    calibrated = gla.base.predict(paths) / gla.gla.ft_temperature_
     torch.testing.assert_close(gla.scores(paths)["ft"], calibrated, rtol=1e-5, atol=1e-5)
 
 
@@ -356,8 +356,8 @@ def test_gla_takes_log_p_off_where_the_loss_has_not(data_root, tmp_path):
     gla = build("GLA", data_root, tmp_path, "TRAINER.GLA.BASE", "FineTune", "TRAINER.FINETUNE.LOSS", "ce")
     gla.dataset.train_x[:] = gla.dataset.train_x[:-1]
     assert not gla.base.logit_adjusted
-    gla.fit_terms()
-    assert gla.terms.log_p.unique().numel() == 2
+    gla.fit_zeroshot()
+    assert gla.gla.log_p_.unique().numel() == 2
 
 
 @pytest.mark.parametrize("backbone", ["micro", pytest.param("micro-vit", marks=pytest.mark.slow)])

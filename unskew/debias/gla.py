@@ -211,27 +211,28 @@ class GLA(torch.nn.Module):
 
     # --- prediction ---------------------------------------------------------------------------------
 
-    def parts(self, zs: Array, ft: Array, *, log_target: Array | None = None) -> dict[str, Array]:
+    def parts(self, zs: Array, ft: Array | None = None, *, log_target: Array | None = None) -> dict[str, Array]:
         """Return the logits ``[N, C]`` of each part by name.
 
-        ``zs`` and ``ft`` are the calibrated halves, ``ensemble`` their sum, ``debiased`` is ``zs`` minus log q, and
-        ``gla``, the last, is `decision_function`.
+        ``zs`` and ``ft`` are the calibrated halves, ``ensemble`` is their sum, ``debiased`` is ``zs`` minus log q, and
+        ``gla`` is `decision_function`. Without ``ft`` there are only ``zs`` and ``debiased``.
         """
         numpy = uses_numpy(zs=zs, ft=ft, log_target=log_target)
-        zs_half, ft_half = self._scaled(to_tensor(zs), "zs"), self._scaled(to_tensor(ft), "ft")
-        check_same_shape(zs_half, ft_half)
-        log_q, log_p = self.log_q_.to(zs_half.device), self.log_p_.to(zs_half.device)
-        target = None if log_target is None else to_prior(log_target, "log_target", self.n_classes_, zs_half.device)
-        combination = Combination(*(self._number(name, zs_half) for name in ("rho_", "ft_weight_", "zs_weight_")))
-        scores = {
-            "zs": zs_half,
-            "ft": ft_half,
-            "ensemble": ft_half + zs_half,
-            "debiased": zs_half - log_q,
-            "gla": combine(zs_half, ft_half, log_q, combination, log_p, target),
-        }
-        dtype = torch.promote_types(zs_half.dtype, ft_half.dtype)
-        return {name: to_kind(logits.to(dtype), numpy) for name, logits in scores.items()}
+        scores = self._parts(to_tensor(zs), None if ft is None else to_tensor(ft), log_target)
+        return {name: to_kind(logits, numpy) for name, logits in scores.items()}
+
+    def _parts(self, zs: Tensor, ft: Tensor | None, log_target: Any) -> dict[str, Tensor]:
+        zs = self._scaled(zs, "zs")
+        log_q, log_p = self.log_q_.to(zs.device), self.log_p_.to(zs.device)
+        scores = {"zs": zs, "debiased": (zs - log_q).to(zs.dtype)}
+        if ft is None:
+            return scores
+        ft = self._scaled(ft, "ft")
+        check_same_shape(zs, ft)
+        target = None if log_target is None else to_prior(log_target, "log_target", self.n_classes_, zs.device)
+        combination = Combination(*(self._number(name, zs) for name in ("rho_", "ft_weight_", "zs_weight_")))
+        gla = combine(zs, ft, log_q, combination, log_p, target).to(torch.promote_types(zs.dtype, ft.dtype))
+        return {"zs": zs, "ft": ft, "ensemble": ft + zs, "debiased": scores["debiased"], "gla": gla}
 
     def decision_function(self, zs: Array, ft: Array | None = None, *, log_target: Array | None = None) -> Array:
         """Return GLA's logits ``[N, C]``.
@@ -244,11 +245,11 @@ class GLA(torch.nn.Module):
         Raises:
             ValueError: Not fitted; shapes that do not fit; logits that are not finite; mixed kinds of arrays.
         """
+        numpy = uses_numpy(zs=zs, ft=ft, log_target=log_target)
+        scores = self._parts(to_tensor(zs), None if ft is None else to_tensor(ft), log_target)
         if ft is not None:
-            return self.parts(zs, ft, log_target=log_target)["gla"]
-        numpy = uses_numpy(zs=zs, log_target=log_target)
-        zs_half = self._scaled(to_tensor(zs), "zs")
-        logits = (zs_half - self.log_q_.to(zs_half.device)).to(zs_half.dtype)
+            return to_kind(scores["gla"], numpy)
+        logits = scores["debiased"]
         if log_target is not None:
             logits = logits + to_prior(log_target, "log_target", self.n_classes_, logits)
         return to_kind(logits, numpy)

@@ -1,33 +1,37 @@
-"""What trainers share that fit something on the untouched zero-shot model."""
+"""Parts of the trainers that use the zero-shot model: the GLA estimator in checkpoints, its images, its config keys."""
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
+from unskew.data.dataset import Datum
 from unskew.data.sampling import sample_up_to
+from unskew.debias.gla import ENOUGH_HELD_OUT, GLA
 from unskew.debias.io import read_prior
-from unskew.debias.prior import METHODS, estimate_log_prior
-from unskew.debias.temperature import fit_temperature
+from unskew.debias.prior import METHODS
 from unskew.engine import checkpoint
 from unskew.engine.checkpoint import digest
 from unskew.engine.clip_trainer import CLIPTrainer
 
 logger = logging.getLogger("unskew")
 
-# With this many val images per class the training images need not be encoded for the prior as well.
-ENOUGH_VAL = 20
-
 # Images times classes: a gigabyte of logits.
 MOST_LOGITS = 2**28
 
 
+# --- fitted numbers in checkpoints ------------------------------------------------------------------
+
+
 class FittedTerms(torch.nn.Module):
-    """Fitted numbers, as buffers that a checkpoint holds, and a hash of the classes that they are of."""
+    """Fitted numbers as buffers for a checkpoint, with a fingerprint of their classes."""
+
+    classes: Tensor
 
     def __init__(self, classnames: Sequence[str], **values: Tensor | float) -> None:
         super().__init__()
@@ -37,73 +41,142 @@ class FittedTerms(torch.nn.Module):
 
     @torch.no_grad()
     def fill(self, **values: Tensor | float) -> None:
+        """Set the numbers."""
         for name, value in values.items():
             getattr(self, name).copy_(torch.as_tensor(value))
 
-    def matches_classes(self, folder: Path) -> bool:
-        """Whether the last checkpoint in a folder is of these classes; a log prior of others must not be used."""
-        path = checkpoint.last_checkpoint(folder)
-        return path is None or torch.equal(
-            checkpoint.load_checkpoint(path)["state_dict"]["classes"], self.classes.cpu()
-        )
+
+class SavedGLA(GLA):
+    """A GLA estimator in float32 for a checkpoint, with a fingerprint of its classes.
+
+    Attributes:
+        log_target: ``[C]``, log prior of the test images; zeros for uniform.
+    """
+
+    classes: Tensor
+    log_target: Tensor
+
+    def __init__(self, classnames: Sequence[str], keys: Mapping[str, str], **options: Any) -> None:
+        """Create an estimator without bias.
+
+        Args:
+            classnames: Names of the C classes.
+            keys: Buffer by key of the checkpoint; the other buffers are not saved.
+            **options: Arguments of `GLA`.
+        """
+        super().__init__(**options)
+        self.keys = {"classes": "classes", **keys}
+        self.register_buffer("classes", digest(classnames))
+        for name in ("log_q_", "log_p_", "log_target"):
+            self.register_buffer(name, torch.zeros(len(classnames)))
+        self.float()
+
+    def numbers(self) -> dict[str, float]:
+        """Return the saved scalars by key of the checkpoint."""
+        values = {key: getattr(self, name) for key, name in self.keys.items() if key != "classes"}
+        return {key: float(value) for key, value in values.items() if value.dim() == 0}
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        for key, name in self.keys.items():
+            destination[prefix + key] = getattr(self, name).detach()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        metadata: Any,
+        strict: bool,
+        missing: list[str],
+        unexpected: list[str],
+        *rest: Any,
+    ) -> None:
+        state = {prefix + name: buffer for name, buffer in self.named_buffers()}
+        for key, name in self.keys.items():
+            if prefix + key in state_dict:
+                state[prefix + name] = state_dict[prefix + key]
+            else:
+                missing.append(prefix + key)
+        unexpected += [key for key in state_dict if key.startswith(prefix) and key[len(prefix) :] not in self.keys]
+        super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, *rest)
 
 
-def fitting_items(trainer: CLIPTrainer) -> list:
-    """Images for what is fitted on the untouched model: val if it is large, else train and val; it saw neither.
+def matches_classes(module: FittedTerms | SavedGLA, folder: Path) -> bool:
+    """Return whether the last checkpoint in a folder has the classes of a module; a folder without one matches."""
+    path = checkpoint.last_checkpoint(folder)
+    return path is None or torch.equal(checkpoint.load_checkpoint(path)["state_dict"]["classes"], module.classes.cpu())
 
-    Of very many, as iNaturalist's, as many of each class as `MOST_LOGITS` leaves room for.
+
+# --- the zero-shot half -----------------------------------------------------------------------------
+
+
+def fitting_items(trainer: CLIPTrainer) -> Sequence[Datum]:
+    """Return the images that fit the zero-shot half: val if it is large, else train and val; the model saw neither.
+
+    Of very large datasets, such as iNaturalist, return as many images per class as `MOST_LOGITS` allows.
     """
     train, val, classes = trainer.dataset.train_x, trainer.dataset.val or [], trainer.num_classes
-    items = val if len(val) >= ENOUGH_VAL * classes else [*train, *val]
+    items = val if len(val) >= ENOUGH_HELD_OUT * classes else [*train, *val]
     if len(items) * classes <= MOST_LOGITS:
         return items
     return sample_up_to(items, max(1, MOST_LOGITS // classes**2), random.Random(0))
 
 
-def pretraining_prior(trainer: CLIPTrainer) -> tuple[Tensor, float]:
-    """log q [C] of the untouched model's pre-training and its temperature, as the trainer's own node says."""
-    node = trainer.cfg.TRAINER[type(trainer).__name__.upper()]
+def fit_zeroshot(trainer: CLIPTrainer, gla: GLA) -> int:
+    """Fit the estimator's zero-shot half; return the number of images."""
     paths, labels = trainer.labelled(fitting_items(trainer))
-    zeroshot = trainer.zeroshot_logits(paths)
-    temperature = fit_temperature(zeroshot, labels, method=node.TEMPERATURE)
-    if node.PRIOR in METHODS:
-        strength = node.STRENGTH if node.STRENGTH == "cv" else float(node.STRENGTH)
-        estimate = estimate_log_prior(zeroshot / temperature, labels, method=node.PRIOR, strength=strength)
-        if not estimate.converged:
-            logger.warning(f"the prior by '{node.PRIOR}' has not converged to its optimum")
-        log_q, source = estimate.log_q.float(), f"{node.PRIOR} on {len(labels):,} images"
-    else:
-        log_q, source = read_prior(node.PRIOR, trainer.classnames), f"'{node.PRIOR}'"
+    gla.fit_zeroshot(trainer.zeroshot_logits(paths), labels)
+    return len(labels)
+
+
+def fit_zeroshot_prior(trainer: CLIPTrainer, gla: GLA, prior: str) -> None:
+    """Fit the estimator's zero-shot half with a prior method or a file, and log the prior."""
+    gla.prior = prior if prior in METHODS else read_prior(prior, trainer.classnames)
+    images = fit_zeroshot(trainer, gla)
+    if not gla.converged_:
+        logger.warning(f"the prior by '{prior}' has not converged to its optimum")
+    source = f"{prior} on {images:,} images" if prior in METHODS else f"'{prior}'"
+    log_q = gla.log_q_
     order = [trainer.classnames[label] for label in log_q.argsort(descending=True).tolist()]
     logger.info(
         f"pre-training prior ({source}): max/min {float((log_q.max() - log_q.min()).exp()):.1f}, "
         f"most frequent {', '.join(order[:3])}, least {', '.join(order[:-4:-1])}"
     )
-    return log_q, temperature
+
+
+def prior_options(node: CfgNode) -> dict[str, Any]:
+    """Return the arguments of `GLA` in a trainer's node; `fit_zeroshot_prior` sets the prior."""
+    return {"temperature": node.TEMPERATURE, "strength": "cv" if node.STRENGTH == "cv" else float(node.STRENGTH)}
+
+
+def pretraining_prior(trainer: CLIPTrainer, node: CfgNode) -> Tensor:
+    """Return log q ``[C]`` of the zero-shot model's pre-training data."""
+    gla = GLA(**prior_options(node))
+    fit_zeroshot_prior(trainer, gla, node.PRIOR)
+    return gla.log_q_
 
 
 # --- the keys of the config -------------------------------------------------------------------------
 
 
 def check_choice(cfg: CfgNode, key: str, words: Sequence[str], file: bool = False) -> None:
-    """``ValueError`` unless the key (``"GLA.PRIOR"``) is one of the words or, with ``file``, a file that exists."""
+    """Raise a ``ValueError`` unless the key (``"GLA.PRIOR"``) has one of the values or, with ``file``, names a file."""
     trainer, _, name = key.partition(".")
     value = cfg.TRAINER[trainer][name]
     if value in words or (file and Path(value).is_file()):
         return
     choices = f"{', '.join(words)}{' or a file' if file else ''}"
-    missing = f"; there is no file '{value}'" if file and Path(value).suffix else ""
-    raise ValueError(f"TRAINER.{key} must be {choices}, got '{value}'{missing}")
+    missing = "; no such file" if file and Path(value).suffix else ""
+    raise ValueError(f"TRAINER.{key} must be {choices} (got '{value}'{missing})")
 
 
 def check_prior(cfg: CfgNode, trainer: str) -> None:
-    """Raise ``ValueError`` unless PRIOR, STRENGTH and TEMPERATURE make sense in the trainer's node."""
+    """Raise a ``ValueError`` unless PRIOR, STRENGTH and TEMPERATURE are valid in the trainer's node."""
     check_choice(cfg, f"{trainer}.TEMPERATURE", ("confidence", "nll"))
     check_choice(cfg, f"{trainer}.PRIOR", tuple(METHODS), file=True)
     strength = cfg.TRAINER[trainer].STRENGTH
     try:
-        good = strength == "cv" or 0 <= float(strength) < float("inf")
+        valid = strength == "cv" or 0 <= float(strength) < float("inf")
     except ValueError:
-        good = False
-    if not good:
-        raise ValueError(f"TRAINER.{trainer}.STRENGTH must be a number of 0 or more, or cv; got '{strength}'")
+        valid = False
+    if not valid:
+        raise ValueError(f"TRAINER.{trainer}.STRENGTH must be a number of 0 or more, or cv (got '{strength}')")
