@@ -241,6 +241,7 @@ def test_a_damaged_archive_is_removed(tmp_path):
 @pytest.fixture
 def cfg(tmp_path, monkeypatch):
     monkeypatch.setattr(DATASET_REGISTRY, "_table", {})
+    monkeypatch.setattr(DATASET_REGISTRY, "_package", "")  # a discovery here would be lost with this table
 
     @DATASET_REGISTRY.register()
     class Digits(DatasetBase):
