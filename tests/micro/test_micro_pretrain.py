@@ -24,7 +24,7 @@ def test_shipped_model_is_small_and_classifies(name):
     factors = {f: rng.integers(len(world.FACTORS[f]), size=len(labels)) for f in world.VISUAL}
     factors |= dict(zip(("shape", "colour"), np.unravel_index(labels, (12, 8)), strict=True))
     prompts = [world.TEMPLATES[0].format(phrase) for phrase in world.phrases(("shape", "colour"))]
-    hits = pretrain.zero_shot(model, world.render(**factors, rng=rng), prompts).argmax(1).numpy() == labels
+    hits = pretrain.zero_shot(model, world.render(factors, rng=rng), prompts).argmax(1).numpy() == labels
     assert 100 * hits.mean() > FLOORS[name]  # chance is 1
 
 

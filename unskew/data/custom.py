@@ -10,7 +10,7 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from unskew.data.dataset import Datum, class_names
-from unskew.data.fewshot import select
+from unskew.data.fewshot import Selection, select
 from unskew.data.image_folders import class_folders, folder_items, list_images
 from unskew.data.sampling import split_in_three
 from unskew.data.splits import SPLITS, check_distinct, read_lines
@@ -23,16 +23,19 @@ _ALIASES = {"valid": "val", "validation": "val", "dev": "val", "training": "trai
 _COLUMNS = ("path", "label", "classname", "split")
 
 
-def select_splits(cfg: CfgNode, root: Path, splits: Mapping[str, list[Datum]]) -> dict[str, list]:
+class NamedSelection(Selection):
+    """The images of a run and the names of all classes: arguments of `DatasetBase`."""
+
+    classnames: list[str]
+
+
+def select_splits(cfg: CfgNode, root: Path, splits: Mapping[str, list[Datum]]) -> NamedSelection:
     """Select a run's images; without test images, the images of val are tested, as with ImageNet.
 
     Args:
         cfg: the run's config, see `select`.
         root: the folder or CSV file; it identifies the cache.
         splits: the images by split.
-
-    Returns:
-        The arguments of `DatasetBase`.
 
     Raises:
         ValueError: there are training images only.
@@ -47,7 +50,8 @@ def select_splits(cfg: CfgNode, root: Path, splits: Mapping[str, list[Datum]]) -
     if unseen:
         logger.warning(f"{len(unseen)} class(es) have no training images, for instance '{names[unseen[0]]}'")
     chosen = select(cfg, root, train, val, test, cache=user_cache(root))
-    return {**chosen, "classnames": list(names.values()) if cfg.DATASET.SUBSAMPLE_CLASSES == "all" else []}
+    classnames = list(names.values()) if cfg.DATASET.SUBSAMPLE_CLASSES == "all" else []
+    return NamedSelection(**chosen, classnames=classnames)
 
 
 def _split_name(text: str) -> str | None:

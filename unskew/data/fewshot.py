@@ -6,6 +6,7 @@ import math
 import random
 from collections import Counter
 from pathlib import Path
+from typing import TypedDict
 
 from yacs.config import CfgNode
 
@@ -24,9 +25,17 @@ HOLDOUT_FROM = 20
 _Sample = tuple[list[Datum], list[Datum]]  # train and val
 
 
+class Selection(TypedDict):
+    """The images of a run: arguments of `DatasetBase`."""
+
+    train_x: list[Datum]
+    val: list[Datum]
+    test: list[Datum]
+
+
 def select(
     cfg: CfgNode, root: str | Path, train: list[Datum], val: list[Datum], test: list[Datum], cache: Path | None = None
-) -> dict[str, list[Datum]]:
+) -> Selection:
     """Select the images of a run.
 
     The keys below ``cfg.DATASET`` decide:
@@ -48,9 +57,6 @@ def select(
         test: all test images.
         cache: the folder of the recorded samples; default `cache_folder` of ``root``.
 
-    Returns:
-        ``{"train_x": .., "val": .., "test": ..}``, the arguments of `DatasetBase`.
-
     Raises:
         ValueError: a key is out of its range, or the published file holds other images.
     """
@@ -68,7 +74,7 @@ def select(
         train, val = _fewshot(Path(root), cache, train, val, shots, val_shots, seed)
     elif node.HOLDOUT and not val:
         train, val = split_off(train, node.HOLDOUT, random.Random(0), least=HOLDOUT_FROM)
-    return _subsample_classes(node.SUBSAMPLE_CLASSES, train_x=train, val=val, test=test)
+    return _subsample_classes(node.SUBSAMPLE_CLASSES, Selection(train_x=train, val=val, test=test))
 
 
 # --- few-shot samples --------------------------------------------------------------------------------
@@ -158,16 +164,18 @@ def _record(sample: _Sample, root: Path, path: Path) -> None:
 # --- halves of the classes ---------------------------------------------------------------------------
 
 
-def _subsample_classes(subsample: str, **splits: list[Datum]) -> dict[str, list[Datum]]:
+def _subsample_classes(subsample: str, selection: Selection) -> Selection:
     """Return the first (base) or second (new) half of the classes, relabelled from 0; base has the middle class."""
     if subsample not in ("all", "base", "new"):
         raise ValueError(f"DATASET.SUBSAMPLE_CLASSES is '{subsample}'; it must be all, base or new")
     if subsample == "all":
-        return splits
-    labels = sorted({item.label for items in splits.values() for item in items})
+        return selection
+    train, val, test = selection["train_x"], selection["val"], selection["test"]
+    labels = sorted({item.label for item in (*train, *val, *test)})
     half = math.ceil(len(labels) / 2)
     kept = {label: new for new, label in enumerate(labels[:half] if subsample == "base" else labels[half:])}
-    return {
-        split: [Datum(i.impath, kept[i.label], i.domain, i.classname) for i in items if i.label in kept]
-        for split, items in splits.items()
-    }
+
+    def relabelled(items: list[Datum]) -> list[Datum]:
+        return [Datum(i.impath, kept[i.label], i.domain, i.classname) for i in items if i.label in kept]
+
+    return Selection(train_x=relabelled(train), val=relabelled(val), test=relabelled(test))

@@ -1,14 +1,24 @@
-"""What the embedded world's datasets share: their images are rendered where they are first asked for."""
+"""The base class of the embedded world's datasets, whose images are rendered at first use."""
+
+from yacs.config import CfgNode
 
 from unskew.data.dataset import DatasetBase
 from unskew.data.fewshot import select
+from unskew.download.sources import DatasetInfo
 from unskew.micro import downstream
 from unskew.utils.files import expand
 
 
 class EmbeddedDataset(DatasetBase):
-    """A subclass says its name in the world, which is its folder's too, and the numbers of its images (``info``)."""
+    """A dataset of the embedded world.
 
-    def __init__(self, cfg):
+    Attributes:
+        dataset_dir: the dataset's name in `downstream.DATASETS`, and its folder.
+        info: the numbers of its images.
+    """
+
+    info: DatasetInfo
+
+    def __init__(self, cfg: CfgNode) -> None:
         root = expand(cfg.DATASET.ROOT) / self.dataset_dir
-        super().__init__(**select(cfg, root, **downstream.files(root, self.dataset_dir)))
+        super().__init__(**select(cfg, root, *downstream.files(root, self.dataset_dir)))

@@ -1,9 +1,10 @@
-"""The downstream datasets on the embedded world, in another style than the pre-training's, as image files.
+"""The downstream datasets of the embedded world, as image files in another style than the pre-training images.
 
-Val and test are balanced; so is train, but for the long-tailed datasets.
+Val and test are balanced. Train is balanced too, except in the long-tailed datasets.
 """
 
 import itertools
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,11 @@ from tqdm import tqdm
 
 from unskew.data.dataset import Datum
 from unskew.data.sampling import longtail_counts
-from unskew.data.splits import read_split, save_split
+from unskew.data.splits import Splits, read_split, save_split
 from unskew.micro import world
 from unskew.utils.files import cache_folder, make_folder
 
-# The factors that the classes of a dataset name. The classes are all their combinations, row by row.
+# The factors in the class names of a dataset. The classes are all combinations of values in row-major order.
 DATASETS = {
     "shapes": ("shape", "colour"),
     "patterns": ("shape", "pattern"),
@@ -24,10 +25,10 @@ DATASETS = {
     "shapes_lt": ("shape", "colour", "pattern"),
     "digits_lt": ("digit",),
 }
-# The values of a factor that a dataset has; all where nothing is said. Of all sets of four shapes or patterns these
-# are the ones whose pre-training frequencies are the furthest apart: their most : fewest is the largest in whichever
-# of micro-a, micro-b and micro-c has it smallest, and among equals in whichever of all five. The colours are
-# neighbours in hue: on val, models that learned no names of colours tell distant hues apart as well.
+# The values of the factors in a dataset; by default all values. The four shapes and patterns have the most unequal
+# pre-training frequencies: they maximise the smallest most : fewest ratio over micro-a, micro-b and micro-c, then over
+# all five models. The colours are neighbours in hue, because on val even models without colour names tell distant hues
+# apart.
 VALUES = {
     "shapes_lt": {
         "shape": ("circle", "square", "cross", "drop"),
@@ -35,12 +36,12 @@ VALUES = {
         "pattern": ("solid", "striped", "checkered", "faded"),
     }
 }
-COUNTS = {"train": 20, "val": 16, "test": 25}  # images per class; digits: all that remain are test
-# Training images of the most and of the least frequent class. Val and test leave 52 of the rarest digit, so 50 : 1 is
-# about the steepest tail that the real digits allow.
+COUNTS = {"train": 20, "val": 16, "test": 25}  # images per class; digits: all remaining images are test
+# Training images of the most and the least frequent class. Val and test leave 52 images of the rarest digit, so 50 : 1
+# is about the longest tail that the real digits allow.
 LONGTAILED = {"shapes_lt": (200, 2), "digits_lt": (50, 1)}
 LONGTAILED_COUNTS = {"val": 10, "test": 25}
-# Blurred, paler, darker, turned: a shift that 16 shots can learn, with the prior's effect left in place.
+# Blurred, paler, darker, turned: a shift that 16 shots can learn and that keeps the effect of the prior.
 _DRAWN = world.Style(
     morph=0.2, saturation=(0.3, 0.8), value=(0.4, 0.8), contrast=(0.45, 0.8), noise=(0.02, 0.1), blur=0.5
 )
@@ -50,20 +51,20 @@ VERSION = 2  # part of the folder's name; raise it whenever an image changes
 
 
 def factor_values(dataset: str) -> dict[str, np.ndarray]:
-    """For each factor that the classes name, the indices into ``world.FACTORS`` of the values that they have."""
+    """Return the indices into ``world.FACTORS`` of the values in a dataset, for each factor in its class names."""
     named = {f: VALUES.get(dataset, {}).get(f, world.FACTORS[f]) for f in DATASETS[dataset]}
     return {f: np.array([world.FACTORS[f].index(name) for name in names]) for f, names in named.items()}
 
 
 def classnames(dataset: str) -> list[str]:
-    """The class names in label order: "red circle", "striped circle", "zero", "red solid circle"."""
+    """Return the class names in label order, such as "red circle", "striped circle", "zero", "red solid circle"."""
     values = factor_values(dataset)
     names = itertools.product(*([world.FACTORS[f][v] for v in values[f]] for f in values))
     return [world.phrase(dict(zip(values, combination, strict=True))) for combination in names]
 
 
-def _counts(dataset: str, classes: int, rng) -> dict[str, np.ndarray]:
-    """Images of each class, [C], by split. ``rng`` orders a long tail: it owes nothing to any pre-training's."""
+def _counts(dataset: str, classes: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Return the images of each class [C] by split; ``rng`` shuffles a long tail, independent of any pre-training."""
     if dataset not in LONGTAILED:
         return {split: np.full(classes, n) for split, n in COUNTS.items()}
     most, fewest = LONGTAILED[dataset]
@@ -72,78 +73,77 @@ def _counts(dataset: str, classes: int, rng) -> dict[str, np.ndarray]:
 
 
 def splits(dataset: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The images of ``dataset``, the same on every call.
+    """Render the images of a dataset, the same on every call.
 
     Returns:
-        ``{"train" | "val" | "test": (images uint8 [N,32,32,3], labels [N])}``, sorted by label.
+        ``{"train" | "val" | "test": (images uint8 [N, 32, 32, 3], labels [N])}``, sorted by label.
     """
     rng = np.random.default_rng([2023, list(DATASETS).index(dataset)])
     if DATASETS[dataset] == ("digit",):
         return _digits(dataset, rng)
     values = factor_values(dataset)
     sizes = [len(v) for v in values.values()]
-    found = {}
-    for split, per_class in _counts(dataset, np.prod(sizes), rng).items():
-        labels = np.repeat(np.arange(np.prod(sizes)), per_class)
+    classes = math.prod(sizes)
+    result = {}
+    for split, per_class in _counts(dataset, classes, rng).items():
+        labels = np.repeat(np.arange(classes), per_class)
         factors = {f: rng.integers(len(world.FACTORS[f]), size=len(labels)) for f in world.VISUAL}
         named = zip(values, np.unravel_index(labels, sizes), strict=True)
-        factors |= {f: values[f][which] for f, which in named}
-        found[split] = world.render(**factors, rng=rng, style=STYLES[dataset]), labels
-    return found
+        factors |= {f: values[f][indices] for f, indices in named}
+        result[split] = world.render(factors, rng=rng, style=STYLES[dataset]), labels
+    return result
 
 
-def _digits(dataset: str, rng) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The half of scikit-learn's digits that the pre-training never saw."""
+def _digits(dataset: str, rng: np.random.Generator) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Render the half of scikit-learn's digits that was not used in pre-training."""
     images, labels = world.digits(pretraining=False)
     counts = _counts(dataset, 10, rng)
     if dataset == "digits":
         counts["test"][:] = len(labels)
-    found, start = {}, 0
+    result, start = {}, 0
     for split, per_class in counts.items():
         rows = np.concatenate([np.flatnonzero(labels == d)[start : start + per_class[d]] for d in range(10)])
-        found[split] = world.render_digits(images[rows], rng, STYLES[dataset]), labels[rows]
-        start += per_class.max()  # past the longest, so that all classes are tested on the same part of the file
-    return found
+        result[split] = world.render_digits(images[rows], rng, STYLES[dataset]), labels[rows]
+        start += per_class.max()  # the same start for all classes: all are tested on the same part of the file
+    return result
 
 
-def files(root: str | Path, dataset: str) -> dict[str, list[Datum]]:
-    """The splits as image files below ``root``, rendered if they are not there yet.
-
-    Returns:
-        ``{"train" | "val" | "test": [Datum, ...]}``.
-    """
+def files(root: str | Path, dataset: str) -> Splits:
+    """Return train, val and test as image files below ``root``; render the files at first use."""
     folder = Path(root) / f"images-{VERSION}"
     if not folder.is_dir():
         folder = cache_folder(root) / folder.name
     if not folder.is_dir():
-        make_folder(folder, lambda work: _write(work, dataset))
-    return dict(zip(COUNTS, read_split(folder / "split.json", folder), strict=True))
+        make_folder(folder, lambda path: _write(path, dataset))
+    return read_split(folder / "split.json", folder)
 
 
 def _write(folder: Path, dataset: str) -> None:
-    """Render all splits into a folder, and name them in its ``split.json``."""
-    names, items = classnames(dataset), {}
+    """Render all splits into a folder and list them in its ``split.json``."""
+    names = classnames(dataset)
+    items: dict[str, list[Datum]] = {}
     for split, (images, labels) in splits(dataset).items():
         (folder / split).mkdir()
         items[split] = []
         for i, image in enumerate(tqdm(images, desc=f"render {dataset} {split}", delay=2, leave=False, disable=None)):
             path = folder / split / f"{labels[i]:03d}-{i:05d}.png"
             Image.fromarray(image).save(path, compress_level=1)
-            items[split].append(Datum(str(path), labels[i], 0, names[labels[i]]))
-    save_split(*items.values(), folder / "split.json", folder)
+            items[split].append(Datum(str(path), int(labels[i]), 0, names[labels[i]]))
+    save_split(items["train"], items["val"], items["test"], folder / "split.json", folder)
 
 
 def sheet(path: str | Path) -> None:
-    """Draw a sheet of samples: shapes by colours, patterns and digits; the pre-training's style left, ours right."""
+    """Draw docs/micro_world.png: samples in the pre-training style (left) and the downstream style (right)."""
     panels = []
     for before in (True, False):
         rng = np.random.default_rng(0)
-        rows = [(s, c, rng.integers(6), rng.integers(6)) for s in range(12) for c in range(8)]
+        rows: list[tuple] = [(s, c, rng.integers(6), rng.integers(6)) for s in range(12) for c in range(8)]
         rows += [(s, rng.integers(8), p, rng.integers(6)) for p in range(6) for s in range(8)]
-        drawn = world.render(*np.array(rows).T, rng=rng, style=world.PRETRAINING if before else STYLES["shapes"])
+        factors = dict(zip(world.VISUAL, np.array(rows).T, strict=True))
+        drawn = world.render(factors, rng=rng, style=world.PRETRAINING if before else STYLES["shapes"])
         images, labels = world.digits(pretraining=before)
-        some = np.stack([np.flatnonzero(labels == d)[:4] for d in (0, 1, 2, 3, 4, 5, 7, 9)], 1).ravel()
-        digits = world.render_digits(images[some], rng, world.PRETRAINING if before else STYLES["digits"])
-        tiles = np.concatenate([drawn, digits]).reshape(-1, 8, world.SIZE, world.SIZE, 3)
+        chosen = np.stack([np.flatnonzero(labels == d)[:4] for d in (0, 1, 2, 3, 4, 5, 7, 9)], 1).ravel()
+        numerals = world.render_digits(images[chosen], rng, world.PRETRAINING if before else STYLES["digits"])
+        tiles = np.concatenate([drawn, numerals]).reshape(-1, 8, world.SIZE, world.SIZE, 3)
         panels.append(np.pad(tiles.transpose(0, 2, 1, 3, 4).reshape(-1, 8 * world.SIZE, 3), ((0, 0), (4, 4), (0, 0))))
     Image.fromarray(np.concatenate(panels, axis=1)).save(path, optimize=True)
