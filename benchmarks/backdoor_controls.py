@@ -1,10 +1,10 @@
-"""Is it the different models, or just more of them? Backdoor adjustment against seeds of its best member.
+"""Controls of the backdoor adjustment: different models compared with seeds of the best model.
 
     python benchmarks/backdoor_controls.py --plot docs/backdoor_controls.png
 
-For each seed every member of the dataset's Backdoor config is trained once, as that config says, and so are further
-seeds of the member that is best on val. All combinations are computed from the logits that these leave. What is fitted,
-the temperatures, the priors, the weights and the choice of the best, sees val alone.
+For each seed the script trains every member of the dataset's Backdoor config and further seeds of the member that is
+best on val. It computes all combinations from their logits. Temperatures, priors, weights and the choice of the best
+member use val only.
 """
 
 import argparse
@@ -43,7 +43,7 @@ Logits = dict[str, Tensor]  # [N, C] by split
 
 @dataclass
 class Record:
-    """What a trained member leaves; logits are not calibrated."""
+    """Labels and uncalibrated logits of a trained member."""
 
     name: str
     labels: dict[str, Tensor]  # [N] by split
@@ -53,23 +53,23 @@ class Record:
 
 
 def record(cfg, name: str, folder: str) -> Record:
-    own = member_config(cfg, parse_member(name), f"{folder}/{name.replace('/', '-')}")
-    set_random_seed(own.SEED)
-    trainer = build_trainer(own)
+    derived = member_config(cfg, parse_member(name), f"{folder}/{name.replace('/', '-')}")
+    set_random_seed(derived.SEED)
+    trainer = build_trainer(derived)
     trainer.show_progress = False
     trainer.fit()
     items = {split: getattr(trainer.dataset, split) for split in SPLITS}
-    paths = {split: [item.impath for item in part] for split, part in items.items()}
-    found = Record(
+    paths = {split: [item.impath for item in images] for split, images in items.items()}
+    result = Record(
         name,
-        {split: labels_of(part) for split, part in items.items()},
-        {split: trainer.predict(part).cpu() for split, part in paths.items()},
-        {split: trainer.zeroshot_logits(part).cpu() for split, part in paths.items()},
+        {split: labels_of(images) for split, images in items.items()},
+        {split: trainer.predict(files).cpu() for split, files in paths.items()},
+        {split: trainer.zeroshot_logits(files).cpu() for split, files in paths.items()},
         {key: classes.cpu() for key, classes in trainer.class_groups().items()},
     )
     del trainer
     backbones.release()
-    return found
+    return result
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -77,7 +77,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 
 
 def records(dataset: str, seed: int, root: str, opts: Sequence[str]) -> tuple[list[Record], list[Record]]:
-    """The members by their accuracy on val, the best first; and as many seeds of the first."""
+    """Return the members sorted by accuracy on val, best first, and as many seeds of the best."""
     with tempfile.TemporaryDirectory() as folder:
         flags = ("SEED", seed, "DATASET.ROOT", root, "OUTPUT_DIR", folder)
         cfg = config.load(dataset, trainer="Backdoor", opts=(*opts, *flags))
@@ -92,11 +92,11 @@ def records(dataset: str, seed: int, root: str, opts: Sequence[str]) -> tuple[li
 
 def calibrated(logits: Logits, labels: Tensor, method: str = "confidence") -> Logits:
     temperature = fit_temperature(logits["val"], labels, method=method)
-    return {split: part / temperature for split, part in logits.items()}
+    return {split: values / temperature for split, values in logits.items()}
 
 
 def halves(r: Record) -> tuple[Logits, Logits, Tensor]:
-    """Calibrated fine-tuned and zero-shot logits, and log q."""
+    """Return calibrated fine-tuned and zero-shot logits, and log q."""
     f, zs = calibrated(r.f, r.labels["val"]), calibrated(r.zs, r.labels["val"])
     return f, zs, estimate_log_prior(zs["val"], r.labels["val"]).log_q
 
@@ -127,22 +127,22 @@ PLAIN = next(iter(SCORES))
 def evaluate(
     members: Sequence[Record], score: str, how: str = "logits", calibrate: str = "nll", weigh: bool = False
 ) -> dict:
-    """Test metrics of the combined members, in percent."""
+    """Return test metrics of the combined members, in percent."""
     val, test = members[0].labels["val"], members[0].labels["test"]
     scores = [SCORES[score](r) for r in members]
     if calibrate != "none":
-        scores = [calibrated(part, val, calibrate) for part in scores]
-    stacked = {split: torch.stack([part[split] for part in scores]) for split in SPLITS}  # [M, N, C]
+        scores = [calibrated(logits, val, calibrate) for logits in scores]
+    stacked = {split: torch.stack([logits[split] for logits in scores]) for split in SPLITS}  # [M, N, C]
     uniform = torch.full((len(members),), 1 / len(members))
     weights = fit_member_weights(stacked["val"], val, how) if weigh else uniform
-    logits = combine_members(stacked["test"], weights, how)
-    metrics = classification_metrics(logits, test)
-    groups = group_accuracies(logits.argmax(1) == test, test, members[0].groups)
+    combined = combine_members(stacked["test"], weights, how)
+    metrics = classification_metrics(combined, test)
+    groups = group_accuracies(combined.argmax(1) == test, test, members[0].groups)
     return {"accuracy": metrics["accuracy"], "ece": metrics["ece"], **groups}
 
 
 def controls(models: list[Record], seeds: list[Record]) -> list[dict]:
-    """1..M different models and as many seeds of the best, with each score; and each model alone."""
+    """Evaluate 1 to M models, as many seeds of the best, and each model alone, with each score."""
     rows = []
     for score in SCORES:
         for count in range(1, len(models) + 1):
@@ -156,7 +156,7 @@ def controls(models: list[Record], seeds: list[Record]) -> list[dict]:
 
 
 def ways(models: list[Record]) -> list[dict]:
-    """All models, combined in every way."""
+    """Evaluate all models with every way to combine them."""
     rows = []
     for how in ("logits", "probs"):
         for calibrate in ("none", "confidence", "nll"):
@@ -178,7 +178,7 @@ def table(rows: Sequence[dict], columns: Sequence[str]) -> str:
 
 
 def plot(rows: Sequence[dict], path: str) -> None:
-    """Accuracy by the number of members, over all classes and over the rarest."""
+    """Plot accuracy by number of members, over all classes and over the rarest."""
     from matplotlib.figure import Figure
 
     rows = [row for row in rows if row["study"] == "controls" and "alone" not in row["name"]]
@@ -187,15 +187,15 @@ def plot(rows: Sequence[dict], path: str) -> None:
     for axis, metric in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         for score, colour in zip(SCORES, ("C0", "C1", "C2", "C3"), strict=True):
             for kind, line in (("model", "-"), ("seeds", ":")):
-                found: dict[int, list[float]] = {}
+                values: dict[int, list[float]] = {}
                 for row in rows:
                     count = int(row["name"].split()[0])
                     if row["score"] == score and (kind in row["name"] or count == 1):
-                        found.setdefault(count, []).append(row[metric])
-                means = [sum(values) / len(values) for values in found.values()]
+                        values.setdefault(count, []).append(row[metric])
+                means = [sum(runs) / len(runs) for runs in values.values()]
                 label = score if kind == "model" else None
-                axis.plot(list(found), means, line, color=colour, marker="o", markersize=3, label=label)
-        axis.set(title=f"{metric.replace('_', ' ')} (%)", xlabel="members", xticks=sorted(found))
+                axis.plot(list(values), means, line, color=colour, marker="o", markersize=3, label=label)
+        axis.set(title=f"{metric.replace('_', ' ')} (%)", xlabel="members", xticks=sorted(values))
         axis.spines[["top", "right"]].set_visible(False)
     axis.plot([], [], ":", color="black", label="seeds of the best model")
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
@@ -205,11 +205,11 @@ def plot(rows: Sequence[dict], path: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", default="shapes_lt")
-    parser.add_argument("--seeds", type=int, default=5, help="how many, from 1")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from 1")
     parser.add_argument("--root", default="data", help="folder of the datasets")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides")
-    parser.add_argument("--json", default="", help="write every number there")
-    parser.add_argument("--plot", default="", help="draw accuracy by the number of members there")
+    parser.add_argument("--json", default="", help="write all numbers to this file")
+    parser.add_argument("--plot", default="", help="plot accuracy by number of members to this file")
     arguments = parser.parse_args()
     logging.getLogger("unskew").setLevel(logging.ERROR)
 

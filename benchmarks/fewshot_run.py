@@ -1,10 +1,10 @@
-"""A whole few-shot run, training and test, against the same run as the published trainers do it.
+"""Time and accuracy of a whole few-shot run, compared with the method of the published trainers.
 
     python benchmarks/fewshot_run.py --dataset shapes --trainers CoOp ProGrad GLA
 
-The reference decodes, augments and encodes the images at every step and encodes prompts at their full length, with the
-same engine, schedule, images and seeds. Both begin without any cached feature, and take turns; seconds and ratio are
-medians over the seeds.
+The reference decodes, augments and encodes images at every step and encodes prompts at full length, with the same
+engine, schedule, images and seeds. Both start from empty caches and alternate. Seconds and ratio are medians over the
+seeds.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from unskew.trainers import coop, prograd, residualprompt
 
 
 class Plain:
-    """What the published trainers do at each step."""
+    """A mixin that trains as the published trainers do."""
 
     needs_images = True
 
@@ -51,7 +51,7 @@ REFERENCE = {name: type(f"Plain{name}", (Plain, cls), {}) for name, cls in OURS.
 
 
 def run(dataset: str, trainer: str, shots: int, seed: int, root: str, classes: dict, opts: list[str]) -> dict:
-    """One run from an empty cache: its seconds and its accuracy."""
+    """Run once from an empty cache; return seconds and accuracy."""
     for name, cls in classes.items():
         TRAINER_REGISTRY.register(name, cls, force=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -68,19 +68,20 @@ def run(dataset: str, trainer: str, shots: int, seed: int, root: str, classes: d
 
 def compare(trainer: str, arguments) -> dict:
     runs = {"ours": [], "reference": []}
-    for seed in arguments.seeds:  # in turn, so that both see the same of what else the machine does
+    for seed in arguments.seeds:  # alternate, so that other load on the machine affects both
         for way, classes in (("ours", OURS), ("reference", REFERENCE)):
-            found = run(arguments.dataset, trainer, arguments.shots, seed, arguments.root, classes, arguments.opts)
-            runs[way].append(found)
-    seconds = {way: statistics.median(one["seconds"] for one in found) for way, found in runs.items()}
+            runs[way].append(
+                run(arguments.dataset, trainer, arguments.shots, seed, arguments.root, classes, arguments.opts)
+            )
+    seconds = {way: statistics.median(result["seconds"] for result in results) for way, results in runs.items()}
     pairs = zip(runs["ours"], runs["reference"], strict=True)
-    accuracies = {way: [one["accuracy"] for one in found] for way, found in runs.items()}
+    accuracies = {way: [result["accuracy"] for result in results] for way, results in runs.items()}
     return {
         "trainer": trainer,
         "seconds": seconds["ours"],
         "reference_seconds": seconds["reference"],
         "ratio": statistics.median(theirs["seconds"] / mine["seconds"] for mine, theirs in pairs),
-        "each": {way: [one["seconds"] for one in found] for way, found in runs.items()},
+        "each": {way: [result["seconds"] for result in results] for way, results in runs.items()},
         "accuracy": accuracies["ours"],
         "reference_accuracy": accuracies["reference"],
     }
@@ -94,16 +95,14 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--root", default="data")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument(
-        "--workers", type=int, default=0, help="processes that decode images, beside the one that trains"
-    )
-    parser.add_argument("--json", default="", help="write every number there")
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode images")
+    parser.add_argument("--json", default="", help="write all numbers to this file")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides for both")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.opts += ["DATALOADER.NUM_WORKERS", str(arguments.workers)]
     logging.getLogger("unskew").setLevel(logging.ERROR)
-    for classes in (OURS, REFERENCE):  # what is imported and set up once
+    for classes in (OURS, REFERENCE):  # imports and other work that happens once
         run(arguments.dataset, "CoOp", 1, 0, arguments.root, classes, ["OPTIM.MAX_EPOCH", "1", "INPUT.VIEWS", "1"])
     rows = [compare(trainer, arguments) for trainer in arguments.trainers]
     runs = f"{arguments.dataset}, {arguments.shots} shots, seeds {' '.join(map(str, arguments.seeds))}"

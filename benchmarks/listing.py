@@ -1,9 +1,9 @@
-"""How long does a run on ImageNet wait for the list of its images? On a generated tree of empty files.
+"""Time to list the images of ImageNet, on a generated tree of empty files.
 
     python benchmarks/listing.py --files 1281167
 
-The list is made once and then read from a file that is keyed by the state of all folders. Every time is the median of
-three, with the folders in the system's cache; on a network disk the first listing is the one that takes long.
+unskew lists the folders once and keeps the list in a file whose key is the state of all folders. Each time is the
+median of three, with the folders in the system's cache. On a network disk the first listing takes longest.
 """
 
 import argparse
@@ -32,7 +32,7 @@ PER_TEST_IMAGE = 25
 
 
 def plant(root: Path, files: int, classes: int) -> Path:
-    """ImageNet's folders with empty files, as if nothing had changed for an hour; the folder of the training images."""
+    """Create ImageNet's folders with empty files, last changed an hour ago; return the folder of training images."""
     images = root / "imagenet" / "images"
     names = [f"n{label:08d}" for label in range(classes)]
     for split, total in (("train", files), ("val", max(files // PER_TEST_IMAGE, classes))):
@@ -50,17 +50,17 @@ def plant(root: Path, files: int, classes: int) -> Path:
 
 
 def seconds(call: Callable[[], object], before: Callable[[], object] = lambda: None) -> list[float]:
-    found = []
+    times = []
     for _ in range(REPEATS):
         before()
         start = time.perf_counter()
         call()
-        found.append(time.perf_counter() - start)
-    return found
+        times.append(time.perf_counter() - start)
+    return times
 
 
 def as_published(folder: Path, look_up: bool) -> list[Datum]:
-    """All images, listed anew; with ``look_up`` each one is asked whether it exists, as Dassl's Datum does."""
+    """List all images without a cache; ``look_up`` checks that each image exists, as Dassl's Datum does."""
     items = []
     for label, name in enumerate(sorted(os.listdir(folder))):
         for file in os.listdir(folder / name):
@@ -75,18 +75,18 @@ def measure(root: Path, files: int, classes: int) -> list[dict]:
     kept = folder.parent / f".listing-{folder.name}.json"
     opts = ("DATASET.ROOT", str(root), "DATASET.NUM_SHOTS", SHOTS)
     cfg = config.load("imagenet", "micro", "ZeroshotCLIP", opts)
-    openai_templates()  # imports open_clip, which takes long and is not what is measured
-    found = {"listed, and the list kept": seconds(lambda: list_images(folder), lambda: kept.unlink(missing_ok=True))}
+    openai_templates()  # import open_clip before the measurement
+    times = {"listed, and the list kept": seconds(lambda: list_images(folder), lambda: kept.unlink(missing_ok=True))}
     if not kept.is_file():
-        raise SystemExit(f"lists of {files} files are not kept; give more with --files")
-    found["the list from its file"] = seconds(lambda: list_images(folder))
+        raise SystemExit(f"unskew does not keep lists of {files} files: pass a larger --files")
+    times["the list from its file"] = seconds(lambda: list_images(folder))
     build_dataset(cfg)  # lists the test images
-    found[f"the {SHOTS}-shot dataset, lists from their files"] = seconds(lambda: build_dataset(cfg))
-    found["os.listdir and a Datum for each"] = seconds(lambda: as_published(folder, look_up=False))
-    found["the same, each image looked up"] = seconds(lambda: as_published(folder, look_up=True))
+    times[f"the {SHOTS}-shot dataset, lists from their files"] = seconds(lambda: build_dataset(cfg))
+    times["os.listdir and a Datum for each"] = seconds(lambda: as_published(folder, look_up=False))
+    times["the same, each image looked up"] = seconds(lambda: as_published(folder, look_up=True))
     return [
-        {"name": name, "files": files, "classes": classes, "seconds": statistics.median(times), "all": times}
-        for name, times in found.items()
+        {"name": name, "files": files, "classes": classes, "seconds": statistics.median(values), "all": values}
+        for name, values in times.items()
     ]
 
 
@@ -94,7 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--files", type=int, default=100_000, help="training images")
     parser.add_argument("--classes", type=int, default=1000)
-    parser.add_argument("--json", default="", help="write every number there")
+    parser.add_argument("--json", default="", help="write all numbers to this file")
     arguments = parser.parse_args()
     logging.getLogger("unskew").setLevel(logging.ERROR)
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine's description, times, peak memory, a table and a JSON file."""
+"""Helpers of the benchmarks: description of the machine, times, peak memory, a table and a JSON file."""
 
 import json
 import multiprocessing
@@ -18,7 +18,7 @@ from unskew.utils.files import write_atomically
 
 
 def machine() -> str:
-    """Processor, threads, GPU where there is one, and the version of torch, in one line."""
+    """Describe the processor, threads, GPU if any, and version of torch in one line."""
     processor = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -30,7 +30,7 @@ def machine() -> str:
 
 
 def synchronize() -> None:
-    """Wait for the GPU, if there is one in use: its work would else be missing from a time."""
+    """Wait for the GPU if one is in use; otherwise its work would be missing from a time."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
@@ -44,20 +44,20 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def median_seconds(call: Callable[[], object], repeats: int) -> float:
-    """The median time of ``repeats`` calls; call once before where the first one is slower."""
+    """Return the median time of ``repeats`` calls; warm up before if the first call is slower."""
     return statistics.median(seconds(call) for _ in range(repeats))
 
 
 def peak_bytes(prepare: Callable[..., Callable[[], object]], *arguments) -> tuple[int | None, int | None]:
-    """Memory of one call in a process of its own: of a GPU if ``prepare`` put something there, else of the process.
+    """Measure the memory of a call in a new process: GPU memory if ``prepare`` used the GPU, else the process's memory.
 
     Args:
-        prepare: a function of a module's top level; what it returns is called twice, first to warm up on a GPU.
-        arguments: of ``prepare``; they must pickle.
+        prepare: a top-level function that returns the call; on a GPU the call runs once before, to warm up.
+        arguments: arguments of ``prepare``; they must pickle.
 
     Returns:
-        The greatest number of bytes held during the call beyond those before it, and those before it; None where
-        the system (not Linux) does not say.
+        The peak of bytes during the call minus the bytes before it, and the bytes before it; None if the system does
+        not report them (other systems than Linux).
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_peak_bytes, prepare, *arguments).result()
@@ -74,7 +74,7 @@ def _peak_bytes(prepare: Callable[..., Callable[[], object]], *arguments) -> tup
     reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     if not reset.exists():
         return None, None
-    reset.write_text("5")  # the peak is from now on
+    reset.write_text("5")  # reset the peak
     held = _status_bytes(status, "VmRSS")
     call()
     return _status_bytes(status, "VmHWM") - held, held
@@ -86,7 +86,7 @@ def _status_bytes(status: Path, key: str) -> int:
 
 
 def matmul_speed(rows: int, width: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> float:
-    """Operations a second of this machine's matrix product [rows, width] x [width, 4 width], a multiply-add being 2."""
+    """Operations per second of the matrix product [rows, width] x [width, 4 width]; a multiply-add counts as 2."""
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(n, width, generator=generator).to(device, dtype) for n in (rows, 4 * width))
     F.linear(x, weight)
@@ -94,7 +94,7 @@ def matmul_speed(rows: int, width: int, device: str = "cpu", dtype: torch.dtype 
 
 
 def copy_speed(device: str = "cpu") -> float:
-    """Bytes a second that this machine moves, read and written, of a tensor larger than its caches."""
+    """Bytes per second, read and written, of copying a tensor larger than the caches."""
     x = torch.ones(32 << 20, device=device)
     y = torch.empty_like(x)
     y.copy_(x)
@@ -102,7 +102,7 @@ def copy_speed(device: str = "cpu") -> float:
 
 
 def table(rows: Sequence[dict], columns: dict[str, str]) -> str:
-    """Rows as a Markdown table; ``columns`` are the keys to show with their headings. None is "not measured"."""
+    """Format rows as a Markdown table; ``columns`` maps keys to headings. None is "not measured"."""
     cells = [["not measured" if row[key] is None else row[key] for key in columns] for row in rows]
     return tabulate(cells, list(columns.values()), "github", floatfmt=".4g")
 
@@ -112,6 +112,6 @@ def mib(count: int | None) -> float | None:
 
 
 def write(path: str, rows: Sequence[dict]) -> None:
-    """Write ``{"machine": .., "rows": [..]}``; without a path, nothing."""
+    """Write ``{"machine": .., "rows": [..]}``; do nothing without a path."""
     if path:
         write_atomically(path, json.dumps({"machine": machine(), "command": sys.argv, "rows": list(rows)}) + "\n")

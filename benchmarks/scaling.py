@@ -1,8 +1,8 @@
-"""How does the cost of a training step grow? The exponent of a power of size, fitted by least squares on logarithms.
+"""Growth of the cost with classes, images and shots: an exponent, fitted by least squares on logarithms.
 
     python benchmarks/scaling.py --classes 25 50 100 200
 
-An exponent of 1 is linear. What all sizes share, such as the prefix of the prompts, makes it less.
+An exponent of 1 is linear. Work that is independent of the size, such as the prefix of the prompts, lowers it.
 """
 
 import argparse
@@ -21,24 +21,24 @@ from unskew import config
 from unskew.clip.features import extract
 from unskew.engine.trainer import build_trainer
 
-LARGEST = 1.05  # linear but for the noise of timing, some hundredths
-COLUMNS = {"name": "what grows", "size": "size", "seconds": "seconds", "each": "seconds each", "exponent": "exponent"}
+LARGEST = 1.05  # linear, plus a few hundredths of timing noise
+COLUMNS = {"name": "measure", "size": "size", "seconds": "seconds", "each": "seconds each", "exponent": "exponent"}
 
 
 def classes(arguments: argparse.Namespace) -> Iterator[tuple[int, Callable[[], object]]]:
-    """One step of CoOp, text tower and all, by the number of classes."""
+    """Yield a step of CoOp including the text tower, by number of classes."""
     for count in arguments.classes:
         yield count, prepare_ours(arguments.backbone, count, arguments.device, arguments.threads)
 
 
 def shapes(arguments: argparse.Namespace, shots: int, output: str):
-    """CoOp on the embedded world's 96 classes."""
+    """Build CoOp on the embedded world's 96 classes."""
     flags = ("DATASET.ROOT", arguments.root, "OUTPUT_DIR", output, "DATASET.NUM_SHOTS", shots, "INPUT.VIEWS", 1)
     return build_trainer(config.load("shapes", trainer="CoOp", opts=flags))
 
 
 def images(arguments: argparse.Namespace) -> Iterator[tuple[int, Callable[[], object]]]:
-    """Decoding and encoding images, by their number."""
+    """Yield the decoding and encoding of images, by number of images."""
     with tempfile.TemporaryDirectory() as output:
         trainer = shapes(arguments, -1, output)
         paths = [item.impath for item in trainer.dataset.train_x]
@@ -47,7 +47,7 @@ def images(arguments: argparse.Namespace) -> Iterator[tuple[int, Callable[[], ob
 
 
 def shots(arguments: argparse.Namespace) -> Iterator[tuple[int, Callable[[], object]]]:
-    """One epoch of CoOp on features, by the shots."""
+    """Yield an epoch of CoOp on features, by shots."""
     with tempfile.TemporaryDirectory() as output:
         for count in arguments.shots:
             trainer = shapes(arguments, count, output)
@@ -55,12 +55,12 @@ def shots(arguments: argparse.Namespace) -> Iterator[tuple[int, Callable[[], obj
             yield count, trainer.run_epoch
 
 
-# What grows -> a function that gives the sizes, each with a call to be timed.
+# Functions that yield sizes, each with a call to time.
 MEASUREMENTS = {"classes": classes, "images": images, "shots": shots}
 
 
 def exponent(sizes: list[int], times: list[float]) -> float:
-    """The slope b of log(seconds) = a + b log(size)."""
+    """Return the slope b of log(seconds) = a + b log(size)."""
     return statistics.linear_regression(*([math.log(v) for v in values] for values in (sizes, times))).slope
 
 
@@ -68,7 +68,7 @@ def measure(name: str, arguments: argparse.Namespace) -> list[dict]:
     calls = dict(MEASUREMENTS[name](arguments))
     for call in calls.values():
         call()
-    # All sizes in turn, so that a slower minute of the machine meets each of them.
+    # Alternate between the sizes, so that a slow minute of the machine affects all of them.
     rounds = [[seconds(call) for call in calls.values()] for _ in range(arguments.repeats)]
     times = [statistics.median(column) for column in zip(*rounds, strict=True)]
     slope = exponent(list(calls), times) if len(calls) > 1 else None
@@ -80,15 +80,17 @@ def measure(name: str, arguments: argparse.Namespace) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--classes", type=int, nargs="+", default=[25, 50, 100, 200], help="of ImageNet, at most 1000")
+    parser.add_argument(
+        "--classes", type=int, nargs="+", default=[25, 50, 100, 200], help="classes of ImageNet, at most 1000"
+    )
     parser.add_argument("--images", type=int, nargs="+", default=[240, 480, 960, 1920])
     parser.add_argument("--shots", type=int, nargs="+", default=[2, 4, 8, 16])
-    parser.add_argument("--root", default="data", help="where the images of shapes are, or go")
+    parser.add_argument("--root", default="data", help="folder of the datasets")
     parser.add_argument("--backbone", default="ViT-B-16@random")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", default="", help="write every number there")
+    parser.add_argument("--json", default="", help="write all numbers to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     logging.getLogger("unskew").setLevel(logging.ERROR)
@@ -99,7 +101,7 @@ def main() -> None:
     for name in MEASUREMENTS:
         slope = next(row["exponent"] for row in rows if row["name"] == name)
         if slope is not None and slope > LARGEST:
-            print(f"{name}: the cost grows with the power {slope:.2f}, more than linearly")
+            print(f"{name}: the cost grows faster than linearly, with exponent {slope:.2f}")
 
 
 if __name__ == "__main__":

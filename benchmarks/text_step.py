@@ -1,13 +1,14 @@
-"""How long does one step of CoOp take on the text tower? Against the 77-token way of the published trainers.
+"""Time and memory of a step of CoOp on the text tower, compared with the published trainers' 77 tokens per prompt.
 
     python benchmarks/text_step.py --classes 10 100
 
-A step is the prompts through the text tower, cosine logits of 32 images, cross entropy, backward to the context and
-SGD. The reference encodes every prompt at full length with the context repeated for each class. Beyond --chunk classes
-at a time it encodes them a second time, since their graph would not fit in memory; only the first is timed, as if it
-had. Memory is what a step needs beyond weights and prompts. The floor is the time that the step's operations would
-take at the speed of this machine's matrix product, and the bytes (the tower's weights and the kept activations, each
-written or read once forward and once backward) at the speed of its memory.
+A step encodes the prompts, computes cosine logits of 32 images and cross entropy, and updates the context by SGD. The
+reference encodes every prompt at full length with the context repeated for each class. With more than --chunk classes
+the graph of all classes may not fit in memory. The reference then computes the loss's gradient once, untimed, and the
+timed step encodes chunk after chunk, forward and backward. Memory is what a step needs in addition to weights and
+prompts. One floor is the time of the step's operations at the speed of this machine's matrix product. The other floor
+is the time of its bytes (weights of the tower and kept activations, once forward and once backward) at the speed of
+its memory.
 """
 
 import argparse
@@ -42,7 +43,7 @@ COLUMNS = {
 
 
 class Problem(NamedTuple):
-    """What both ways start from."""
+    """The inputs of both methods."""
 
     backbone: backbones.Backbone
     names: list[str]
@@ -67,11 +68,11 @@ def problem(backbone: str, classes: int, device: str, threads: int) -> Problem:
     return Problem(loaded, names, learner, torch.optim.SGD(learner.parameters(), 0.002), features, labels)
 
 
-# --- the two ways -----------------------------------------------------------------------------------
+# --- the two methods -----------------------------------------------------------------------------------
 
 
 def ours(given: Problem) -> Callable[[], None]:
-    """Forward and backward of this package's text encoder."""
+    """Return forward and backward with this package's text encoder."""
 
     def gradient() -> None:
         text_features = encode_prompts(given.backbone, given.learner())
@@ -81,7 +82,7 @@ def ours(given: Problem) -> Callable[[], None]:
 
 
 def reference(given: Problem, chunk: int) -> Callable[[], None]:
-    """Forward and backward as published; beyond ``chunk`` classes the loss is had first, chunks then follow it."""
+    """Return forward and backward as published, in chunks if there are more than ``chunk`` classes."""
     ids, embeddings = full_length(given.backbone, given.names)
     classes = len(ids)
 
@@ -97,7 +98,7 @@ def reference(given: Problem, chunk: int) -> Callable[[], None]:
     parts = [slice(first, first + chunk) for first in range(0, classes, chunk)]
     with torch.no_grad():
         text_features = torch.cat([encode(part) for part in parts])
-    loss(text_features.requires_grad_()).backward()  # the same at each repeat: the time does not depend on it
+    loss(text_features.requires_grad_()).backward()  # equal at each repeat; the time does not depend on it
 
     def gradient() -> None:
         for part in parts:
@@ -107,7 +108,7 @@ def reference(given: Problem, chunk: int) -> Callable[[], None]:
 
 
 def full_length(backbone: backbones.Backbone, names: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Ids [C, L] of "X X .. X name." and their embeddings [C, L, W]; the context takes the place of the X."""
+    """Return ids [C, L] of "X X .. X name." and their embeddings [C, L, W]; the context replaces the X."""
     length = backbone.context_length
     plain = backbone.tokenizer([f"{name}." for name in names]).to(backbone.device)
     ids = torch.cat([plain[:, :1], plain[:, :1].expand(-1, CONTEXT), plain[:, 1:]], 1)[:, :length]
@@ -116,7 +117,7 @@ def full_length(backbone: backbones.Backbone, names: Sequence[str]) -> tuple[Ten
 
 
 def encode_full_length(backbone: backbones.Backbone, ctx: Tensor, ids: Tensor, embeddings: Tensor) -> Tensor:
-    """CoOp's text encoder: the whole context length of every class through the whole tower, [C, D]."""
+    """Encode as CoOp does, the full context length of every class through the whole tower: [C, D]."""
     tower = backbone.text
     shared = ctx.unsqueeze(0).expand(len(ids), -1, -1)
     x = torch.cat([embeddings[:, :1], shared, embeddings[:, 1 + CONTEXT :]], 1)  # [C, L, W]
@@ -155,12 +156,12 @@ def context_gradient(given: Problem, gradient: Callable[[], None]) -> Tensor:
 
 
 def moved_bytes(given: Problem) -> int:
-    """Weights of the tower's blocks and the activations kept for the backward pass, each twice."""
+    """Count the bytes of the blocks' weights and of the activations kept for the backward pass, each twice."""
     weights = {w.data_ptr(): w.nbytes for w in given.backbone.parameters()}
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no two share an address
+        kept[tensor.untyped_storage().data_ptr()] = tensor  # keep a reference, so that no two share an address
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -176,26 +177,26 @@ def measure(arguments: argparse.Namespace, classes: int) -> dict:
     plain = reference(given, arguments.chunk)
     expected = context_gradient(given, plain)
     with FlopCounterMode(display=False) as counter:
-        found = context_gradient(given, ours(given))
+        gradient = context_gradient(given, ours(given))
     flops, moved = counter.get_total_flops(), moved_bytes(given)
-    # One after the other in turn, so that a slower minute of the machine meets both.
+    # Alternate, so that a slow minute of the machine affects both.
     run, run_reference = step(given, ours(given)), step(given, plain)
     times = [(median_seconds(run, 3), seconds(run_reference)) for _ in range(arguments.repeats)]
-    own, other = (statistics.median(column) for column in zip(*times, strict=True))
+    ours_seconds, reference_seconds = (statistics.median(column) for column in zip(*times, strict=True))
     rows = sum(given.learner._lengths) + CONTEXT + 1
     speed = matmul_speed(rows, given.backbone.positional_embedding.shape[1], arguments.device)
     peak, held = peak_bytes(prepare_ours, *where)
     reference_peak, _ = peak_bytes(prepare_reference, arguments.chunk, *where)
     return {
         "classes": classes,
-        "seconds": own,
-        "reference_seconds": other,
-        "ratio": other / own,
+        "seconds": ours_seconds,
+        "reference_seconds": reference_seconds,
+        "ratio": reference_seconds / ours_seconds,
         "all_seconds": times,
         "peak_bytes": peak,
         "reference_peak_bytes": reference_peak,
         "held_bytes": held,
-        "gradient_difference": ((found - expected).abs().max() / expected.abs().max()).item(),
+        "gradient_difference": ((gradient - expected).abs().max() / expected.abs().max()).item(),
         "flops": flops,
         "matmul_flops_per_second": speed,
         "floor_seconds": flops / speed,
@@ -208,16 +209,16 @@ def measure(arguments: argparse.Namespace, classes: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--classes", type=int, nargs="+", default=[10, 100], help="of ImageNet, at most 1000")
+    parser.add_argument("--classes", type=int, nargs="+", default=[10, 100], help="classes of ImageNet, at most 1000")
     parser.add_argument("--backbone", default="ViT-B-16@random")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--chunk", type=int, default=100, help="classes that the reference encodes at a time")
-    parser.add_argument("--json", default="", help="write every number there")
+    parser.add_argument("--json", default="", help="write all numbers to this file")
     arguments = parser.parse_args()
     if max(arguments.classes) > 1000:
-        parser.error(f"--classes is at most 1000, the names of ImageNet, got {max(arguments.classes)}")
+        parser.error(f"--classes must be at most 1000, the classes of ImageNet (got {max(arguments.classes)})")
     torch.set_num_threads(arguments.threads)
 
     rows = [measure(arguments, classes) for classes in arguments.classes]

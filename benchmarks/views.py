@@ -1,9 +1,9 @@
-"""What do cached augmented views cost, in accuracy and in time, against a new view at every step?
+"""Accuracy and time of cached augmented views, compared with a new view at every step.
 
     python benchmarks/views.py --dataset digits --seeds 11 12 13
 
-Each number of views trains the same runs from an empty cache; 0 encodes each image anew in every epoch, as the
-published trainers do. Accuracy is that on val, so that nothing is chosen on test images.
+Each number of views trains the same runs from an empty cache; 0 encodes a new view of each image in every epoch, as the
+published trainers do. Accuracy is measured on val, so that no choice depends on test images.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--views", nargs="+", type=int, default=[0, 1, 2, 4, 8, 16])
     parser.add_argument("--seeds", nargs="+", type=int, default=[11, 12, 13, 14, 15])
     parser.add_argument("--root", default="data")
-    parser.add_argument("--json", default="", help="write every number there")
+    parser.add_argument("--json", default="", help="write all numbers to this file")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides for all")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -54,10 +54,10 @@ def main() -> None:
     rows = []
     for trainer in arguments.trainers:
         for views in arguments.views:
-            found = [
+            results = [
                 run(arguments.dataset, trainer, views, seed, arguments.root, arguments.opts) for seed in arguments.seeds
             ]
-            seconds, accuracies = ([one[key] for one in found] for key in ("seconds", "accuracy"))
+            seconds, accuracies = ([result[key] for result in results] for key in ("seconds", "accuracy"))
             rows.append({"trainer": trainer, "views": views, "seconds": statistics.median(seconds), "val": accuracies})
     print(f"{arguments.dataset}, 16 shots, {len(arguments.seeds)} seeds, {machine()}\n")
     cells = [(row["trainer"], row["views"] or "new ones", row["seconds"], spread(row["val"])) for row in rows]

@@ -1,9 +1,9 @@
-# Sourced by the other scripts: `setup [EXTRA]` leaves in $PYTHON an interpreter that has the package.
-# The active Python serves if the package is installed in it; else .venv is made and filled.
+# The other scripts source this file. `setup [EXTRA]` sets $PYTHON to an interpreter in which the package is installed:
+# the active Python if it has the package, otherwise the one of .venv, which the function creates.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-complete() { # PYTHON EXTRA: is the package installed there with everything it requires?
+complete() { # PYTHON EXTRA: succeed if PYTHON has the package and everything that it requires
     (cd / && "$1" - "$2" 2>/dev/null) <<'PY'
 import re
 import sys
@@ -16,7 +16,7 @@ for requirement in requires("unskew"):
 PY
 }
 
-find_python() { # the first Python that is new enough
+find_python() { # print the first Python >= 3.10
     local candidate
     for candidate in python3 python python3.14 python3.13 python3.12 python3.11 python3.10; do
         if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
@@ -28,8 +28,8 @@ find_python() { # the first Python that is new enough
     return 2
 }
 
-# Without an NVIDIA GPU the CPU build of torch saves gigabytes, where its index can be reached.
-torch_index() {
+# Print the index of torch's CPU builds, which save gigabytes, if the machine has no NVIDIA GPU and reaches the index.
+torch_index() { # PYTHON
     local index=https://download.pytorch.org/whl/cpu
     [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null || return 0
     "$1" -c "import urllib.request as u; u.urlopen('$index/torch/', timeout=5)" 2>/dev/null && echo "$index"

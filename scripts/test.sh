@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Lint, types and tests; with --all also the tests that need a browser, ONNX Runtime, Ray, SLURM or a whole world.
-# Other arguments go to pytest (bash scripts/test.sh -k prior).
+# Run ruff, mypy and the tests. --all includes the tests that need a browser, ONNX Runtime, Ray, SLURM or a whole world.
+# Pass other arguments to pytest: bash scripts/test.sh -k prior
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -14,5 +14,5 @@ fi
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m mypy
-# One process a core, one thread each: torch's own threads only get in each other's way on small tensors.
+# One process per core with one thread each: more threads of torch slow small tensors down.
 OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n auto -m "$marked" "$@"

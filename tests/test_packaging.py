@@ -1,3 +1,5 @@
+"""The wheel: its content, and its use beside other packages."""
+
 import os
 import shutil
 import subprocess
@@ -14,8 +16,10 @@ ROOT = Path(__file__).resolve().parent.parent
 def wheel(tmp_path_factory):
     """The wheel, built from a copy so that the checkout stays clean."""
     folder = tmp_path_factory.mktemp("wheel")
-    ignore = shutil.ignore_patterns(".git", ".venv", "*.egg-info", "build", "output", "data", "__pycache__", "tests")
-    shutil.copytree(ROOT, folder / "source", ignore=ignore)
+    for name in ("unskew", "trainers", "datasets", "configs"):
+        shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / "source")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*command, "-w", str(folder), str(folder / "source")], check=True, timeout=300)
     (path,) = folder.glob("*.whl")
@@ -25,26 +29,32 @@ def wheel(tmp_path_factory):
 def test_the_only_top_level_name_is_unskew(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"unskew"}
-    for needed in (
-        "trainers/gla.py",
-        "datasets/digits.py",
-        "configs/trainers/GLA.yaml",
-        "configs/datasets/digits.yaml",
-    ):
-        assert f"unskew/{needed}" in names
-    assert "unskew/micro/models/micro.safetensors" in names
 
 
-def test_it_imports_beside_the_well_known_datasets_package(wheel, tmp_path):
+def test_the_wheel_has_all_modules_configs_models_and_type_markers(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    expected = {
+        f"unskew/{path.relative_to(ROOT)}"
+        for folder in ("trainers", "datasets")
+        for path in (ROOT / folder).glob("*.py")
+    }
+    expected |= {f"unskew/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
+    for pattern in ("*.py", "*.pyi", "py.typed", "models/*.*"):
+        expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "unskew").rglob(pattern)}
+    assert {"unskew/py.typed", "unskew/data/dataset.py", "unskew/micro/models/micro.safetensors"} <= expected
+    assert sorted(expected - names) == []
+
+
+def test_the_installed_package_works_beside_hugging_faces_datasets(wheel, tmp_path):
     site, other = tmp_path / "site", tmp_path / "other"
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site)]
     subprocess.run([*install, str(wheel)], check=True, timeout=300)
     (other / "datasets").mkdir(parents=True)
-    (other / "datasets" / "__init__.py").write_text("name = 'the well-known one'\n")
+    (other / "datasets" / "__init__.py").write_text("name = 'Hugging Face'\n")
     code = (
         "import datasets, unskew, unskew.datasets.digits, unskew.trainers.gla\n"
         "from unskew import config\n"
-        "assert datasets.name == 'the well-known one', datasets\n"
+        "assert datasets.name == 'Hugging Face', datasets\n"
         "print(unskew.__file__, unskew.trainers.gla.__file__, config.load('digits', '', 'GLA').MODEL.BACKBONE.NAME)\n"
     )
     env = {**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{other}", "PYTHONSAFEPATH": "1"}
