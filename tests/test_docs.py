@@ -28,7 +28,7 @@ def test_a_command_of_the_docs_parses(command, monkeypatch):
     arguments = main.build_parser().parse_args(words if program == "unskew" else ["train", *words[1:]])
     if arguments.command is main._train and not arguments.plugin:
         dataset = arguments.dataset_config_file or arguments.dataset
-        assert main._run(dataset, arguments.trainer, arguments).config().TRAINER.NAME == arguments.trainer
+        assert main._run(dataset, arguments.trainer, arguments).config.TRAINER.NAME == arguments.trainer
 
 
 @pytest.mark.parametrize("command", commands("bash scripts/run_fewshot.sh "))

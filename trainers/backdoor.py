@@ -14,10 +14,10 @@ from unskew.clip import backbones
 from unskew.debias.metrics import crossed_groups
 from unskew.debias.mixture import COMBINE, combine_members, fit_member_weights
 from unskew.debias.temperature import fit_temperature
-from unskew.engine import run_dir
 from unskew.engine.dataset_groups import dataset_groups
 from unskew.engine.debiasing import FittedTerms, matches_classes
 from unskew.engine.evaluator import labels_of
+from unskew.engine.run_dir import RunDir, path_safe
 from unskew.engine.trainer import TRAINER_REGISTRY, SimpleTrainer, build_trainer, set_random_seed
 from unskew.utils.seeds import derive_seed
 
@@ -148,42 +148,42 @@ class Backdoor(SimpleTrainer):
     # --- members ------------------------------------------------------------------------------------
 
     def _config(self, member: Member) -> CfgNode:
-        return member_config(self.cfg, member, Path(self.directory) / "members" / run_dir.path_safe(member.name))
+        return member_config(self.cfg, member, Path(self.directory) / "members" / path_safe(member.name))
 
     def train_member(self, member: Member) -> None:
         """Train it, unless its folder, or one below ``MEMBERS_DIR``, holds the finished run."""
         cfg, main = self._config(member), self.accelerator.is_main_process
-        if main and not run_dir.is_done(cfg):
-            self._prepare(cfg)
+        folder = RunDir(cfg.OUTPUT_DIR)
+        if main and not folder.is_finished_run_of(cfg):
+            self._prepare(folder, cfg)
         self.accelerator.wait_for_everyone()
-        if run_dir.is_done(cfg):
+        if folder.is_finished_run_of(cfg):
             logger.info("It is trained already")
         else:
             set_random_seed(cfg.SEED)
             build_trainer(cfg).fit()
             if main:
-                run_dir.finish(cfg)
+                folder.finish(cfg)
         self.accelerator.wait_for_everyone()
         if self.node.DEBIAS:
             cfg = debiased_config(cfg, self.node)
             if main:
-                run_dir.prepare(cfg)  # an older run's prior must not be resumed
+                RunDir(cfg.OUTPUT_DIR).prepare(cfg)  # an older run's prior must not be resumed
             self.accelerator.wait_for_everyone()
             build_trainer(cfg).fit()
         backbones.release()
 
-    def _prepare(self, cfg: CfgNode) -> None:
-        folder = Path(cfg.OUTPUT_DIR)
-        stale = (folder / "done").is_file()  # of another config, or of files that have changed since
-        (folder / "done").unlink(missing_ok=True)
-        run_dir.prepare(cfg)
+    def _prepare(self, folder: RunDir, cfg: CfgNode) -> None:
+        stale = folder.is_finished  # with another config, or with files that have changed since
+        folder.done.unlink(missing_ok=True)
+        folder.prepare(cfg)
         if stale:
-            run_dir.drop_checkpoints(folder)
-        source = run_dir.find(self.node.MEMBERS_DIR, cfg) if self.node.MEMBERS_DIR else None
+            folder.drop_checkpoints()
+        source = RunDir.find(self.node.MEMBERS_DIR, cfg) if self.node.MEMBERS_DIR else None
         if source:
-            logger.info(f"Copy it from {source}")
-            run_dir.copy_checkpoints(source, folder)
-            run_dir.finish(cfg)
+            logger.info(f"Copy it from {source.path}")
+            source.copy_checkpoints(folder)
+            folder.finish(cfg)
 
     def member_logits(self, member: Member, paths: Sequence[str]) -> Tensor:
         """Its score [N, C], not divided by its temperature.
@@ -238,7 +238,7 @@ class Backdoor(SimpleTrainer):
         """Logits [N, C] of each member, calibrated, by name, and last their combination."""
         logits = torch.stack([self.member_logits(member, paths) for member in self.members])  # [M, N, C]
         logits = logits / self.terms.temperatures[:, None, None]
-        parts = {run_dir.path_safe(m.name): part for m, part in zip(self.members, logits, strict=True)}
+        parts = {path_safe(m.name): part for m, part in zip(self.members, logits, strict=True)}
         return {**parts, "backdoor": combine_members(logits, self.terms.weights, self.node.COMBINE)}
 
     def predict(self, paths: Sequence[str]) -> Tensor:

@@ -17,6 +17,7 @@ from unskew.debias.metrics import selection_score
 from unskew.engine import fingerprint
 from unskew.engine.clip_trainer import CLIPTrainer
 from unskew.engine.debiasing import SavedGLA, check_choice, fit_zeroshot, matches_classes
+from unskew.engine.run_dir import RunDir
 from unskew.engine.trainer import TRAINER_REGISTRY
 
 logger = logging.getLogger("unskew")
@@ -152,26 +153,24 @@ def base_config(cfg: CfgNode, node: CfgNode) -> CfgNode:
         FileNotFoundError: No finished run in the folder.
         ValueError: The run has another trainer or other images.
     """
-    folder = Path(node.BASE_DIR)
-    if not (folder / "done").is_file():
+    folder = RunDir(node.BASE_DIR)
+    if not folder.is_finished:
         raise FileNotFoundError(
-            f"BASE_DIR '{folder}' of {cfg.TRAINER.NAME} holds no finished run (no file 'done'): train the base first"
+            f"BASE_DIR '{folder.path}', named by the config of {cfg.TRAINER.NAME}, holds no finished run (no file "
+            "'done'): give the folder of a finished run"
         )
-    saved = config.read_yaml(folder / "config.yaml")
-    theirs, ours = dict(config.flatten(saved)), dict(config.flatten(cfg))
-    if theirs.get("TRAINER.NAME") != node.BASE:
+    base = config.restore(folder.config)
+    if base.TRAINER.NAME != node.BASE:
         raise ValueError(
-            f"BASE_DIR '{folder}' holds a run of {theirs.get('TRAINER.NAME')}, but BASE is {node.BASE}: "
-            "set BASE to the trainer of the run"
+            f"BASE_DIR '{folder.path}' holds a run of {base.TRAINER.NAME}, but BASE is {node.BASE}; make them the same"
         )
-    counting = fingerprint.identity(cfg), fingerprint.identity(CfgNode(saved))
-    different = [key for key in _SAME if counting[0].get(key) != counting[1].get(key)]
+    theirs, ours = fingerprint.identity(base), fingerprint.identity(cfg)
+    different = [key for key in _SAME if theirs.get(key) != ours.get(key)]
     if different:
+        values = (dict(config.flatten(tree))[different[0]] for tree in (base, cfg))
         raise ValueError(
-            f"BASE_DIR '{folder}' was trained on other images: its {different[0]} is {theirs.get(different[0])}, "
-            f"here it is {ours[different[0]]}; the base must not have seen the images that calibrate it"
+            f"BASE_DIR '{folder.path}' was trained on other images (its {different[0]} is {next(values)}, here it is "
+            f"{next(values)}); train the base on the same images, so that val is held out for both"
         )
-    here = [pair for key in fingerprint.NOT_IDENTITY for pair in (key, ours[key])]
-    return config.load(
-        theirs["DATASET.NAME"], theirs["MODEL.BACKBONE.NAME"], node.BASE, here, str(folder / "config.yaml")
-    )
+    here = dict(config.flatten(cfg))
+    return config.derive(base, {key: here[key] for key in fingerprint.NOT_IDENTITY})

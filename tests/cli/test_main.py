@@ -90,23 +90,21 @@ def test_a_config_file_counts_as_flags_do(data_root, tmp_path, monkeypatch):
     extra.write_text(
         "SEED: 5\nDATASET: {NUM_SHOTS: 16}\nTRAINER: {GLA: {BASE: CoOp}}\nMODEL: {BACKBONE: {NAME: RN50}}\n"
     )
-    cfg = Run("digits", "GLA", config_file=str(extra)).config()
+    cfg = Run("digits", "GLA", config_file=str(extra)).config
     assert (cfg.SEED, cfg.DATASET.NUM_SHOTS, cfg.MODEL.BACKBONE.NAME) == (5, 16, "RN50")
-    assert cfg.OPTIM == Run("digits", "CoOp", shots=16).config().OPTIM
+    assert cfg.OPTIM == Run("digits", "CoOp", shots=16).config.OPTIM
     assert cfg.OUTPUT_DIR == "output/digits/GLA-CoOp/RN50_16shots/seed5"
-    assert Run("digits", "GLA", seed=0, shots=1, config_file=str(extra)).config().SEED == 0
+    assert Run("digits", "GLA", seed=0, shots=1, config_file=str(extra)).config.SEED == 0
     run = Run("digits", "CoOp", shots=4, config_file="configs/trainers/CoOp.yaml")
     monkeypatch.chdir(Path(__file__).resolve().parents[2])
-    assert run.config().OPTIM.MAX_EPOCH == 100  # its SCHEDULES count too
+    assert run.config.OPTIM.MAX_EPOCH == 100  # its SCHEDULES count too
 
 
 def test_both_spellings_of_a_backbone_are_one_run():
     from unskew.engine import fingerprint
     from unskew.runs.run import Run
 
-    hashes = {
-        fingerprint.config_hash(Run("digits", "CoOp", backbone=name).config()) for name in ("ViT-B/16", "ViT-B-16")
-    }
+    hashes = {fingerprint.config_hash(Run("digits", "CoOp", backbone=name).config) for name in ("ViT-B/16", "ViT-B-16")}
     assert len(hashes) == 1
 
 

@@ -177,9 +177,7 @@ def test_a_file_that_is_missing_or_not_text(file):
 
 def test_a_changed_or_moved_file_is_another_run(file, tmp_path):
     def hashed(path):
-        return fingerprint.config_hash(
-            Run("csv", "ZeroshotCLIP", shots=2, seed=1, root=str(path), folder="out").config()
-        )
+        return fingerprint.config_hash(Run("csv", "ZeroshotCLIP", shots=2, seed=1, root=str(path), folder="out").config)
 
     table(file, "path,label,split", "a.jpg,x,train", "b.jpg,x,test")
     first = hashed(file)
@@ -189,13 +187,13 @@ def test_a_changed_or_moved_file_is_another_run(file, tmp_path):
     assert hashed(file) == first
     write(file, "path,label,split", "a.jpg,x,train", "b.jpg,x,train", "c.jpg,x,test")
     assert hashed(file) != first
-    run = Run("csv", "ZeroshotCLIP", shots=2, seed=1, root=str(file)).config()
+    run = Run("csv", "ZeroshotCLIP", shots=2, seed=1, root=str(file)).config
     assert run_dir.dataset_label(run) == "csv-birds" and "csv-birds" in run.OUTPUT_DIR
 
 
 def test_an_unfinished_run_on_other_images_starts_from_scratch(file, tmp_path):
     def prepare():
-        run_dir.prepare(Run("csv", "ZeroshotCLIP", root=str(file), folder=str(tmp_path / "out")).config())
+        run_dir.RunDir(tmp_path / "out").prepare(Run("csv", "ZeroshotCLIP", root=str(file), folder="out").config)
         return (tmp_path / "out" / "prompt" / "model.pth.tar-1").is_file()
 
     table(file, "path,label,split", "a.jpg,x,train", "b.jpg,y,test")

@@ -128,7 +128,7 @@ def test_a_list_of_names_is_in_the_order_of_the_folders(birds, tmp_path):
 
 def test_added_images_make_another_run(birds):
     def hashed():
-        return fingerprint.config_hash(Run("folder", "ZeroshotCLIP", root=str(birds), folder="out").config())
+        return fingerprint.config_hash(Run("folder", "ZeroshotCLIP", root=str(birds), folder="out").config)
 
     fill(birds, robin=4, wren=4)
     first = hashed()
@@ -296,15 +296,15 @@ def test_folders_of_one_name_do_not_share_a_cache(birds, tmp_path):
 
 
 def test_two_folders_are_two_runs():
-    runs = [Run("folder", "ZeroshotCLIP", shots=2, seed=1, root=root).config() for root in ("/a/birds", "/a/cats")]
+    runs = [Run("folder", "ZeroshotCLIP", shots=2, seed=1, root=root).config for root in ("/a/birds", "/a/cats")]
     assert [run_dir.dataset_label(cfg) for cfg in runs] == ["folder-birds", "folder-cats"]
     assert runs[0].OUTPUT_DIR != runs[1].OUTPUT_DIR and "folder-birds" in runs[0].OUTPUT_DIR
     hashes = {
-        fingerprint.config_hash(Run("folder", "ZeroshotCLIP", shots=2, seed=1, root=root, folder="out").config())
+        fingerprint.config_hash(Run("folder", "ZeroshotCLIP", shots=2, seed=1, root=root, folder="out").config)
         for root in ("/a/birds", "/b/birds", "/a/birds/")
     }
     assert len(hashes) == 2
-    published = {fingerprint.config_hash(Run("dtd", "ZeroshotCLIP", root=root).config()) for root in ("/a", "/b")}
+    published = {fingerprint.config_hash(Run("dtd", "ZeroshotCLIP", root=root).config) for root in ("/a", "/b")}
     assert len(published) == 1  # the place of a published dataset does not matter
 
 
@@ -314,7 +314,7 @@ def test_changed_names_are_another_run(birds, tmp_path):
     hashes = []
     for line in ("robin robin", "robin European robin", "robin robin"):
         write(names, line)
-        hashes.append(fingerprint.config_hash(run.config()))
+        hashes.append(fingerprint.config_hash(run.config))
     assert hashes[0] == hashes[2] != hashes[1]
 
 

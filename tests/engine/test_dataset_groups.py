@@ -154,7 +154,7 @@ def test_without_the_default_backbone_there_is_one_warning_and_the_run_goes_on(d
 def test_a_runs_metrics_hold_classes_and_groups(data_root, tmp_path):
     run = Run("digits", "CoOp", "micro-a", shots=1, seed=2, root=data_root, output=str(tmp_path), opts=SHORT)
     metrics = execute(run, console=False)
-    folder = Path(run.config().OUTPUT_DIR)
+    folder = Path(run.config.OUTPUT_DIR)
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     predictions = load_file(folder / "predictions.safetensors")
     labels = predictions["labels"].numpy()
@@ -162,7 +162,7 @@ def test_a_runs_metrics_hold_classes_and_groups(data_root, tmp_path):
     per_class = [100 * right[labels == label].mean() for label in range(10)]
     assert metrics["per_class_accuracy"] == pytest.approx(per_class)
     assert metrics["balanced_accuracy"] == pytest.approx(np.mean(per_class))
-    for name, classes in dataset_groups.dataset_groups(run.config()).items():
+    for name, classes in dataset_groups.dataset_groups(run.config).items():
         assert metrics[name] == pytest.approx(np.mean([per_class[label] for label in classes]))
         assert f"* {name}: {metrics[name]:.1f}%" in (folder / "log.txt").read_text()
     assert not any(key.startswith("d_") for key in metrics)  # one shot of each class

@@ -43,7 +43,7 @@ def test_a_run_leaves_what_the_design_says(run):
 
 def test_a_finished_run_is_skipped_and_an_unfinished_one_redone(run):
     first = execute(run, console=False)
-    folder = Path(run.config().OUTPUT_DIR)
+    folder = Path(run.config.OUTPUT_DIR)
     log = (folder / "log.txt").stat().st_mtime_ns
     assert execute(run, console=False) == first
     assert (folder / "log.txt").stat().st_mtime_ns == log
@@ -61,7 +61,7 @@ def test_a_finished_run_with_another_config_is_an_error_that_names_the_keys(run)
 
 def test_an_unfinished_run_of_another_config_starts_anew_and_spares_what_is_not_its_own(run, caplog):
     execute(run, console=False)
-    folder = Path(run.config().OUTPUT_DIR)
+    folder = Path(run.config.OUTPUT_DIR)
     (folder / "done").unlink()
     (folder / "mine").mkdir()
     for name in ("checkpoint", "thesis.txt"):
@@ -82,17 +82,17 @@ def test_without_a_test_there_is_no_accuracy(run):
 
 def test_names_of_folders():
     def where(*opts, **kwargs):
-        cfg = Run("digits", opts=opts, **({"shots": 16} | kwargs)).config()
+        cfg = Run("digits", opts=opts, **({"shots": 16} | kwargs)).config
         return run_folder(cfg, "o").as_posix()
 
     assert where(trainer="GLA") == "o/digits/GLA/micro_16shots/seed1"
     assert where("TRAINER.GLA.BASE", "CoOp", trainer="GLA") == "o/digits/GLA-CoOp/micro_16shots/seed1"
     assert where(trainer="CoOp", backbone="ViT-B/16", shots=-1, seed=0) == "o/digits/CoOp/ViT-B-16_allshots/seed0"
     assert where(trainer="CoOp", backbone="ViT-B-16@laion2b_s34b_b88k").split("/")[3].startswith("ViT-B-16-laion2b")
-    assert trainer_label(Run("digits", "CoOp").config()) == "CoOp"
-    cfg = Run("shapes_lt", "CoOp").config()
+    assert trainer_label(Run("digits", "CoOp").config) == "CoOp"
+    cfg = Run("shapes_lt", "CoOp").config
     assert run_folder(cfg, "o").as_posix() == "o/shapes_lt/CoOp/micro_lt/seed1"
-    assert run_folder(Run("shapes_lt", "CoOp", shots=4).config(), "o").as_posix().split("/")[3] == "micro_4shots"
+    assert run_folder(Run("shapes_lt", "CoOp", shots=4).config, "o").as_posix().split("/")[3] == "micro_4shots"
 
 
 def test_a_long_tailed_run_uses_all_images_and_its_table_says_so(run):
@@ -214,7 +214,7 @@ def test_a_long_tailed_set_is_swept_with_all_its_images_and_a_wrong_column_is_sa
 
 
 def test_weights_of_another_backbone_are_not_evaluated(run, capsys):
-    folder = execute(run, console=False) and run.config().OUTPUT_DIR
+    folder = execute(run, console=False) and run.config.OUTPUT_DIR
     argv = ["train", "-d", "digits", "--shots", "2", "--root", run.root, "--eval-only", "--model-dir", folder]
     assert main([*argv, "-t", "CoOp", "-b", "micro-b"]) == 2
     assert "has MODEL.BACKBONE.NAME micro, this one micro-b" in capsys.readouterr().err

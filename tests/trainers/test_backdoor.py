@@ -17,7 +17,8 @@ from unskew.clip import backbones
 from unskew.debias import mixture
 from unskew.debias.metrics import compute_accuracy
 from unskew.debias.temperature import fit_temperature
-from unskew.engine import fingerprint, run_dir
+from unskew.engine import fingerprint
+from unskew.engine.run_dir import RunDir
 from unskew.runs.run import Run, execute
 from unskew.trainers.backdoor import member_config, parse_member
 
@@ -211,7 +212,8 @@ def test_a_finished_run_elsewhere_is_copied(data_root, tmp_path, caplog):
     trained.train()
     assert fingerprint.config_hash(copied.cfg) == fingerprint.config_hash(trained.cfg)
     assert torch.equal(copied.predict(some_paths(copied)), trained.predict(some_paths(copied)))
-    assert run_dir.is_done(member_config(copied.cfg, parse_member("micro-b"), tmp_path / "copied/members/micro-b"))
+    folder = tmp_path / "copied/members/micro-b"
+    assert RunDir(folder).is_finished_run_of(member_config(copied.cfg, parse_member("micro-b"), folder))
 
 
 KILLED = """
@@ -245,7 +247,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(member, frequency, data_root, tmp
     found = execute(killed, console=False)
     assert ("Found checkpoint" in (folder / "log.txt").read_text()) == bool(frequency)
     assert {k: v for k, v in found.items() if k != "seconds"} == {k: v for k, v in expected.items() if k != "seconds"}
-    logits = [load_file(Path(run.config().OUTPUT_DIR) / "predictions.safetensors") for run in (whole, killed)]
+    logits = [load_file(Path(run.config.OUTPUT_DIR) / "predictions.safetensors") for run in (whole, killed)]
     assert all(torch.equal(logits[0][name], logits[1][name]) for name in logits[0])
 
 

@@ -2,14 +2,21 @@
 
 import argparse
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+else:
+    Commands = object
 
 
-def add(commands) -> None:
-    data = commands.add_parser("data", help="the datasets: which are ready, fetch one, check one")
-    data = data.add_subparsers(required=True, metavar="COMMAND")
-    listed = data.add_parser("list", help="every dataset with its state, size and licence")
-    prepared = data.add_parser("prepare", help="download, check and lay out a dataset")
-    verified = data.add_parser("verify", help="count a dataset's images, look for them, open some")
+def add(commands: Commands) -> None:
+    """Add the commands to the parser of `unskew`."""
+    data = commands.add_parser("data", help="list, download and check datasets")
+    parsers = data.add_subparsers(required=True, metavar="COMMAND")
+    listed = parsers.add_parser("list", help="list all datasets with their state, size and licence")
+    prepared = parsers.add_parser("prepare", help="download, check and lay out a dataset")
+    verified = parsers.add_parser("verify", help="count a dataset's images, look for their files, open some")
     for parser in (prepared, verified):
         parser.add_argument("name", help="a name from unskew data list")
     for parser in (listed, prepared):

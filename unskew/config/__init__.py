@@ -7,13 +7,16 @@ from unskew.config._files import (
     class_name,
     dataset_layer,
     has_members,
+    list_backbones,
+    list_datasets,
+    list_trainers,
     names,
     read_base,
     read_yaml,
 )
 from unskew.config._keys import flatten, set_key
 from unskew.config.defaults import COMMON, get_cfg_default
-from unskew.config.load import all_defaults, derive, dump, load
+from unskew.config.load import all_defaults, dataset_values, derive, dump, load, restore
 
 __all__ = [
     "COMMON",
@@ -23,14 +26,19 @@ __all__ = [
     "check_name",
     "class_name",
     "dataset_layer",
+    "dataset_values",
     "derive",
     "dump",
     "flatten",
     "get_cfg_default",
     "has_members",
+    "list_backbones",
+    "list_datasets",
+    "list_trainers",
     "load",
     "names",
     "read_base",
     "read_yaml",
+    "restore",
     "set_key",
 ]

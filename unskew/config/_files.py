@@ -28,6 +28,40 @@ def names(axis: str) -> list[str]:
     return sorted(path.stem for path in folder_of(axis).glob("*.yaml"))
 
 
+def list_datasets() -> list[str]:
+    """Return the names of all datasets, in alphabetical order.
+
+    Example:
+        >>> import unskew
+        >>> "digits" in unskew.list_datasets()
+        True
+    """
+    return sorted({*names("datasets"), *plugins.names("datasets")})
+
+
+def list_trainers() -> list[str]:
+    """Return the names of all trainers, in alphabetical order.
+
+    Example:
+        >>> import unskew
+        >>> unskew.list_trainers()[:3]
+        ['Backdoor', 'CLIPAdapter', 'CoOp']
+    """
+    return sorted({*names("trainers"), *plugins.names("trainers")})
+
+
+def list_backbones() -> list[str]:
+    """Return the names of all configured backbones, in alphabetical order. Others go by "ARCH@TAG" of open_clip.
+
+    Example:
+        >>> import unskew
+        >>> "ViT-B/16" in unskew.list_backbones()
+        True
+    """
+    configured = (str(backbone_layer(name)["MODEL.BACKBONE.NAME"]) for name in names("backbones"))
+    return sorted({*configured, *plugins.names("backbones")})
+
+
 def check_name(axis: str, name: str) -> str:
     """Return ``name`` if it is a YAML's stem or a plugin's name.
 

@@ -141,6 +141,37 @@ def _check_values(cfg: CfgNode) -> None:
         raise ValueError(unknown_name("TEST.FINAL_MODEL", cfg.TEST.FINAL_MODEL, FINAL_MODELS))
 
 
+def restore(path: str | Path) -> CfgNode:
+    """Return the frozen config in a run's ``config.yaml``, with defaults for the keys that an older file lacks.
+
+    Raises:
+        ValueError: the file has an unknown key, or a value of the wrong type.
+    """
+    tree = read_yaml(Path(path))
+    cfg = all_defaults()
+    plugins.extend(cfg, ())
+    merge(cfg, tree, str(path))
+    cfg.freeze()
+    return cfg
+
+
+def dataset_values(dataset: str, backbone: str = "") -> dict[str, object]:
+    """Return the leaves of ``INPUT``, ``DATASET`` and ``MODEL`` that runs on a dataset start from, without a trainer.
+
+    Args:
+        dataset: as in `load`.
+        backbone: a backbone's name; empty: the dataset's default.
+    """
+    name, tree, source = dataset_layer(dataset)
+    tree.pop("OVERRIDES", None)
+    cfg = all_defaults()
+    merge(cfg, COMMON, "COMMON in unskew/config/defaults.py")
+    merge(cfg, tree, source)
+    cfg.DATASET.NAME = name
+    merge(cfg, backbone_layer(backbone or cfg.MODEL.BACKBONE.NAME), f"configs/backbones, {backbone}")
+    return {key: value for key, value in flatten(cfg) if key.startswith(("INPUT.", "DATASET.", "MODEL."))}
+
+
 def derive(cfg: CfgNode, values: Mapping[str, object]) -> CfgNode:
     """Return a frozen copy of ``cfg`` with other values, by key ("OPTIM.LR").
 

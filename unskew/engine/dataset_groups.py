@@ -1,12 +1,12 @@
-"""Groups of classes whose accuracy is reported together: by training counts (D), thirds of the prior q (P), or both."""
+"""Thirds of the classes by the pre-training prior q, the same for all runs on a dataset."""
 
-import functools
+import json
 import logging
 import random
-from itertools import chain
 
 import torch
 from torch import Tensor
+from yacs.config import CfgNode
 
 from unskew import config
 from unskew.clip import backbones
@@ -16,7 +16,7 @@ from unskew.data.sampling import sample_up_to
 from unskew.debias.metrics import prior_groups
 from unskew.debias.prior import estimate_log_prior
 from unskew.debias.temperature import fit_temperature
-from unskew.engine.fingerprint import OWN
+from unskew.engine.fingerprint import USER_DATASETS
 
 logger = logging.getLogger("unskew")
 
@@ -24,43 +24,68 @@ logger = logging.getLogger("unskew")
 SHOTS, SEED = 16, 1
 
 
-def dataset_groups(cfg, device: str | torch.device = "cpu") -> dict[str, Tensor]:
-    """The `prior_groups` of a run's dataset, the same whatever its backbone, trainer, shots and seed.
+def dataset_groups(cfg: CfgNode, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+    """Return the `prior_groups` of a run's dataset, the same for every backbone, trainer, number of shots and seed.
 
-    q is that of the dataset's default backbone (of a user's own images: of the run's), estimated once per process on
-    the train and val images that 16 shots and seed 1 draw; of a long-tailed dataset, on up to 16 train images per class
-    and all of val. Where that backbone cannot be loaded there are no groups, which is said in one warning. Nor are
-    there for a plugin's dataset: it has no default backbone, and drawing a sample may write files that later runs read.
+    The prior q is estimated once per process with the dataset's default backbone (with the run's for a user's own
+    images), on the train and val images that 16 shots and seed 1 draw. On a long-tailed dataset these are up to 16
+    train images per class and all of val. There are no groups, and one warning, if that backbone cannot be loaded.
+    There are none for a plugin's dataset either: it has no default backbone, and drawing its sample might write files
+    that later runs read.
+
+    Args:
+        cfg: the run's config.
+        device: where the groups are computed.
+
+    Returns:
+        Classes [G] of each group by name.
     """
-    node = cfg.DATASET
-    if node.NAME not in config.names("datasets"):
+    if cfg.DATASET.NAME not in config.names("datasets"):
         return {}
-    keys = ("ROOT", "SUBSAMPLE_CLASSES", "IMBALANCE", "TEMPLATE", "CLASSNAMES")
-    same = tuple((f"DATASET.{key}", node[key]) for key in keys)
-    own = cfg.MODEL.BACKBONE.NAME if node.NAME in OWN else ""  # a user's own images have no default to compare by
-    return _dataset_groups(node.NAME, own, same, node.LONGTAIL, device, cfg.DATALOADER.NUM_WORKERS)
+    cfg = groups_config(cfg)
+    used = {key: value for key, value in config.flatten(cfg) if key.startswith(("INPUT.", "DATASET.", "MODEL."))}
+    key = json.dumps([used, str(device)])
+    if key not in _groups:
+        _groups[key] = _estimate_groups(cfg, device)
+    return _groups[key]
 
 
-@functools.cache
-def _dataset_groups(name: str, own: str, same: tuple, longtail: bool, device, workers: int) -> dict[str, Tensor]:
-    from unskew.clip import features  # torchvision, which whoever only wants the thirds of a prior need not wait for
+_groups: dict[str, dict[str, Tensor]] = {}  # by the config and the device
+
+
+def groups_config(cfg: CfgNode) -> CfgNode:
+    """Return the config of the images and the backbone that define the groups."""
+    user_data = cfg.DATASET.NAME in USER_DATASETS  # without a default backbone to compare by
+    values = config.dataset_values(cfg.DATASET.NAME, cfg.MODEL.BACKBONE.NAME if user_data else "")
+    same = ("ROOT", "SUBSAMPLE_CLASSES", "IMBALANCE", "TEMPLATE", "CLASSNAMES", "LONGTAIL")
+    values |= {f"DATASET.{key}": cfg.DATASET[key] for key in same}
+    values |= {"DATASET.NUM_SHOTS": -1 if cfg.DATASET.LONGTAIL else SHOTS, "SEED": SEED}
+    return config.derive(cfg, values)
+
+
+def _estimate_groups(cfg: CfgNode, device: str | torch.device) -> dict[str, Tensor]:
+    from unskew.clip import features  # torchvision, which `prior_groups` alone does not need
     from unskew.data.loaders import build_transform
 
-    shots = -1 if longtail else SHOTS
-    opts = (*chain.from_iterable(same), "DATASET.NUM_SHOTS", shots, "SEED", SEED)
     try:
-        cfg = config.load(name, own, "ZeroshotCLIP", opts)
         backbone = backbones.load_backbone(cfg.MODEL.BACKBONE.NAME, "fp32", device)
     except (OSError, ValueError) as error:
         logger.warning(
-            f"p_many, p_medium and p_few need the default backbone of '{name}', so they are left out: {error}"
+            f"p_many, p_medium and p_few need the default backbone of '{cfg.DATASET.NAME}', so they are left out: "
+            f"{error}"
         )
         return {}
     dataset = build_dataset(cfg)
-    train = sample_up_to(dataset.train_x, SHOTS, random.Random(SEED)) if longtail else dataset.train_x
+    train = sample_up_to(dataset.train_x, SHOTS, random.Random(SEED)) if cfg.DATASET.LONGTAIL else dataset.train_x
     items = [*train, *(dataset.val or [])]
     transform = build_transform(cfg, backbone, train=False)
-    rows = features.extract(backbone, [i.impath for i in items], transform, workers=workers, dataset=name)  # [N, D]
+    rows = features.extract(
+        backbone,
+        [item.impath for item in items],
+        transform,
+        workers=cfg.DATALOADER.NUM_WORKERS,
+        dataset=cfg.DATASET.NAME,
+    )  # [N, D]
     labels = torch.tensor([item.label for item in items], device=rows.device)
     weights = zeroshot_classifier(backbone, dataset.classnames, dataset.templates)  # [C, D]
     with torch.no_grad():

@@ -1,8 +1,9 @@
-"""What makes a run the run that it is: which keys count, and what stands in the files that they name."""
+"""Fingerprint of a run: a hash of the config keys that determine its result and of the files that they name."""
 
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from yacs.config import CfgNode
@@ -11,20 +12,20 @@ from unskew.config import class_name, flatten, names
 from unskew.data.image_folders import list_images
 from unskew.utils.files import expand, user_cache
 
-# Keys that say where a run lives or how much it prints, and so do not make it another run.
+# Keys that change where a run is or how much it prints, but not its result.
 NOT_IDENTITY = (
     *("OUTPUT_DIR", "RESUME", "VERBOSE", "USE_CUDA", "DATASET.ROOT", "DATALOADER.NUM_WORKERS"),
     "TRAINER.BACKDOOR.MEMBERS_DIR",
 )
 
-# Datasets that are whatever stands at DATASET.ROOT.
-OWN = ("folder", "csv")
+# Datasets that consist of the user's images at DATASET.ROOT.
+USER_DATASETS = ("folder", "csv")
 
 
-def _own_nodes(cfg: CfgNode) -> set[str]:
-    """The trainer nodes that a run reads: its class's, and its base's where it has one.
+def _nodes_read(cfg: Mapping) -> set[str]:
+    """Return the trainer nodes that a run reads: those of its class and of its base.
 
-    A plugin's trainer may read any of them, so all count for it.
+    A plugin's trainer may read any node, so all count for it.
     """
     trainer, known = cfg.get("TRAINER", {}), names("trainers")
     nodes, name = set(), trainer.get("CLASS") or trainer.get("NAME")
@@ -38,7 +39,7 @@ def _own_nodes(cfg: CfgNode) -> set[str]:
 
 
 def _content(value: object) -> object:
-    """In place of the path of a file or of a finished run, what stands there: that is what a run depends on."""
+    """Replace the path of a file or of a finished run by a hash of its content."""
     if not isinstance(value, str) or not (Path(value).suffix or os.sep in value):
         return value
     path = Path(value)
@@ -46,48 +47,51 @@ def _content(value: object) -> object:
     return f"sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}" if path.is_file() else value
 
 
-def identity(cfg: CfgNode) -> dict[str, object]:
-    """The leaves that make a run what it is, as plain JSON values; other trainers' nodes are not.
+def identity(cfg: Mapping) -> dict[str, object]:
+    """Return the config leaves that determine a run's result, as plain JSON values.
 
-    A trainer's key that names a file (a prior) or a finished run (a base) counts by its content; so do class names. A
-    user's own data count by where they are and which images they name.
+    A trainer's key that names a file (a prior) or a finished run (a base) counts by its content, and so do class
+    names. A user's own data count by their path and by the images that they name.
+
+    Args:
+        cfg: a config, or the tree in a ``config.yaml``, which may lack keys.
     """
-    own = _own_nodes(cfg)
+    nodes = _nodes_read(cfg)
     leaves = json.loads(json.dumps(dict(flatten(cfg)), default=list))
 
     def counts(key: str) -> bool:
         parts = key.split(".")
-        return key not in NOT_IDENTITY and not (len(parts) == 3 and parts[0] == "TRAINER" and parts[1] not in own)
+        return key not in NOT_IDENTITY and not (len(parts) == 3 and parts[0] == "TRAINER" and parts[1] not in nodes)
 
-    found = {
+    counted = {
         key: _content(value) if key.startswith("TRAINER.") else value
         for key, value in sorted(leaves.items())
         if counts(key)
     }
     if file := leaves.get("DATASET.CLASSNAMES"):
-        found["DATASET.CLASSNAMES"] = _content(os.path.join(".", file))
-    if leaves.get("DATASET.NAME") in OWN:  # a saved config may lack keys
-        found["DATASET.ROOT"] = _own_data(leaves.get("DATASET.ROOT", ""))
-    return found
+        counted["DATASET.CLASSNAMES"] = _content(os.path.join(".", file))
+    if leaves.get("DATASET.NAME") in USER_DATASETS:
+        counted["DATASET.ROOT"] = _user_data(leaves.get("DATASET.ROOT", ""))
+    return counted
 
 
-def _own_data(root: str) -> str:
-    """Where a user's images are, and a hash of the CSV file or of all images' names."""
+def _user_data(root: str) -> str:
+    """Return the path of a user's images with a hash of the CSV file or of all image names."""
     path = expand(root).resolve()
     if path.is_file():
         return f"{path} sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}"
     if root and path.is_dir():
-        names = json.dumps(list_images(path, user_cache(path)))
-        return f"{path} sha256 {hashlib.sha256(names.encode()).hexdigest()}"
+        images = json.dumps(list_images(path, user_cache(path)))
+        return f"{path} sha256 {hashlib.sha256(images.encode()).hexdigest()}"
     return str(path)
 
 
-def config_hash(cfg: CfgNode) -> str:
-    """A short hash of what makes a run what it is, the same on any machine."""
+def config_hash(cfg: Mapping) -> str:
+    """Return a short hash of `identity`, the same on any machine."""
     return hashlib.sha256(json.dumps(identity(cfg), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def differing_keys(cfg: CfgNode, saved: dict) -> list[str]:
-    """The keys in which a saved config (`config.yaml`, as a tree) differs from ``cfg``."""
-    ours, theirs = identity(cfg), identity(CfgNode(saved))
+def differing_keys(cfg: CfgNode, saved: Mapping) -> list[str]:
+    """Return the keys of `identity` in which a saved config (the tree in ``config.yaml``) differs from ``cfg``."""
+    ours, theirs = identity(cfg), identity(saved)
     return sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))

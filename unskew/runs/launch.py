@@ -1,56 +1,193 @@
-"""A launcher maps runs to their metrics."""
+"""Several runs, one after another in this process; they share the loaded backbone and the image features."""
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
-from unskew.engine import run_dir
-from unskew.runs.run import Run, is_finished
+from unskew import config
+from unskew.engine.run_dir import RunDir, backbone_label, shots_label
+from unskew.runs import plugins as plugin_files
+from unskew.runs.run import Run, execute, flat
 from unskew.utils.errors import format_error
 
+ALL_SHOTS = (1, 2, 4, 8, 16)
 
-def launch(runs: Sequence[Run], execute: Callable[[Run], dict]) -> Iterator[dict | Exception]:
-    """Run one after another in this process, with a bar or, away from a terminal, a line for each; yields the metrics.
 
-    A run that fails does not stop the others: its error is said and yielded, its ``log.txt`` has the traceback. It is
-    raised with UNSKEW_DEBUG set, and where several processes work together, unless it is a mistake in data or config,
-    which they all make: one that goes on alone would wait for the others for ever.
+def plan(
+    dataset: str,
+    trainers: Sequence[str],
+    *,
+    backbones: Sequence[str] = ("",),
+    shots: Sequence[int] = (),
+    seeds: Sequence[int] = (1, 2, 3),
+    root: str = "",
+    output: str | Path = "output",
+    opts: Mapping[str, object] | Sequence = (),
+    plugins: Sequence[str] = (),
+) -> list[Run]:
+    """Return the runs of a sweep, each once; their names and configs are checked. See `sweep` for the arguments."""
+    plugin_files.load(plugins)
+    config.check_name("datasets", dataset)
+    for trainer in trainers:
+        config.check_name("trainers", trainer)
+    opts = flat(opts)
+    if list(backbones) == ["members"]:
+        members = config.load(dataset, trainer="Backdoor", opts=opts).TRAINER.BACKDOOR.MEMBERS
+        backbones = list(dict.fromkeys(member.partition("#")[0] for member in members))
+    for backbone in filter(None, backbones):
+        config.check_backbone(backbone)
+    if not shots:
+        longtail = dict(config.flatten(config.dataset_layer(dataset)[1])).get("DATASET.LONGTAIL", False)
+        shots = [-1 if longtail else 16]
+    runs = [
+        Run(dataset, trainer, backbone, k, seed, root, str(output), opts=opts, plugins=tuple(plugins))
+        for trainer in trainers
+        for backbone in ([""] if config.has_members(trainer) else backbones)
+        for k in map(check_shots, shots)
+        for seed in seeds
+    ]
+    runs = list(dict.fromkeys(runs))
+    for run in runs:
+        run.config  # noqa: B018 - a wrong key is in every run: it is one error, before the first run
+    return runs
+
+
+def check_shots(shots: int) -> int:
+    """Return a number of shots: 1 or more, or -1 for all images."""
+    if shots < 1 and shots != -1:
+        raise ValueError(f"shots must be 1 or more (or -1 for all images); got {shots}")
+    return shots
+
+
+def sweep(
+    dataset: str,
+    trainers: Sequence[str],
+    *,
+    backbones: Sequence[str] = ("",),
+    shots: Sequence[int] = (),
+    seeds: Sequence[int] = (1, 2, 3),
+    root: str = "",
+    output: str | Path = "output",
+    opts: Mapping[str, object] | Sequence = (),
+    plugins: Sequence[str] = (),
+) -> list[Run]:
+    """Train and test trainers x backbones x shots x seeds in this process; finished runs are only read.
+
+    Args:
+        dataset: a dataset's name.
+        trainers: names of trainers.
+        backbones: names of backbones; default: the dataset's; ``["members"]``: the members of Backdoor.
+        shots: training images per class; -1: all; default: 16, and all images of a long-tailed dataset.
+        seeds: one run for each.
+        root: the folder of the datasets; default: "data".
+        output: the folder below which each run has its place.
+        opts: config values by key for every run, ``{"OPTIM.LR": 0.1}``.
+        plugins: files or modules that bring datasets and trainers.
+
+    Returns:
+        The runs, in the order of trainers, backbones, shots and seeds.
+
+    Raises:
+        ValueError: an unknown name or key, before the first run; or runs failed, after the last one.
+
+    Example:
+        >>> import tempfile, unskew
+        >>> runs = unskew.sweep("digits", ["ZeroshotCLIP"], shots=[1], seeds=[1, 2], output=tempfile.mkdtemp())
+        >>> [(run.seed, run.is_finished) for run in runs]
+        [(1, True), (2, True)]
     """
-    several, main = int(os.environ.get("WORLD_SIZE", 1)) > 1, int(os.environ.get("RANK", 0)) == 0
+    runs = plan(
+        dataset,
+        trainers,
+        backbones=backbones,
+        shots=shots,
+        seeds=seeds,
+        root=root,
+        output=output,
+        opts=opts,
+        plugins=plugins,
+    )
+    check_outcomes(list(launch(runs)))
+    return runs
+
+
+def overview(runs: Sequence[Run]) -> str:
+    """Return a table of runs with their state and folder."""
+    from tabulate import tabulate
+
+    lines = [
+        [run.trainer, backbone_label(run.config), run.config.DATASET.NUM_SHOTS, run.config.SEED, _state(run), run.path]
+        for run in runs
+    ]
+    table = tabulate(lines, ["trainer", "backbone", "shots", "seed", "state", "folder"], "github")
+    return f"{table}\n\n{sum(run.is_finished for run in runs)} of {len(runs)} runs are finished"
+
+
+def _state(run: Run) -> str:
+    folder = RunDir(run.path)
+    if folder.is_finished:
+        return "finished" if folder.is_finished_run_of(run.config) else "finished with another config"
+    return "unfinished" if folder.config.is_file() else "new"
+
+
+def check_outcomes(outcomes: Sequence[dict | Exception]) -> None:
+    """Raise ``ValueError`` if runs failed."""
+    failed = sum(isinstance(outcome, Exception) for outcome in outcomes)
+    if failed:
+        raise ValueError(f"{failed} of {len(outcomes)} runs failed, see above; the same command repeats only these")
+
+
+def launch(runs: Sequence[Run]) -> Iterator[dict | Exception]:
+    """Execute runs with a progress bar or, without a terminal, a line for each; yield the metrics.
+
+    A failing run does not stop the others: its error is printed and yielded, and its ``log.txt`` has the traceback.
+    With UNSKEW_DEBUG set it is raised. It is also raised if several processes work together, unless it is a mistake in
+    data or config, which all of them meet: a process that continued alone would deadlock.
+    """
+    from tqdm import tqdm
+
+    main = int(os.environ.get("RANK", 0)) == 0
     with tqdm(total=len(runs), desc="runs", unit="run", disable=None if main else True) as bar:
         for number, run in enumerate(runs, 1):
-            backbone = f"{run.backbone}, " if run.backbone else ""
-            label = f"{run.trainer}, {backbone}{run_dir.shots_label(run.shots or -1)}, seed {run.seed}"
-            bar.set_postfix_str(label)
-            label = f"run {number} of {len(runs)}, {label}"
-            try:
-                earlier = ", finished earlier" if is_finished(run) else ""
-                outcome = execute(run)
-            except Exception as error:  # of any kind: a method may be somebody's plugin
-                if os.environ.get("UNSKEW_DEBUG") or (several and not isinstance(error, (ValueError, OSError))):
-                    raise
-                outcome, said = error, f"{label}: {_failure(run, error)}"
-                # The frames of a traceback hold the trainer, and with it the device's memory.
-                outcome.__traceback__ = outcome.__cause__ = outcome.__context__ = None
-                if main:
-                    tqdm.write(said, file=sys.stderr)
-            else:
-                if main and bar.disable:
-                    print(f"{label}{_numbers(outcome)}{earlier}", file=sys.stderr, flush=True)
+            bar.set_postfix_str(_label(run))
+            label = f"run {number} of {len(runs)}, {_label(run)}"
+            outcome, earlier = _outcome(run)
+            if main and isinstance(outcome, Exception):
+                tqdm.write(f"{label}: {_failure(run, outcome)}", file=sys.stderr)
+            elif main and bar.disable:
+                print(f"{label}{_numbers(outcome)}{earlier}", file=sys.stderr, flush=True)
             bar.update()
             yield outcome
 
 
+def _outcome(run: Run) -> tuple[dict | Exception, str]:
+    """Return a run's metrics or its error, and a remark if it was finished before."""
+    try:
+        earlier = ", finished earlier" if run.is_finished else ""
+        return execute(run, console=False), earlier
+    except Exception as error:  # of any kind: the method may be a plugin
+        several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+        if os.environ.get("UNSKEW_DEBUG") or (several and not isinstance(error, ValueError | OSError)):
+            raise
+        # The frames of a traceback hold the trainer, and with it the device's memory.
+        error.__traceback__ = error.__cause__ = error.__context__ = None
+        return error, ""
+
+
+def _label(run: Run) -> str:
+    backbone = f"{run.backbone}, " if run.backbone else ""
+    return f"{run.trainer}, {backbone}{shots_label(run.shots or -1)}, seed {run.seed}"
+
+
 def _failure(run: Run, error: Exception) -> str:
-    """One line; of what is not a mistake in data or config also the kind of error, and the log with the traceback."""
-    if isinstance(error, (ValueError, OSError, FloatingPointError)):
+    """Return one line; for other errors than mistakes in data or config, with their type and the log's path."""
+    if isinstance(error, ValueError | OSError | FloatingPointError):
         return format_error(error)
-    return f"{type(error).__name__}: {format_error(error)} ({Path(run.config().OUTPUT_DIR) / 'log.txt'})"
+    return f"{type(error).__name__}: {format_error(error)} ({RunDir(run.path).log})"
 
 
-def _numbers(metrics: dict) -> str:
+def _numbers(outcome: dict | Exception) -> str:
+    metrics = outcome if isinstance(outcome, dict) else {}
     shown = {name: metrics.get(name) for name in ("accuracy", "seconds")}
     return "".join(f", {name} {value:.1f}" for name, value in shown.items() if isinstance(value, int | float))

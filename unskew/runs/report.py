@@ -1,29 +1,31 @@
-"""Run folders -> rows -> tables."""
+"""Tables and data frames of the metrics of finished runs."""
 
 import json
 import logging
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-
-from tabulate import tabulate
+from typing import TYPE_CHECKING
 
 from unskew.engine.run_dir import shots_label
 from unskew.utils.files import write_atomically
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger("unskew")
 
 
 def collect(folder: str | Path) -> list[dict]:
-    """The metrics of every finished run below ``folder``, by path in order.
+    """Return the metrics of every finished run below a folder, in the order of their paths.
 
     Raises:
         FileNotFoundError: the folder does not exist.
-        ValueError: a ``metrics.json`` is not JSON; the message names it.
+        ValueError: a ``metrics.json`` is not JSON.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder '{folder}'; give the output folder of a sweep")
+        raise FileNotFoundError(f"there is no folder '{folder}'; give the output folder of finished runs")
     rows = []
     for done in sorted(folder.rglob("done")):
         path = done.with_name("metrics.json")
@@ -32,29 +34,55 @@ def collect(folder: str | Path) -> list[dict]:
     return rows
 
 
+def results(folder: str | Path = "output") -> "pd.DataFrame":
+    """Return the metrics of every finished run below a folder as a data frame with one row per run.
+
+    Args:
+        folder: a folder of runs, at any depth.
+
+    Returns:
+        The columns are the keys of ``metrics.json`` (dataset, trainer, backbone, shots, seed, accuracy, ...) and the
+        run's ``folder``.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+
+    Example:
+        >>> import tempfile, unskew
+        >>> output = tempfile.mkdtemp()
+        >>> run = unskew.train("digits", "ZeroshotCLIP", shots=1, seed=1, output=output)
+        >>> frame = unskew.results(output)
+        >>> len(frame), frame["accuracy"][0] == run.metrics["accuracy"]
+        (1, True)
+    """
+    import pandas as pd
+
+    return pd.DataFrame(collect(folder))
+
+
 def read_metrics(path: Path) -> dict:
-    """One run's ``metrics.json``."""
+    """Read one run's ``metrics.json``."""
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"'{path}' is not valid JSON ({error}); delete its folder and run again") from error
     if not isinstance(metrics, dict):
-        raise ValueError(f"'{path}' holds no metrics by name; delete its folder and run again")
+        raise ValueError(f"'{path}' must hold metrics by name; delete its folder and run again")
     return metrics
 
 
 def write_metrics(path: Path, metrics: Mapping[str, object]) -> None:
-    """Write a flat object with a line for each key, that of a list too."""
+    """Write metrics as a JSON object with one line for each key."""
     lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in metrics.items())
     write_atomically(path, f"{{\n{lines}\n}}\n")
 
 
-def _unique(values) -> list:
+def _unique(values: Iterable[tuple]) -> list[tuple]:
     return list(dict.fromkeys(values))
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
-    """ "82.0 ± 0.4": mean and sample standard deviation; the mean alone for one value."""
+    """Return "82.0 ± 0.4", mean and sample standard deviation; for one value only the mean."""
     mean = f"{statistics.fmean(values):.1f}"
     return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
@@ -66,14 +94,19 @@ def table(
     columns: Sequence[str] = (),
     together: bool = False,
 ) -> str:
-    """Rows are trainers, cells are mean ± standard deviation over seeds.
+    """Return tables whose rows are trainers and whose cells are mean ± standard deviation over seeds.
 
-    One table for each dataset and backbone, in the order in which the rows come, whose columns are shots; with
-    ``columns`` one for each number of shots as well, whose columns are these metrics. With ``together`` one for all
-    backbones, which stand beside the trainers.
+    There is one table for each dataset and backbone, in the order of the rows.
+
+    Args:
+        rows: metrics of runs.
+        metric: the metric in the cells; the columns are numbers of shots.
+        style: a table format of tabulate.
+        columns: several metrics as columns instead; there is one table for each number of shots too.
+        together: put all backbones into one table, with a column of their names.
 
     Raises:
-        ValueError: no row has a metric; what there is is listed.
+        ValueError: no row has a metric; the message lists the known ones.
     """
     if not rows:
         return "no finished runs"
@@ -101,11 +134,11 @@ def _check_metrics(rows: Sequence[dict], wanted: Sequence[str]) -> None:
     numbers -= {"seed", "shots", "longtail"}
     for metric in wanted:
         if metric not in numbers:
-            raise ValueError(f"no run has the metric '{metric}'; there are {', '.join(sorted(numbers))}")
+            raise ValueError(f"no run has the metric '{metric}'; choose from {', '.join(sorted(numbers))}")
 
 
 def _warn_of_mixtures(rows: Sequence[dict]) -> None:
-    """Runs that differ in a key which no row or column shows would be averaged as if they were seeds."""
+    """Warn of runs that differ only in keys which the table does not show: it averages them like seeds."""
     seen: dict[tuple, dict] = {}
     for row in rows:
         key = tuple(row.get(name) for name in ("dataset", "backbone", "trainer", "shots", "seed"))
@@ -115,12 +148,12 @@ def _warn_of_mixtures(rows: Sequence[dict]) -> None:
 
 
 def _unit(*metrics: str) -> str:
-    """All metrics are percentages but the time."""
+    """Return the unit: all metrics except the time are percentages."""
     return "" if "seconds" in metrics else " (%)"
 
 
 def _short(metric: str) -> str:
-    """ "zs", "macro f1", "p few": a metric as the head of a narrow column."""
+    """Return a short column header of a metric: "zs", "macro f1", "p few"."""
     return metric.removesuffix("_accuracy").replace("_", " ")
 
 
@@ -134,7 +167,16 @@ def _values(row: dict, keys: Sequence[str]) -> tuple:
 
 
 def _grid(rows: Sequence[dict], names: Sequence[str], columns: Sequence[tuple[str, int, str]], style: str) -> str:
-    """A line for each trainer (and backbone, with both in ``names``); a column is its head, shots and a metric."""
+    """Return a table with one line for each combination of ``names``.
+
+    Args:
+        rows: metrics of runs.
+        names: the keys that tell the lines apart, "trainer" and perhaps "backbone".
+        columns: (header, shots, metric) of each column.
+        style: a table format of tabulate.
+    """
+    from tabulate import tabulate
+
     lines = []
     for line in _unique(_values(row, names) for row in rows):
         cells = []

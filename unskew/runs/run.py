@@ -1,36 +1,49 @@
-"""A run is a frozen value; a launcher maps runs to results.
+"""A run: one trainer on one dataset with one seed, and its folder."""
 
-Runs of one call share the process, and with it the loaded backbone and the image features.
-"""
-
+import functools
 import logging
 import os
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from yacs.config import CfgNode
 
 import unskew
 from unskew import config
-from unskew.engine import run_dir
-from unskew.engine.run_dir import backbone_label, run_folder, trainer_label
+from unskew.engine.run_dir import RunDir, backbone_label, dataset_label, run_folder, trainer_label
 from unskew.runs import plugins, report
-from unskew.utils.files import write_atomically
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger("unskew")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One trainer on one dataset with one seed.
+    """The description of a run, with what its folder holds. `train`, `sweep` and `load_run` return it.
 
     Attributes:
+        dataset: a dataset's name, or the path of a YAML.
+        trainer: a trainer's name.
         backbone: empty for the dataset's default.
-        shots, seed, root: ``None`` (or empty) leaves them to the config; shots -1 means all images.
+        shots: training images per class; -1: all of them; ``None``: as the config says.
+        seed: ``None``: as the config says.
+        root: the folder of the datasets; empty: as the config says.
+        output: the folder below which the run has its place.
+        folder: the run's folder; empty: the place below ``output`` that its names give.
         opts: KEY VALUE pairs, flat.
-        folder: where it writes; empty: the place below ``output`` that its names give.
+        config_file: one more YAML, merged after the trainer's own.
         plugins: files or modules that bring datasets and trainers, see `plugins.load`.
+
+    Example:
+        >>> import tempfile, unskew
+        >>> run = unskew.Run("digits", "ZeroshotCLIP", shots=1, seed=1, output=tempfile.mkdtemp())
+        >>> run.is_finished, run.config.DATASET.NUM_SHOTS, run.path.name
+        (False, 1, 'seed1')
     """
 
     dataset: str
@@ -43,95 +56,204 @@ class Run:
     folder: str = ""
     opts: tuple = ()
     config_file: str = ""
-    plugins: tuple = ()
+    plugins: tuple[str, ...] = ()
 
+    @functools.cached_property
     def config(self) -> CfgNode:
-        """The frozen config, OUTPUT_DIR included."""
+        """The frozen config, built once; its OUTPUT_DIR is the run's folder."""
         plugins.load(self.plugins)
         flags = {"DATASET.ROOT": self.root or None, "DATASET.NUM_SHOTS": self.shots, "SEED": self.seed}
         pairs = [part for key, value in flags.items() if value is not None for part in (key, value)]
+        cfg = config.load(self.dataset, self.backbone, self.trainer, (*pairs, *self.opts), self.config_file)
+        return config.derive(cfg, {"OUTPUT_DIR": self.folder or str(run_folder(cfg, self.output))})
 
-        def load(*more: str) -> CfgNode:
-            arguments = (self.dataset, self.backbone, self.trainer)
-            return config.load(*arguments, (*pairs, *self.opts, *more), self.config_file)
+    @property
+    def path(self) -> Path:
+        """The run's folder."""
+        return Path(self.folder or self.config.OUTPUT_DIR)
 
-        return load("OUTPUT_DIR", self.folder or str(run_folder(load(), self.output)))
+    @property
+    def is_finished(self) -> bool:
+        """Whether the folder holds a finished run, which `execute` only reads."""
+        return RunDir(self.path).is_finished
+
+    @property
+    def metrics(self) -> dict:
+        """The content of the finished run's ``metrics.json``, by name."""
+        return report.read_metrics(self._file("metrics"))
+
+    @property
+    def predictions(self) -> "dict[str, Tensor]":
+        """The finished run's ``logits`` [N, C] and ``labels`` [N] of the test images, and what else it saved."""
+        from safetensors.torch import load_file
+
+        return load_file(self._file("predictions"))
+
+    def _file(self, name: str) -> Path:
+        file: Path = getattr(RunDir(self.path), name)
+        if not (self.is_finished and file.is_file()):
+            raise FileNotFoundError(f"'{self.path}' holds no finished run with {file.name}: train the run first")
+        return file
+
+
+def load_run(folder: str | Path) -> Run:
+    """Return the finished run in a folder.
+
+    Args:
+        folder: a run's folder, with the file ``done``.
+
+    Raises:
+        FileNotFoundError: the folder holds no finished run.
+
+    Example:
+        >>> import tempfile, unskew
+        >>> trained = unskew.train("digits", "ZeroshotCLIP", shots=1, seed=1, output=tempfile.mkdtemp())
+        >>> run = unskew.load_run(trained.path)
+        >>> run.trainer, run.metrics == trained.metrics, run.predictions["logits"].shape[1]
+        ('ZeroshotCLIP', True, 10)
+    """
+    place = RunDir(folder)
+    saved = dict(config.flatten(place.read_config()))
+    return Run(
+        dataset=saved["DATASET.NAME"],
+        trainer=saved["TRAINER.NAME"],
+        backbone=saved["MODEL.BACKBONE.NAME"],
+        shots=saved["DATASET.NUM_SHOTS"],
+        seed=saved["SEED"],
+        root=saved["DATASET.ROOT"],
+        folder=str(folder),
+        config_file=str(place.config),
+    )
+
+
+def train(
+    dataset: str,
+    trainer: str,
+    *,
+    backbone: str = "",
+    shots: int | None = None,
+    seed: int | None = None,
+    root: str = "",
+    output: str | Path = "output",
+    folder: str | Path = "",
+    opts: Mapping[str, object] | Sequence = (),
+    plugins: Sequence[str] = (),
+    console: bool = False,
+) -> Run:
+    """Train and test a trainer on a dataset, or return the finished run if its folder has one.
+
+    Args:
+        dataset: a dataset's name, or the path of a YAML.
+        trainer: a trainer's name.
+        backbone: empty for the dataset's default.
+        shots: training images per class; default: all of them.
+        seed: default: 1.
+        root: the folder of the datasets; default: "data".
+        output: the folder below which the run has its place.
+        folder: the run's folder, instead of a place below ``output``.
+        opts: config values by key, ``{"OPTIM.LR": 0.1}``.
+        plugins: files or modules that bring datasets and trainers.
+        console: print the log lines; they are in ``log.txt`` too.
+
+    Raises:
+        ValueError: an unknown name or key, or the folder holds a finished run with another config.
+
+    Example:
+        >>> import tempfile, unskew
+        >>> run = unskew.train("digits", "CoOp", shots=1, output=tempfile.mkdtemp(), opts={"OPTIM.MAX_EPOCH": 1})
+        >>> run.metrics["accuracy"] > 50
+        True
+    """
+    run = Run(
+        dataset, trainer, backbone, shots, seed, root, str(output), str(folder), flat(opts), plugins=tuple(plugins)
+    )
+    execute(run, console)
+    return run
+
+
+def flat(opts: Mapping[str, object] | Sequence) -> tuple:
+    """Return config values by key as flat KEY VALUE pairs."""
+    return tuple(part for pair in opts.items() for part in pair) if isinstance(opts, Mapping) else tuple(opts)
 
 
 def execute(run: Run, console: bool = True) -> dict:
-    """Train and test one run, or return what it left behind if it is done.
+    """Train and test a run, or only read the metrics if it is finished.
 
     Args:
-        console: print the log lines too, not only write them to ``log.txt``.
+        run: its folder is written.
+        console: print the log lines, not only write them to ``log.txt``.
 
     Returns:
         The content of ``metrics.json``.
 
     Raises:
-        ValueError: the folder holds a finished run with another config; the keys are named.
+        ValueError: the folder holds a finished run with another config; the message names the keys.
     """
-    cfg = run.config()
-    folder = Path(cfg.OUTPUT_DIR)
-    if (folder / "done").is_file():
-        run_dir.check_same(cfg)
-        _say_if_older(cfg, folder / "done")
-        return report.read_metrics(folder / "metrics.json")
-    main = int(os.environ.get("RANK", 0)) == 0  # of several processes one writes
+    cfg = run.config
+    folder = RunDir(cfg.OUTPUT_DIR)
+    if folder.is_finished:
+        folder.check_same(cfg)
+        _warn_if_method_changed(cfg, folder)
+        return run.metrics
+    main = int(os.environ.get("RANK", 0)) == 0  # only one of several processes writes
     if main:
-        run_dir.prepare(cfg)
-    # Only now is there work for torch.
+        folder.prepare(cfg)
+    # torch, after everything that a mistyped key may stop.
     from safetensors.torch import save
 
-    from unskew.engine.trainer import build_trainer, set_random_seed, setup_logger
+    from unskew.utils.files import write_atomically
+    from unskew.utils.logging import setup_logger
 
-    with setup_logger(folder if main else None, console=console and main):
-        started = time.perf_counter()
+    with setup_logger(folder.path if main else None, console=console and main):
         for plugin in run.plugins:
             logger.info(f"Plugin: {plugin}")
-        set_random_seed(cfg.SEED)
-        try:
-            trainer = build_trainer(cfg)
-        except AssertionError as error:  # how trainers written for Dassl refuse a config
-            raise ValueError(f"{run.trainer} refuses the config: {str(error) or 'an assertion failed'}") from error
-        trainer.train()
-        seconds = round(time.perf_counter() - started, 2)
-        results = {name: float(value) for name, value in trainer.results.items()}  # a plugin's may be tensors
-        metrics = {**_describe(cfg), **results, "seconds": seconds, **_versions()}
-        predictions = getattr(trainer.evaluator, "predictions", dict)() if results else {}
-        if predictions:
-            metrics["per_class_accuracy"] = trainer.evaluator.per_class_accuracy()
+        metrics, predictions = _train_and_test(cfg)
         if main:
             if predictions:
-                # A copy of each: scores may share their memory, which the format refuses.
-                predictions = {name: tensor.clone() for name, tensor in predictions.items()}
-                write_atomically(folder / "predictions.safetensors", save(predictions))
-            report.write_metrics(folder / "metrics.json", metrics)
-            run_dir.finish(cfg)
+                write_atomically(folder.predictions, save(predictions))
+            report.write_metrics(folder.metrics, metrics)
+            folder.finish(cfg)
     return metrics
 
 
-def is_finished(run: Run) -> bool:
-    """Whether `execute` will find the run done, and only read its metrics."""
-    return (Path(run.config().OUTPUT_DIR) / "done").is_file()
+def _train_and_test(cfg: CfgNode) -> "tuple[dict, dict[str, Tensor]]":
+    """Return the metrics and the predictions of a new run."""
+    from unskew.engine.trainer import build_trainer
+    from unskew.utils.seeds import set_random_seed
+
+    started = time.perf_counter()
+    set_random_seed(cfg.SEED)
+    try:
+        trainer = build_trainer(cfg)
+    except AssertionError as error:  # trainers written for Dassl refuse a config with an assertion
+        raise ValueError(f"{cfg.TRAINER.NAME} refuses the config: {str(error) or 'an assertion failed'}") from error
+    trainer.train()
+    seconds = round(time.perf_counter() - started, 2)
+    results = {name: float(value) for name, value in trainer.results.items()}  # a plugin's values may be tensors
+    metrics = {**_describe(cfg), **results, "seconds": seconds, **_versions()}
+    predictions = getattr(trainer.evaluator, "predictions", dict)() if results else {}
+    if predictions:
+        metrics["per_class_accuracy"] = trainer.evaluator.per_class_accuracy()
+    return metrics, {name: tensor.clone() for name, tensor in predictions.items()}  # the format forbids shared memory
 
 
-_said: set[Path] = set()
+_warned: set[Path] = set()
 
 
-def _say_if_older(cfg: CfgNode, done: Path) -> None:
-    """A method's code is no part of a run's identity: who changed it is told, once, that the old run counts."""
+def _warn_if_method_changed(cfg: CfgNode, folder: RunDir) -> None:
+    """Warn once if a trainer's file is newer than a finished run: the code is not in the fingerprint."""
     name = f"{(cfg.TRAINER.CLASS or cfg.TRAINER.NAME).lower()}.py"
     for source in (Path(place) / "trainers" / name for place in unskew.__path__):
-        if source.is_file() and source.stat().st_mtime > done.stat().st_mtime and source not in _said:
-            _said.add(source)
+        if source.is_file() and source.stat().st_mtime > folder.done.stat().st_mtime and source not in _warned:
+            _warned.add(source)
             logger.warning(
-                f"'{source}' was changed after '{done.parent}' was finished; delete that folder to run it again"
+                f"'{source}' was changed after '{folder.path}' was finished; delete that folder to run it again"
             )
 
 
 def _describe(cfg: CfgNode) -> dict:
     return {
-        "dataset": run_dir.dataset_label(cfg),
+        "dataset": dataset_label(cfg),
         "trainer": trainer_label(cfg),
         "backbone": backbone_label(cfg),
         "shots": cfg.DATASET.NUM_SHOTS,

@@ -1,36 +1,40 @@
-"""WiSE-FT (Wortsman et al., CVPR 2022, arXiv 2109.01903): the model between two checkpoints, to compare with."""
+"""WiSE-FT, interpolation of two checkpoints (Wortsman et al., CVPR 2022, arXiv 2109.01903), as a baseline."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from unskew import config
 from unskew.engine.evaluator import labels_of
+from unskew.engine.run_dir import RunDir
 
-INIT = "init"  # in place of a run's folder: the model as the other run's trainer starts
+INIT = "init"  # instead of a run's folder: the model before the other run's training
 
-# What two runs must share so that a model between them means something.
+# Keys in which two runs must agree before their weights may be averaged.
 _SHARED = ("DATASET.NAME", "DATASET.SUBSAMPLE_CLASSES", "MODEL.BACKBONE.NAME", "TRAINER.NAME")
 
 
 def interpolate(state_a: Mapping[str, Tensor], state_b: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
-    """``(1 - alpha) * a + alpha * b`` for each floating-point tensor of two state dicts (Section 3 of the paper).
+    """Return ``(1 - alpha) * a + alpha * b`` for each floating-point tensor (Section 3 of the paper).
 
-    Other tensors must be equal, but for the counters of batch norm, on which no prediction depends.
+    Other tensors must be equal, except for the counters of batch norm, which no prediction uses.
 
     Args:
+        state_a: a state dict.
+        state_b: a state dict with the same keys, shapes and types.
         alpha: in [0, 1]; 0 gives ``state_a`` and 1 ``state_b``, to the bit.
 
     Raises:
-        ValueError: alpha out of range; other keys, shapes or types; integers that differ.
+        ValueError: alpha is out of range; keys, shapes or types differ; integer tensors differ.
     """
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must be in 0..1, got {alpha}")
+        raise ValueError(f"alpha must be between 0 and 1, got {alpha}")
     if state_a.keys() != state_b.keys():
         odd = sorted(state_a.keys() ^ state_b.keys())
-        raise ValueError(f"the two checkpoints hold different tensors; only one of them has '{odd[0]}'")
+        raise ValueError(
+            f"only one of the two checkpoints has the tensor '{odd[0]}'; interpolate two runs of the same trainer"
+        )
     return {key: _between(key, a, state_b[key], alpha) for key, a in state_a.items()}
 
 
@@ -48,48 +52,45 @@ def _between(key: str, a: Tensor, b: Tensor, alpha: float) -> Tensor:
 
 
 def predict_test(start: str, end: str, alpha: float) -> tuple[Tensor, Tensor]:
-    """Logits ``[N, C]`` of the interpolated model on the test images of its dataset, and their labels ``[N]``.
+    """Return the logits [N, C] of the interpolated model on the test images of its dataset, and their labels [N].
 
     Nothing is written into the runs' folders.
 
     Args:
-        start, end: folders of finished runs, at alpha 0 and 1; ``start`` may be "init": the model as the trainer of
-            ``end`` starts, which is zero-shot CLIP for the residual prompt, TaskRes and a full fine-tuning.
+        start: the folder of the finished run at alpha 0, or "init" for the model before the training of ``end``:
+            zero-shot CLIP for the residual prompt, TaskRes and full fine-tuning.
+        end: the folder of the finished run at alpha 1.
+        alpha: the weight of ``end``.
 
     Raises:
         FileNotFoundError: a folder is missing or its run is not finished.
-        ValueError: the runs differ in dataset, backbone or trainer; nothing is trained; see `interpolate`.
+        ValueError: the runs differ in dataset, backbone or trainer; the trainer trains nothing; see `interpolate`.
     """
-    saved = _read_run(end)
+    saved = dict(config.flatten(RunDir(end).read_config()))
     if start != INIT:
-        other = _read_run(start)
+        other = dict(config.flatten(RunDir(start).read_config()))
         for key in _SHARED:
             if other[key] != saved[key]:
-                raise ValueError(f"{key} is {other[key]} in '{start}' and {saved[key]} in '{end}'; it must be the same")
-    names = (saved[key] for key in ("DATASET.NAME", "MODEL.BACKBONE.NAME", "TRAINER.NAME"))
-    cfg = config.load(*names, config_file=str(Path(end) / "config.yaml"))
+                raise ValueError(
+                    f"{key} is {other[key]} in '{start}' and {saved[key]} in '{end}'; choose runs that agree in it"
+                )
+    cfg = config.restore(RunDir(end).config)
 
-    from unskew.engine.trainer import build_trainer, set_random_seed
+    from unskew.engine.trainer import build_trainer
+    from unskew.utils.seeds import set_random_seed
 
     set_random_seed(cfg.SEED)
     trainer = build_trainer(cfg)
     if hasattr(trainer, "base") or hasattr(trainer, "members"):
-        raise ValueError(f"{cfg.TRAINER.NAME} is made of several models; give runs of one of them")
+        raise ValueError(f"{cfg.TRAINER.NAME} combines several models; give runs of a single model")
     if start != INIT:
         trainer.load_model(start)
     first = trainer.state_dict()
     if not first:
-        raise ValueError(f"{cfg.TRAINER.NAME} trains nothing, so there is nothing to interpolate")
+        raise ValueError(f"{cfg.TRAINER.NAME} trains nothing that could be interpolated; choose another trainer")
     trainer.load_model(end)
     last = trainer.state_dict()
     trainer.load_state_dict({name: interpolate(first[name], last[name], alpha) for name in last})
     items = trainer.dm.dataset.test
     with torch.no_grad():
         return trainer.predict([item.impath for item in items]).cpu(), labels_of(items)
-
-
-def _read_run(folder: str) -> dict[str, object]:
-    """The leaves of a finished run's config."""
-    if not (Path(folder) / "done").is_file():
-        raise FileNotFoundError(f"'{folder}' is not the folder of a finished run (it has no file 'done')")
-    return dict(config.flatten(config.read_yaml(Path(folder) / "config.yaml")))
