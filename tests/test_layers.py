@@ -86,3 +86,14 @@ def test_a_wrong_import_is_found(tmp_path, monkeypatch):
     path.parent.mkdir(parents=True)
     path.write_text("def f():\n    from unskew.engine.trainer import build_trainer\n")
     assert wrong_imports(path) == ["unskew/debias/x.py:2: debias imports unskew.engine.trainer.build_trainer"]
+
+
+def test_below_runs_nobody_loads_a_config():
+    """A run builds its config once and hands it on. Door 2 of dassl/ stands in for `runs` in a real Dassl."""
+    rooms = ("data", "micro", "clip", "engine", "trainers", "datasets")
+    for path in (path for path in SOURCES if room_of(path) in rooms):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            assert called not in ("config.load", "unskew.config.load"), f"{path.name}:{node.lineno} calls {called}"
+        modules = [module for module, _ in imported_modules(ast.parse(path.read_text(encoding="utf-8")))]
+        assert "unskew.config.load" not in modules and "unskew.config.load.load" not in modules, path.name

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from unskew.cli.main import check_shots, main
+from unskew.cli.main import main
+from unskew.runs.launch import check_shots
 
 
 def answer(capsys, *argv):
@@ -32,7 +33,7 @@ def answer(capsys, *argv):
         (["sweep", "-d", "digits", "-t", "GLA", "Coop"], "did you mean CoOp"),
         (["sweep", "-d", "digits", "-t", "GLA", "--shots", "many"], "shots must be a number"),
         (["train", "-d", "digits", "-t", "GLA", "--shots", "16", "OPTIM.MAX_EPOCH"], "'OPTIM.MAX_EPOCH' has no value"),
-        (["sweep", "-d", "digits", "-t", "GLA", "--output", "/dev/null/x"], "'/dev/null/x' cannot be made"),
+        (["sweep", "-d", "digits", "-t", "GLA", "--output", "/dev/null/x"], "'/dev/null/x'"),
         (["table", "nowhere"], "nowhere"),
         (["micro", "pretrain", "macro"], "micro"),
     ],
@@ -55,13 +56,16 @@ def test_a_users_mistake_is_one_line_and_exit_code_two(argv, words, capsys, tmp_
         ["train", "-d", "digits", "-t", "GLAA"],
         ["train", "-d", "digitz", "-t", "GLA"],
         ["train", "-d", "digits", "-t", "GLA", "-b", "micr"],
+        ["train", "-d", "digits", "-t", "GLA", "OPTIM.LRR", "1"],
+        ["sweep", "-d", "digits", "-t", "GLA", "Backdoor", "--shots", "all", "--dry-run"],
+        ["table", "tests"],
     ],
 )
-def test_a_quick_answer_needs_no_torch(argv):
+def test_a_quick_answer_needs_no_heavy_library(argv):
     code = (
         "import sys\nfrom unskew.cli.main import main\n"
         "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
-        "sys.exit('torch' in sys.modules)"
+        "sys.exit(not {'torch', 'torchvision', 'sklearn', 'open_clip', 'pandas', 'scipy', 'PIL'}.isdisjoint(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, timeout=60).returncode == 0
 
@@ -109,4 +113,7 @@ def test_both_spellings_of_a_backbone_are_one_run():
 
 
 def test_check_shots():
-    assert [check_shots(x) for x in ("16", 1, -1)] == [16, 1, -1]
+    assert [check_shots(x) for x in (16, 1, -1)] == [16, 1, -1]
+    for shots in (0, -2):
+        with pytest.raises(ValueError, match=str(shots)):
+            check_shots(shots)

@@ -133,7 +133,7 @@ def test_the_estimate_sees_no_test_images(data_root, monkeypatch):
 
     original = dataset_groups.build_dataset
     monkeypatch.setattr(dataset_groups, "build_dataset", build)
-    found = dataset_groups._dataset_groups.__wrapped__("digits", "", (("DATASET.ROOT", data_root),), False, "cpu", 0)
+    found = dataset_groups._estimate_groups(dataset_groups.groups_config(cfg), "cpu")
     assert as_lists(found) == expected
 
 
@@ -141,14 +141,13 @@ def test_without_the_default_backbone_there_is_one_warning_and_the_run_goes_on(d
     def load(name, *arguments):
         raise FileNotFoundError(f"backbone '{name}': its weights are not in the cache")
 
-    dataset_groups._dataset_groups.cache_clear()
+    monkeypatch.setattr(dataset_groups, "_groups", {})
     monkeypatch.setattr(dataset_groups.backbones, "load_backbone", load)
     cfg = load_cfg(data_root, dataset="digits", backbone="micro-vit")
     assert dataset_groups.dataset_groups(cfg) == dataset_groups.dataset_groups(cfg) == {}
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "p_many" in caplog.text
     assert "'micro'" in caplog.text
-    dataset_groups._dataset_groups.cache_clear()
 
 
 def test_a_runs_metrics_hold_classes_and_groups(data_root, tmp_path):
@@ -186,5 +185,17 @@ def test_unbalanced_training_images_give_groups_by_count_and_validation_gives_no
 def test_loading_for_the_groups_shares_the_runs_own_tower(data_root):
     trainer = build_trainer(load_cfg(data_root, dataset="digits"))
     before = backbones._load.cache_info().misses
-    dataset_groups._dataset_groups.__wrapped__("digits", "", (("DATASET.ROOT", data_root),), False, trainer.device, 0)
+    dataset_groups._estimate_groups(dataset_groups.groups_config(trainer.cfg), trainer.device)
     assert backbones._load.cache_info().misses == before
+
+
+def test_the_groups_config_is_that_of_a_zeroshot_run(data_root):
+    """Whatever the run sets, the images and the backbone are those of the dataset's defaults."""
+    for dataset, shots in (("digits", 16), ("digits_lt", -1)):
+        opts = {"INPUT.SIZE": (64, 64), "DATASET.NUM_SHOTS": 2, "SEED": 5, "DATASET.SEED": 3, "DATASET.HOLDOUT": 0.3}
+        derived = dataset_groups.groups_config(load_cfg(data_root, "CoOp", dataset, "micro-vit", **opts))
+        expected = load_cfg(data_root, "ZeroshotCLIP", dataset, "", **{"DATASET.NUM_SHOTS": shots, "SEED": 1})
+        assert [derived[node] for node in ("INPUT", "DATASET", "MODEL")] == [
+            expected[node] for node in ("INPUT", "DATASET", "MODEL")
+        ]
+        assert derived.SEED == 1

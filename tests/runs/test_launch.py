@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from unskew.cli.main import main
 from unskew.engine.run_dir import run_folder, trainer_label
 from unskew.runs import report
-from unskew.runs.launch import launch
-from unskew.runs.run import Run, execute
+from unskew.runs.launch import launch, sweep
+from unskew.runs.run import Run, execute, load_run, train
 
 SHORT = ("OPTIM.MAX_EPOCH", 2, "INPUT.VIEWS", 1, "DATALOADER.NUM_WORKERS", 0)
 
@@ -104,7 +104,7 @@ def test_a_long_tailed_run_uses_all_images_and_its_table_says_so(run):
 
 def test_launch_maps_runs_to_results(run):
     runs = [replace(run, trainer="ZeroshotCLIP", seed=seed) for seed in (1, 2)]
-    rows = list(launch(runs, lambda one: execute(one, console=False)))
+    rows = list(launch(runs))
     assert [row["seed"] for row in rows] == [1, 2]
     collected = report.collect(run.output)
     assert [{**row, "folder": where["folder"]} for row, where in zip(rows, collected, strict=True)] == collected
@@ -139,8 +139,14 @@ def test_an_error_of_any_kind_stops_one_run_and_is_in_its_log(run, capsys, monke
         main([*argv, "--output", run.output])
 
 
+@pytest.fixture
+def work(monkeypatch):
+    """Replace the execution of runs by a function of the run."""
+    return lambda function: monkeypatch.setattr("unskew.runs.launch.execute", lambda run, console: function(run))
+
+
 def failing(error, kept=()):
-    """What stands for a run's work: it raises from a frame that holds something large."""
+    """A function that raises from a frame that holds something large."""
 
     class Trainer:
         pass
@@ -156,37 +162,40 @@ def failing(error, kept=()):
     return work
 
 
-def test_what_a_failed_run_held_is_let_go(run):
+def test_the_memory_of_a_failed_run_is_freed(run, work):
     kept = []
-    outcomes = list(launch([run, run], failing(RuntimeError("CUDA out of memory"), kept)))
+    work(failing(RuntimeError("CUDA out of memory"), kept))
+    outcomes = list(launch([run, run]))
     gc.collect()
     assert [str(outcome) for outcome in outcomes] == ["CUDA out of memory"] * 2
     assert [reference() for reference in kept] == [None, None]
 
 
-def test_of_several_processes_none_goes_on_alone(run, monkeypatch, capsys):
+def test_no_process_of_several_continues_alone(run, work, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
+    work(failing(RuntimeError("out of memory"), []))
     with pytest.raises(RuntimeError, match="out of memory"):
-        list(launch([run, run], failing(RuntimeError("out of memory"), [])))
-    assert len(list(launch([run, run], failing(ValueError("no val"), [])))) == 2  # all of them have that
-    assert capsys.readouterr().err == ""  # the first one says it
+        list(launch([run, run]))
+    work(failing(ValueError("no val"), []))
+    assert len(list(launch([run, run]))) == 2  # every process meets this error
+    assert capsys.readouterr().err == ""  # only the first process prints it
 
 
 @pytest.mark.parametrize("metrics", [{}, {"accuracy": None}, {"accuracy": 5}])
-def test_lines_of_runs_need_no_numbers(run, metrics, capsys):
-    assert list(launch([run], lambda one: metrics)) == [metrics]
+def test_lines_of_runs_need_no_numbers(run, metrics, work, capsys):
+    work(lambda one: metrics)
+    assert list(launch([run])) == [metrics]
     shown = ", accuracy 5.0" if metrics.get("accuracy") else ""
     assert capsys.readouterr().err == f"run 1 of 1, CoOp, 2 shots, seed None{shown}\n"
 
 
-def test_a_config_that_cannot_be_read_is_that_runs_error(run, capsys):
+def test_a_wrong_config_fails_only_its_own_run(run, work, capsys):
     runs = [replace(run, opts=("NO.SUCH", 1)), run]
-    assert [type(outcome) for outcome in launch(runs, lambda one: {})] == [ValueError, dict]
-    assert (
-        "run 1 of 2, CoOp, 2 shots, seed None: the command line: unknown config key 'NO.SUCH'"
-        in capsys.readouterr().err
-    )
+    work(lambda one: {})
+    assert [type(outcome) for outcome in launch(runs)] == [ValueError, dict]
+    error = capsys.readouterr().err
+    assert "run 1 of 2, CoOp, 2 shots, seed None: " in error and "'NO.SUCH'" in error
 
 
 def test_finished_runs_are_said_to_be_and_so_is_a_method_that_was_changed_since(run, capsys, caplog, tmp_path):
@@ -209,7 +218,7 @@ def test_finished_runs_are_said_to_be_and_so_is_a_method_that_was_changed_since(
 def test_a_long_tailed_set_is_swept_with_all_its_images_and_a_wrong_column_is_said(run, capsys):
     argv = ["sweep", "-d", "digits_lt", "-t", "ZeroshotCLIP", "--seeds", "1", "--root", run.root]
     assert main([*argv, "--output", run.output, "--columns", "accuracy", "d_few", "acuracy"]) == 2
-    assert "no run has the metric 'acuracy'; there are accuracy" in capsys.readouterr().err
+    assert "'acuracy'" in capsys.readouterr().err
     assert (Path(run.output) / "digits_lt" / "ZeroshotCLIP" / "micro_lt" / "seed1" / "done").is_file()
 
 
@@ -217,9 +226,9 @@ def test_weights_of_another_backbone_are_not_evaluated(run, capsys):
     folder = execute(run, console=False) and run.config.OUTPUT_DIR
     argv = ["train", "-d", "digits", "--shots", "2", "--root", run.root, "--eval-only", "--model-dir", folder]
     assert main([*argv, "-t", "CoOp", "-b", "micro-b"]) == 2
-    assert "has MODEL.BACKBONE.NAME micro, this one micro-b" in capsys.readouterr().err
+    assert "MODEL.BACKBONE.NAME micro, " in capsys.readouterr().err
     assert main([*argv, "-t", "ProGrad"]) == 2
-    assert "has TRAINER.NAME CoOp, this one ProGrad" in capsys.readouterr().err
+    assert "TRAINER.NAME CoOp, " in capsys.readouterr().err
     assert main([*argv, "-t", "CoOp"]) == 0
 
 
@@ -293,3 +302,79 @@ def test_a_broken_image_names_the_file(run, data_root, tmp_path):
     victim.unlink()
     with pytest.raises(FileNotFoundError, match=victim.name):
         execute(replace(run, trainer="ZeroshotCLIP", root=str(root), output=str(tmp_path / "o3")), console=False)
+
+
+def test_train_loads_its_config_once(run, monkeypatch, capsys):
+    from unskew import config
+
+    calls = []
+    load = config.load
+    monkeypatch.setattr(config, "load", lambda *args, **kwargs: (calls.append(args), load(*args, **kwargs))[1])
+    argv = ["train", "-d", "digits", "--shots", "1", "--root", run.root, "--output-dir", run.output]
+    for trainer in ("ZeroshotCLIP", "GLA", "Backdoor"):
+        opts = [*map(str, SHORT), "OPTIM.MAX_EPOCH", "1"]
+        assert main([*argv[:-1], f"{run.output}/{trainer}", "-t", trainer, "--shots", "2", *opts]) == 0
+        assert len(calls) == 1
+        calls.clear()
+
+
+def test_a_base_of_a_finished_run_needs_no_second_config(run, tmp_path, monkeypatch):
+    from unskew import config
+
+    base = replace(run, trainer="CoOp", folder=str(tmp_path / "base"))
+    execute(base, console=False)
+    over = replace(run, trainer="GLA", opts=(*SHORT, "TRAINER.GLA.BASE", "CoOp", "TRAINER.GLA.BASE_DIR", base.folder))
+    assert over.config
+    monkeypatch.setattr(config, "load", None)
+    assert execute(over, console=False)["accuracy"] > 50
+
+
+def test_load_run_returns_the_run_with_its_config_metrics_and_predictions(run):
+    trained = train(
+        "digits", "CoOp", shots=2, root=run.root, output=run.output, opts=dict(zip(SHORT[::2], SHORT[1::2]))
+    )
+    loaded = load_run(trained.path)
+    assert (loaded.dataset, loaded.trainer, loaded.backbone, loaded.shots, loaded.seed) == (
+        *("digits", "CoOp", "micro"),
+        *(2, 1),
+    )
+    assert loaded.config == trained.config and loaded.path == trained.path
+    assert loaded.metrics == trained.metrics == json.loads((trained.path / "metrics.json").read_text())
+    right = loaded.predictions["logits"].argmax(1) == loaded.predictions["labels"]
+    assert 100 * right.float().mean().item() == pytest.approx(loaded.metrics["accuracy"])
+    assert execute(loaded, console=False) == loaded.metrics  # the fingerprint is the same
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_run("nowhere")
+    with pytest.raises(FileNotFoundError, match=r"metrics\.json"):
+        replace(run, seed=9).metrics  # noqa: B018
+
+
+def test_sweep_returns_its_runs_and_results_reads_them(run):
+    runs = sweep(
+        "digits", ["ZeroshotCLIP", "CoOp"], shots=[1], seeds=[1, 2], root=run.root, output=run.output, opts=SHORT
+    )
+    assert [(one.trainer, one.seed) for one in runs] == [
+        *(("ZeroshotCLIP", 1), ("ZeroshotCLIP", 2)),
+        *(("CoOp", 1), ("CoOp", 2)),
+    ]
+    frame = report.results(run.output)
+    rows = {(row.trainer, row.seed): row.accuracy for row in frame.itertuples()}
+    assert rows == {(one.trainer, one.seed): one.metrics["accuracy"] for one in runs}
+    with pytest.raises(ValueError, match="1 of 1"):
+        opts = (*SHORT, "DATASET.NUM_VAL_SHOTS", 0)
+        sweep("digits", ["GLA"], shots=[1], seeds=[1], root=run.root, output=run.output, opts=opts)
+
+
+def test_dry_run_lists_the_runs_with_state_and_folder(run, capsys):
+    execute(replace(run, trainer="ZeroshotCLIP", shots=1, seed=1), console=False)
+    other = replace(run, trainer="ZeroshotCLIP", shots=2, seed=1, opts=(*SHORT, "DATASET.SEED", 5))
+    execute(other, console=False)
+    argv = ["sweep", "-d", "digits", "-t", "ZeroshotCLIP", "CoOp", "--shots", "1 2", "--seeds", "1", "--dry-run"]
+    assert main([*argv, "--root", run.root, "--output", run.output, "--opts", *map(str, SHORT)]) == 0
+    out = capsys.readouterr().out
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("|")][2:]
+    states = {(trainer, shots): state for trainer, _, shots, _, state, _ in lines}
+    assert states[("ZeroshotCLIP", "1")] == "finished" and states[("ZeroshotCLIP", "2")].startswith("finished with")
+    assert states[("CoOp", "1")] == states[("CoOp", "2")] == "new"
+    assert [line[5] for line in lines][0] == f"{run.output}/digits/ZeroshotCLIP/micro_1shots/seed1"
+    assert not (Path(run.output) / "digits" / "CoOp").exists()

@@ -34,9 +34,8 @@ def _list(arguments: argparse.Namespace) -> None:
 
     print(catalogue.table(arguments.root))
     there = "" if os.path.isdir(os.path.expanduser(arguments.root)) else ", which does not exist"
-    print(
-        f"\nStates are of '{arguments.root}'{there}, numbers as published. unskew data prepare NAME fetches a dataset."
-    )
+    print(f"\nThe states are those of '{arguments.root}'{there}; the numbers are the published ones.")
+    print("Download a dataset with: unskew data prepare NAME")
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
@@ -52,17 +51,17 @@ def _prepare(arguments: argparse.Namespace) -> None:
 def _verify(arguments: argparse.Namespace) -> None:
     from unskew import config
     from unskew.data.verify import verify
-    from unskew.engine.fingerprint import OWN
+    from unskew.engine.fingerprint import USER_DATASETS
 
     config.check_name("datasets", arguments.name)
     opts = (*(("DATASET.ROOT", arguments.root) if arguments.root else ()), *arguments.opts)
     report = verify(config.load(arguments.name, trainer="ZeroshotCLIP", opts=opts), arguments.full)
     print(report.text(arguments.full))
     if report.problems:
-        own = arguments.name in OWN
-        advice = "replace these files" if own else f"delete what is broken, then unskew data prepare {arguments.name}"
+        prepare = f"delete the broken files, then run unskew data prepare {arguments.name}"
+        advice = "replace these files" if arguments.name in USER_DATASETS else prepare
         raise ValueError(
             f"'{arguments.name}' in '{arguments.root or 'data'}': {len(report.wrong)} wrong number(s), "
             f"{len(report.missing):,} image(s) missing, {len(report.unreadable):,} unreadable; {advice}"
         )
-    print(f"{arguments.name}: all images are there, and {report.opened:,} of them were opened")
+    print(f"{arguments.name}: all images exist; {report.opened:,} of them were opened")

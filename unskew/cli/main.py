@@ -4,6 +4,7 @@ Commands import torch only when they need it, so that a mistyped name or key is 
 """
 
 import argparse
+import functools
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -184,7 +185,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
         # A dataset without groups of classes has no columns for them.
         known: set[str] = set().union(*rows)
         columns = [name for name in arguments.columns if name in known or not name.startswith(("d_", "p_"))]
-        together = len({run.backbone for run in runs} - {""}) > 1
+        together = arguments.backbone == ["members"] or len(arguments.backbone) > 1
         print(f"\n{report.table(rows, columns=columns, together=together)}")
     launch.check_outcomes(outcomes)
 
@@ -229,39 +230,23 @@ def _add_adjust(commands: Commands) -> None:
         help="GLA on saved logits",
         description="GLA on saved logits: .safetensors, .npy or .pt files, or FILE:KEY for one of several tensors.",
     )
-    p.add_argument("--zeroshot", required=True, metavar="FILE", help="zero-shot logits [N, C]")
-    p.add_argument("--finetuned", required=True, metavar="FILE", help="fine-tuned logits of the same samples")
-    p.add_argument(
-        "--labels", default="", metavar="FILE", help="labels [N], for the table; without --val-... also to cross-fit"
-    )
+    add_file = functools.partial(p.add_argument, metavar="FILE", default="")
+    add_file("--zeroshot", required=True, help="zero-shot logits [N, C]")
+    add_file("--finetuned", required=True, help="fine-tuned logits of the same samples")
+    add_file("--labels", help="labels [N], for the table; without --val-... also to cross-fit")
     for name in ("zeroshot", "finetuned", "labels"):
-        p.add_argument(
-            f"--val-{name}", default="", metavar="FILE", help=f"{name} of samples to fit on; all three or none"
-        )
-    p.add_argument("--prior", default="", metavar="FILE", help="q, instead of an estimate (json, npy, pt, csv)")
-    p.add_argument(
-        "--train-counts",
-        default="",
-        metavar="FILE",
-        help="training counts per class; subtracts the fine-tuned model's log p",
-    )
-    p.add_argument(
-        "--target", default="uniform", metavar="FILE", help="class frequencies of the test data, or 'uniform'"
-    )
-    p.add_argument(
-        "--temperature",
-        default="",
-        choices=("confidence", "nll", "none"),
-        help="how logits are calibrated; default: confidence",
-    )
+        add_file(f"--val-{name}", help=f"{name} of the samples to fit on; all three or none")
+    add_file("--prior", help="q, instead of an estimate (json, npy, pt, csv)")
+    add_file("--train-counts", help="training counts per class; subtracts the fine-tuned model's log p")
+    add_file("--target", default="uniform", help="class frequencies to predict for, or 'uniform'")
+    temperatures = ("confidence", "nll", "none")
+    p.add_argument("--temperature", default="", choices=temperatures, help="how to calibrate; default: confidence")
     p.add_argument("--method", default="", help="convex, eigen, em or released; default: convex, without labels em")
     p.add_argument("--strength", metavar="K", help="pseudo-samples of the uniform prior, or 'cv'")
-    p.add_argument(
-        "--combine", default="fitted", choices=("fitted", "sum"), help="sum: the paper's formula, nothing fitted"
-    )
+    p.add_argument("--combine", default="fitted", choices=("fitted", "sum"), help="sum: the paper's, nothing fitted")
     p.add_argument("--checkpoints", nargs=2, default=(), metavar="RUN", help="two run folders, or 'init' and one")
-    p.add_argument("--alpha", type=float, default=0.5, help="weight of the second checkpoint in WiSE-FT (default: 0.5)")
-    p.add_argument("--out", default="", metavar="FILE", help="a .safetensors file for GLA's logits and log_q")
+    p.add_argument("--alpha", type=float, default=0.5, help="WiSE-FT's weight of the second checkpoint (default: 0.5)")
+    add_file("--out", help="a .safetensors file for GLA's logits and log_q")
     p.set_defaults(command=_adjust)
 
 
