@@ -11,6 +11,7 @@ from PIL import Image
 from unskew import config
 from unskew.cli import main
 from unskew.data.catalogue import dataset_class
+from unskew.runs.launch import check_shots
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -27,8 +28,7 @@ def test_a_command_of_the_docs_parses(command, monkeypatch):
     program, *words = shlex.split(command, comments=True)
     arguments = main.build_parser().parse_args(words if program == "unskew" else ["train", *words[1:]])
     if arguments.command is main._train and not arguments.plugin:
-        dataset = arguments.dataset_config_file or arguments.dataset
-        assert main._run(dataset, arguments.trainer, arguments).config.TRAINER.NAME == arguments.trainer
+        assert main._described_run(arguments).config.TRAINER.NAME == arguments.trainer
 
 
 @pytest.mark.parametrize("command", commands("bash scripts/run_fewshot.sh "))
@@ -36,7 +36,7 @@ def test_a_script_call_of_the_docs_names_what_exists(command):
     _, _, dataset, shots, *trainers = shlex.split(command, comments=True)
     if dataset != "DATASET":
         config.check_name("datasets", dataset)
-        assert shots == "all" or all(main.check_shots(k) for k in shots.split())
+        assert shots == "all" or all(check_shots(int(k)) for k in shots.split())
         assert all(config.check_name("trainers", trainer) for trainer in trainers)
 
 

