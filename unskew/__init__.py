@@ -1,14 +1,20 @@
-"""unskew removes the label bias that a foundation model brings into recognition.
+"""Estimate the label bias of foundation models and remove it from few-shot and long-tailed classifiers.
 
-``trainers/``, ``datasets/`` and ``configs/`` stand beside this package in a source checkout and
-inside it once installed. Appending the repository root to ``__path__`` lets
-``unskew.trainers.gla`` resolve in both, without ever importing a top-level ``datasets``.
+The public names are listed in ``__init__.pyi`` and loaded at their first use, so that ``import unskew`` is fast.
 """
 
+# ``trainers/``, ``datasets/`` and ``configs/`` are beside this package in a checkout and inside it once installed. With
+# the root of the checkout in ``__path__``, ``unskew.trainers.gla`` resolves in both, and nothing imports a top-level
+# ``datasets``.
+
 from pathlib import Path
+
+import lazy_loader
 
 __version__ = "0.1.0"
 
 _root = Path(__file__).resolve().parent.parent
 if (_root / "setup.py").is_file() and (_root / "trainers").is_dir():
     __path__.append(str(_root))
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

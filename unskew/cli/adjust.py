@@ -98,7 +98,10 @@ def run(request: Request) -> str:
         ValueError: A file is invalid or does not fit the others; nothing is written.
     """
     sample = read_sample(request.zeroshot, request.finetuned, request.labels)
-    source = read_sample(*request.val, prefix="--val-") if request.val else sample
+    source = sample
+    if request.val:
+        val_zs, val_ft, val_labels = request.val
+        source = read_sample(val_zs, val_ft, val_labels, prefix="--val-")
     classes = sample.zs.shape[1]
     if source.zs.shape[1] != classes:
         raise ValueError(f"--val-zeroshot has {source.zs.shape[1]} classes and --zeroshot {classes}; they must agree")
@@ -194,7 +197,8 @@ def _origins(request: Request, gla: GLA, basis: str) -> list[str]:
 
 def _wiseft_row(request: Request, sample: Sample) -> tuple[dict[str, Tensor], list[str]]:
     """Return the predictions ``[N]`` of the interpolated model by name, or an explanation if its images differ."""
-    logits, labels = wiseft.predict_test(*request.checkpoints, request.alpha)
+    start, end = request.checkpoints
+    logits, labels = wiseft.predict_test(start, end, request.alpha)
     name = f"WiSE-FT {request.alpha:g}"
     if sample.labels is None or not torch.equal(labels, sample.labels):
         return {}, [f"no row {name}: --labels differ from those of the {len(labels):,} test images of its runs"]

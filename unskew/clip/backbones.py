@@ -170,7 +170,8 @@ def load_backbone(name: str, precision: str = "fp32", device: str | torch.device
         FileNotFoundError: the weights are not on this machine and cannot be downloaded.
 
     Example:
-        >>> backbone = load_backbone("micro")
+        >>> import unskew
+        >>> backbone = unskew.load_backbone("micro")
         >>> backbone.size, backbone.context_length
         (32, 32)
     """

@@ -123,9 +123,9 @@ def encode_images(backbone: Backbone, images: Sequence[str | Path | Image.Image]
 
     Example:
         >>> from PIL import Image
-        >>> from unskew.clip import load_backbone
-        >>> backbone = load_backbone("micro")
-        >>> encode_images(backbone, [Image.new("RGB", (48, 40), "red"), Image.new("RGB", (32, 32), "blue")]).shape
+        >>> import unskew
+        >>> images = [Image.new("RGB", (48, 40), "red"), Image.new("RGB", (32, 32), "blue")]
+        >>> unskew.encode_images(unskew.load_backbone("micro"), images).shape
         torch.Size([2, 64])
     """
     if not len(images):

@@ -94,9 +94,9 @@ def zeroshot_classifier(backbone: Backbone, classnames: Sequence[str], templates
         ValueError: no templates, a template without ``{}``, or a prompt longer than the tower's context.
 
     Example:
-        >>> from unskew.clip import load_backbone
-        >>> backbone = load_backbone("micro")
-        >>> zeroshot_classifier(backbone, ["red circle", "blue star"], ["a photo of a {}."]).shape
+        >>> import unskew
+        >>> backbone = unskew.load_backbone("micro")
+        >>> unskew.zeroshot_classifier(backbone, ["red circle", "blue star"], ["a photo of a {}."]).shape
         torch.Size([2, 64])
     """
     if not templates:

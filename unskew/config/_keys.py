@@ -1,13 +1,14 @@
 """Keys of a config tree, written as "OPTIM.LR"."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from yacs.config import CfgNode
 
 from unskew.utils.registry import unknown_name
 
 
-def flatten(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
+def flatten(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the leaves of a config tree as ("OPTIM.LR", value)."""
     for key, value in tree.items():
         if isinstance(value, dict):

@@ -36,6 +36,12 @@ class PriorEstimate(Generic[Array]):
             nothing, the largest |P q - q|.
         passes: Passes of the last solve over the logits.
         strength: The strength used.
+
+    Example:
+        >>> import numpy as np, unskew
+        >>> estimate = unskew.estimate_log_prior(np.eye(3)[[0, 1, 2, 0, 1, 2]], [0, 1, 2, 0, 1, 2])
+        >>> estimate.converged, estimate.log_q.shape
+        (True, (3,))
     """
 
     log_q: Array

@@ -76,14 +76,26 @@ def _check_loader(node, trainer: str) -> None:
 
 
 class CLIPTrainer(TrainerX):
-    """Base of the trainers here. A method gives ``build_model`` and ``logits``; the rest is shared.
+    """Base of the trainers here. A method defines ``build_model`` and ``logits``; it inherits the rest.
 
-    ``build_model`` calls ``register_for_training`` with the module that it trains, or registers
-    nothing. ``logits(features)`` is the whole model after the frozen image tower; one that ``needs_images``
-    is given the preprocessed images in their place.
+    ``build_model`` calls ``register_for_training`` with the module to train, or registers nothing.
+    ``logits(features)`` maps image features [B, D] to logits [B, C]. A trainer with ``needs_images`` receives the
+    preprocessed images [B, 3, H, W] instead of features.
 
     Attributes:
-        loss: of logits [B, C] and labels [B]; what is trained.
+        loss: the training loss, a function of logits [B, C] and labels [B].
+
+    Example:
+        >>> import torch, unskew
+        >>> class ClassBias(unskew.CLIPTrainer):
+        ...     def build_model(self):
+        ...         self.bias = torch.nn.ParameterList([torch.zeros(self.num_classes)])
+        ...         self.register_for_training("bias", self.bias, class_bound=True)
+        ...     def logits(self, image_features):
+        ...         return self.cosine_logits(image_features, self.zeroshot_weights) + self.bias[0]
+        >>> trainer = ClassBias(unskew.Run("digits", "ZeroshotCLIP", shots=1, seed=1).config)
+        >>> trainer.predict([trainer.dataset.test[0].impath]).shape
+        torch.Size([1, 10])
     """
 
     loss: Callable[[Tensor, Tensor], Tensor] = staticmethod(losses.cross_entropy)

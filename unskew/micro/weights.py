@@ -71,6 +71,12 @@ def true_log_prior(backbone: str, dataset: str) -> torch.Tensor:
 
     Raises:
         ValueError: the prior of this backbone or dataset is unknown.
+
+    Example:
+        >>> import unskew
+        >>> log_q = unskew.true_log_prior("micro", "shapes")
+        >>> log_q.shape, round(float(log_q.exp().sum()), 4)
+        (torch.Size([96]), 1.0)
     """
     if backbone not in SEEDS or dataset not in downstream.DATASETS:
         raise ValueError(

@@ -52,7 +52,7 @@ def results(folder: str | Path = "output") -> "pd.DataFrame":
         >>> output = tempfile.mkdtemp()
         >>> run = unskew.train("digits", "ZeroshotCLIP", shots=1, seed=1, output=output)
         >>> frame = unskew.results(output)
-        >>> len(frame), frame["accuracy"][0] == run.metrics["accuracy"]
+        >>> len(frame), float(frame["accuracy"][0]) == run.metrics["accuracy"]
         (1, True)
     """
     import pandas as pd
@@ -144,7 +144,8 @@ def _warn_of_mixtures(rows: Sequence[dict]) -> None:
         key = tuple(row.get(name) for name in ("dataset", "backbone", "trainer", "shots", "seed"))
         if seen.setdefault(key, row) is not row:
             where = f"'{seen[key].get('folder')}' and '{row.get('folder')}'"
-            logger.warning(f"{where} are both {key[2]}, {shots_label(key[3])}, seed {key[4]}: the table averages them")
+            shots = shots_label(row.get("shots", -1))
+            logger.warning(f"{where} are both {key[2]}, {shots}, seed {key[4]}: the table averages them")
 
 
 def _unit(*metrics: str) -> str:

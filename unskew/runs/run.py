@@ -231,7 +231,7 @@ def _train_and_test(cfg: CfgNode) -> "tuple[dict, dict[str, Tensor]]":
     seconds = round(time.perf_counter() - started, 2)
     results = {name: float(value) for name, value in trainer.results.items()}  # a plugin's values may be tensors
     metrics = {**_describe(cfg), **results, "seconds": seconds, **_versions()}
-    predictions = getattr(trainer.evaluator, "predictions", dict)() if results else {}
+    predictions: dict[str, Tensor] = getattr(trainer.evaluator, "predictions", dict)() if results else {}
     if predictions:
         metrics["per_class_accuracy"] = trainer.evaluator.per_class_accuracy()
     return metrics, {name: tensor.clone() for name, tensor in predictions.items()}  # the format forbids shared memory
