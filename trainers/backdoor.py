@@ -17,6 +17,7 @@ from unskew.debias.temperature import fit_temperature
 from unskew.engine.dataset_groups import dataset_groups
 from unskew.engine.debiasing import FittedTerms, matches_classes
 from unskew.engine.evaluator import labels_of
+from unskew.engine.prediction import Prediction
 from unskew.engine.run_dir import RunDir, path_safe
 from unskew.engine.trainer import TRAINER_REGISTRY, SimpleTrainer, build_trainer, set_random_seed
 from unskew.utils.seeds import derive_seed
@@ -97,12 +98,8 @@ class Backdoor(SimpleTrainer):
         terms: ``weights`` P(m) and ``temperatures``, [M] each.
     """
 
-    @property
-    def node(self) -> CfgNode:
-        return self.cfg.TRAINER.BACKDOOR
-
     def check_cfg(self, cfg: CfgNode) -> None:
-        node = cfg.TRAINER.BACKDOOR
+        node = self.node
         members = [parse_member(name)[1:] for name in node.MEMBERS]
         if not members or len(set(members)) < len(members):
             raise ValueError(
@@ -234,15 +231,16 @@ class Backdoor(SimpleTrainer):
     # --- prediction ---------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def scores(self, paths: Sequence[str]) -> dict[str, Tensor]:
-        """Logits [N, C] of each member, calibrated, by name, and last their combination."""
+    def predict_parts(self, paths: Sequence[str]) -> Prediction:
+        """Return the combined logits, with the calibrated logits of each member by name."""
         logits = torch.stack([self.member_logits(member, paths) for member in self.members])  # [M, N, C]
         logits = logits / self.terms.temperatures[:, None, None]
         parts = {path_safe(m.name): part for m, part in zip(self.members, logits, strict=True)}
-        return {**parts, "backdoor": combine_members(logits, self.terms.weights, self.node.COMBINE)}
+        combined = combine_members(logits, self.terms.weights, self.node.COMBINE)
+        return Prediction(combined, {**parts, "backdoor": combined})
 
     def predict(self, paths: Sequence[str]) -> Tensor:
-        return self.scores(paths)["backdoor"]
+        return self.predict_parts(paths).logits
 
     def class_groups(self) -> dict[str, Tensor]:
         groups = {**super().class_groups(), **dataset_groups(self.cfg, self.device)}

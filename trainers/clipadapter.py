@@ -28,18 +28,18 @@ class CLIPAdapter(CLIPTrainer):
 
     def check_cfg(self, cfg) -> None:
         super().check_cfg(cfg)
-        node = cfg.TRAINER.CLIPADAPTER
+        node = self.node
         if not 0 <= node.RATIO <= 1:
-            raise ValueError(f"TRAINER.CLIPADAPTER.RATIO must be in [0, 1], got {node.RATIO}")
+            raise ValueError(f"TRAINER.{self.node_name}.RATIO must be in [0, 1], got {node.RATIO}")
         if node.REDUCTION < 1:
-            raise ValueError(f"TRAINER.CLIPADAPTER.REDUCTION must be 1 or more, got {node.REDUCTION}")
+            raise ValueError(f"TRAINER.{self.node_name}.REDUCTION must be 1 or more, got {node.REDUCTION}")
 
     def build_model(self) -> None:
         width = self.zeroshot_weights.shape[1]
-        self.adapter = build_adapter(width, self.cfg.TRAINER.CLIPADAPTER.REDUCTION, self.generator)
+        self.adapter = build_adapter(width, self.node.REDUCTION, self.generator)
         self.register_for_training("adapter", self.adapter)
 
     def logits(self, image_features: Tensor) -> Tensor:
-        ratio = self.cfg.TRAINER.CLIPADAPTER.RATIO
+        ratio = self.node.RATIO
         adapted = ratio * self.adapter(image_features) + (1 - ratio) * image_features  # [B, D]
         return self.cosine_logits(adapted, self.zeroshot_weights)

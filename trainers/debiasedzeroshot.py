@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 
 from unskew.engine.clip_trainer import CLIPTrainer
 from unskew.engine.debiasing import SavedGLA, check_prior, fit_zeroshot_prior, matches_classes, prior_options
+from unskew.engine.prediction import Prediction
 from unskew.engine.trainer import TRAINER_REGISTRY
 
 logger = logging.getLogger("unskew")
@@ -25,16 +26,16 @@ class DebiasedZeroshot(CLIPTrainer):
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
-        check_prior(cfg, "DEBIASEDZEROSHOT")
+        check_prior(cfg, self.node_name)
 
     def build_model(self) -> None:
         keys = {"log_q": "log_q_", "temperature": "zs_temperature_"}
-        self.gla = SavedGLA(self.classnames, keys, **prior_options(self.cfg.TRAINER.DEBIASEDZEROSHOT)).to(self.device)
+        self.gla = SavedGLA(self.classnames, keys, **prior_options(self.node)).to(self.device)
         self.register_model("prior", self.gla)
 
     def fit_zeroshot(self) -> None:
         """Fit the temperature and the prior."""
-        fit_zeroshot_prior(self, self.gla, self.cfg.TRAINER.DEBIASEDZEROSHOT.PRIOR)
+        fit_zeroshot_prior(self, self.gla, self.node.PRIOR)
 
     def train(self) -> None:
         self.before_train()
@@ -49,9 +50,10 @@ class DebiasedZeroshot(CLIPTrainer):
             logger.warning(f"'{directory}' was fitted on different classes; refitting the prior for the current ones")
             self.fit_zeroshot()
 
-    def scores(self, paths: Sequence[str]) -> dict[str, Tensor]:
-        """Return the calibrated zero-shot logits ``[N, C]`` and, last, the debiased ones."""
-        return self.gla.parts(self.zeroshot_logits(paths))
+    def predict_parts(self, paths: Sequence[str]) -> Prediction:
+        """Return the debiased logits, with the calibrated zero-shot logits as a part."""
+        parts = self.gla.parts(self.zeroshot_logits(paths))
+        return Prediction(parts["debiased"], parts)
 
     def predict(self, paths: Sequence[str]) -> Tensor:
-        return self.scores(paths)["debiased"]
+        return self.predict_parts(paths).logits

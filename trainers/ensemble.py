@@ -17,8 +17,9 @@ from unskew.debias.metrics import selection_score
 from unskew.engine import fingerprint
 from unskew.engine.clip_trainer import CLIPTrainer
 from unskew.engine.debiasing import SavedGLA, check_choice, fit_zeroshot, matches_classes
+from unskew.engine.prediction import Prediction
 from unskew.engine.run_dir import RunDir
-from unskew.engine.trainer import TRAINER_REGISTRY
+from unskew.engine.trainer import TRAINER_REGISTRY, build_trainer
 
 logger = logging.getLogger("unskew")
 
@@ -33,23 +34,18 @@ class Ensemble(CLIPTrainer):
     part_names = ("zs", "ft", "ensemble")  # the last is the prediction
 
     @property
-    def node(self) -> CfgNode:
-        return self.cfg.TRAINER[type(self).__name__.upper()]
-
-    @property
     def logit_adjusted(self) -> bool:
         return self.base.logit_adjusted
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
-        check_choice(cfg, f"{type(self).__name__.upper()}.TEMPERATURE", ("confidence", "nll"))
+        check_choice(cfg, f"{self.node_name}.TEMPERATURE", ("confidence", "nll"))
         if cfg.SEED < 0:
             raise ValueError(f"{type(self).__name__} and its base must draw the same images: set SEED to 0 or more")
 
     def build_model(self) -> None:
         cfg = base_config(self.cfg, self.node) if self.node.BASE_DIR else self.cfg
-        self.base = TRAINER_REGISTRY.get(config.class_name(self.node.BASE))(cfg)
-        self.base.validate = self.validate
+        self.base = build_trainer(cfg, config.class_name(self.node.BASE), validate=self.validate)
         self.gla = self.build_gla().to(self.device)
         self.register_model(type(self).__name__.lower(), self.gla)
 
@@ -103,21 +99,20 @@ class Ensemble(CLIPTrainer):
 
     def balanced(self, zeroshot: Tensor, finetuned: Tensor) -> Tensor:
         """Return the logits ``[N, C]`` that are scored on val."""
-        return list(self.parts(zeroshot, finetuned).values())[-1]
+        return self.combine(zeroshot, finetuned).logits
 
     # --- prediction ---------------------------------------------------------------------------------
 
-    def parts(self, zeroshot: Tensor, finetuned: Tensor) -> dict[str, Tensor]:
-        """Return the parts by name and, last, the prediction, each ``[N, C]``, from both models' logits."""
-        scores = self.gla.parts(zeroshot, finetuned, log_target=self.gla.log_target)
-        return {name: scores[name] for name in self.part_names}
+    def combine(self, zeroshot: Tensor, finetuned: Tensor) -> Prediction:
+        """Combine both models' logits, ``[N, C]`` each."""
+        parts = self.gla.parts(zeroshot, finetuned, log_target=self.gla.log_target)
+        return Prediction(parts[self.part_names[-1]], {name: parts[name] for name in self.part_names})
 
-    def scores(self, paths: Sequence[str]) -> dict[str, Tensor]:
-        """Return the `parts` of images."""
-        return self.parts(self.zeroshot_logits(paths), self.base.predict(paths))
+    def predict_parts(self, paths: Sequence[str]) -> Prediction:
+        return self.combine(self.zeroshot_logits(paths), self.base.predict(paths))
 
     def predict(self, paths: Sequence[str]) -> Tensor:
-        return list(self.scores(paths).values())[-1]
+        return self.predict_parts(paths).logits
 
     # --- checkpoints: the base's models and the estimator -------------------------------------------
 

@@ -73,10 +73,6 @@ class FineTune(CLIPTrainer):
     """
 
     @property
-    def node(self) -> CfgNode:
-        return self.cfg.TRAINER.FINETUNE
-
-    @property
     def adapter(self) -> str:
         return adapters.check_adapter(self.node.ADAPTER, self.backbone.visual)
 
@@ -90,12 +86,12 @@ class FineTune(CLIPTrainer):
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
-        node = cfg.TRAINER.FINETUNE
+        node = self.node
         if node.HEAD_INIT not in heads.STARTS:
-            raise ValueError(unknown_name("TRAINER.FINETUNE.HEAD_INIT", node.HEAD_INIT, heads.STARTS))
+            raise ValueError(unknown_name(f"TRAINER.{self.node_name}.HEAD_INIT", node.HEAD_INIT, heads.STARTS))
         if node.WIDTH < 0 or node.SCALE <= 0:
             raise ValueError(
-                f"TRAINER.FINETUNE.WIDTH must be 0 or more and SCALE above 0, got {node.WIDTH} and {node.SCALE}"
+                f"TRAINER.{self.node_name}.WIDTH must be 0 or more and SCALE above 0, got {node.WIDTH} and {node.SCALE}"
             )
 
     def build_model(self) -> None:

@@ -34,9 +34,9 @@ class GLA(ensemble.Ensemble):
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
-        check_prior(cfg, "GLA")
-        check_choice(cfg, "GLA.COMBINE", ("fitted", "sum"))
-        check_choice(cfg, "GLA.TARGET", ("uniform", "train"), file=True)
+        check_prior(cfg, self.node_name)
+        check_choice(cfg, f"{self.node_name}.COMBINE", ("fitted", "sum"))
+        check_choice(cfg, f"{self.node_name}.TARGET", ("uniform", "train"), file=True)
 
     def build_gla(self) -> SavedGLA:
         return SavedGLA(self.classnames, _SAVED, combine=self.node.COMBINE, **prior_options(self.node))

@@ -29,7 +29,7 @@ class LinearProbe(CLIPTrainer):
 
     def train(self) -> None:
         self.before_train()
-        chosen = self.cfg.TRAINER.LINEARPROBE.C
+        chosen = self.node.C
         candidates = (chosen,) if chosen else (CANDIDATES if self.dataset.val else (1.0,))
         paths, labels = self.labelled(self.dataset.train_x)
         inputs, targets = F.normalize(self.encode(paths), dim=-1).cpu().numpy(), labels.cpu().numpy()

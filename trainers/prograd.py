@@ -1,24 +1,27 @@
-"""ProGrad: prompt tuning that may not unlearn zero-shot CLIP (Zhu et al. 2023, arXiv 2205.14865)."""
+"""ProGrad: prompt tuning that does not unlearn zero-shot CLIP (Zhu et al. 2023, arXiv 2205.14865)."""
 
 import torch
 from torch import Tensor
+from yacs.config import CfgNode
 
 from unskew.clip.prompts import LearnableContext
-from unskew.clip.text import encode_prompts
 from unskew.debias import losses
 from unskew.debias.metrics import compute_accuracy
-from unskew.engine.clip_trainer import CLIPTrainer
+from unskew.engine.prompt_trainer import PromptTrainer
 from unskew.engine.trainer import TRAINER_REGISTRY
 
 
 def prograd_direction(g_ce: Tensor, g_kl: Tensor, strength: float, precision: torch.dtype = torch.float32) -> Tensor:
-    """The gradient that ProGrad follows (its section 3.2), for one parameter tensor.
+    """Return the gradient that ProGrad follows (its section 3.2), for one parameter tensor.
 
-    ``g_ce - strength * <g_ce, g_kl> / ||g_kl||^2 * g_kl`` where the two disagree, else ``g_ce``. At the
-    first step the prompts are the zero-shot ones and ``g_kl`` is rounding noise: then ``g_ce`` too.
+    The result is ``g_ce - strength * <g_ce, g_kl> / ||g_kl||^2 * g_kl`` if the two gradients disagree, else ``g_ce``.
+    At the first step the prompts are the zero-shot ones and ``g_kl`` is rounding noise; the result is then ``g_ce``.
 
     Args:
-        precision: of the computation that the gradients come from; it says what is rounding noise.
+        g_ce: gradient of the cross entropy.
+        g_kl: gradient of the distillation loss, of the same shape.
+        strength: share of the conflicting part to remove.
+        precision: type in which the gradients were computed; it decides which norms are rounding noise.
     """
     wide = torch.promote_types(g_ce.dtype, torch.float32)  # half precision would overflow in the squares
     ce, kl = g_ce.to(wide), g_kl.to(wide)
@@ -29,34 +32,25 @@ def prograd_direction(g_ce: Tensor, g_kl: Tensor, strength: float, precision: to
 
 
 @TRAINER_REGISTRY.register()
-class ProGrad(CLIPTrainer):
-    """CoOp from a hand-made prompt; where cross entropy pulls against the zero-shot prediction, that part is cut."""
+class ProGrad(PromptTrainer):
+    """CoOp from a hand-made prompt, without the part of each step that opposes the zero-shot prediction."""
 
-    def check_cfg(self, cfg) -> None:
+    def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
-        if cfg.TRAINER.PROGRAD.T <= 0:
-            raise ValueError(f"TRAINER.PROGRAD.T is a temperature and must be above 0, got {cfg.TRAINER.PROGRAD.T}")
+        if self.node.T <= 0:
+            raise ValueError(f"TRAINER.{self.node_name}.T must be above 0 (got {self.node.T})")
+
+    def build_prompts(self) -> LearnableContext:
+        return self.build_context(ctx_init=self.node.CTX_INIT or self.dataset.context_init)
 
     def build_model(self) -> None:
-        node = self.cfg.TRAINER.PROGRAD
-        self.prompt_learner = LearnableContext(
-            self.backbone,
-            self.classnames,
-            ctx_init=node.CTX_INIT or self.dataset.context_init,
-            csc=node.CSC,
-            position=node.CLASS_TOKEN_POSITION,
-            generator=self.generator,
-        )
-        self.register_for_training("prompt_learner", self.prompt_learner, class_bound=node.CSC)
-        # The prediction to stay near to is that of the prompts it starts from, computed as the student's is.
+        super().build_model()
+        # The teacher is the prediction of the initial prompts, computed in the same way as the student's.
         with torch.no_grad(), self.accelerator.autocast():
-            self.initial_weights = encode_prompts(self.backbone, self.prompt_learner())  # [C, D]
-
-    def logits(self, image_features: Tensor) -> Tensor:
-        return self.cosine_logits(image_features, encode_prompts(self.backbone, self.prompt_learner()))
+            self.initial_weights = self.text_features()  # [C, D]
 
     def forward_backward(self, batch: dict) -> dict[str, Tensor]:
-        node = self.cfg.TRAINER.PROGRAD
+        node = self.node
         image_features, labels = self.parse_batch_train(batch)
         with self.accelerator.autocast():
             logits = self.logits(image_features)
@@ -70,7 +64,7 @@ class ProGrad(CLIPTrainer):
         g_ce = torch.autograd.grad(self.scale_loss(ce), parameters, retain_graph=True)
         g_kl = torch.autograd.grad(self.scale_loss(kl), parameters)
         for parameter, ce_part, kl_part in zip(parameters, g_ce, g_kl, strict=True):
-            # Both carry the same loss scale, so the rule, of degree one, carries it through.
+            # Both gradients have the same loss scale, and the rule is homogeneous of degree one.
             parameter.grad = prograd_direction(ce_part, kl_part, node.LAMBDA, logits.dtype)
         self.model_update()
         acc = compute_accuracy(logits.detach(), labels)[0]

@@ -38,7 +38,7 @@ class TaskRes(CLIPTrainer):
         texts = fill(self.dataset.template, self.classnames)
         with torch.no_grad():
             lengths = encode_prompts(self.backbone, texts).float().norm(dim=-1)  # [C]
-        self.classifier = Residual(self.zeroshot_weights, lengths, self.cfg.TRAINER.TASKRES.RESIDUAL_SCALE)
+        self.classifier = Residual(self.zeroshot_weights, lengths, self.node.RESIDUAL_SCALE)
         self.register_for_training("classifier", self.classifier, class_bound=True)
 
     def logits(self, image_features: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ import logging
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from yacs.config import CfgNode
 
 from unskew.debias.losses import cross_entropy
 from unskew.engine.checkpoint import bind
@@ -77,19 +76,13 @@ def search_scales(
 class TipAdapter(CLIPTrainer):
     """Logits = zero-shot + cache; the keys are training features, averaged over the views. Nothing is trained."""
 
-    @property
-    def node(self) -> CfgNode:
-        """The trainer's own options; Tip-Adapter-F has a node of its own."""
-        return self.cfg.TRAINER[type(self).__name__.upper()]
-
     def check_cfg(self, cfg) -> None:
         super().check_cfg(cfg)
-        name = type(self).__name__.upper()
-        steps = cfg.TRAINER[name].SEARCH_STEP
-        if len(cfg.TRAINER[name].SEARCH_SCALE) != 2 or len(steps) != 2 or min(steps) < 1:
+        tops, steps = self.node.SEARCH_SCALE, self.node.SEARCH_STEP
+        if len(tops) != 2 or len(steps) != 2 or min(steps) < 1:
             raise ValueError(
-                f"TRAINER.{name}.SEARCH_SCALE and SEARCH_STEP take a value for beta and one for alpha, steps of at "
-                f"least 1; got {cfg.TRAINER[name].SEARCH_SCALE} and {steps}"
+                f"TRAINER.{self.node_name}.SEARCH_SCALE and SEARCH_STEP take a value for beta and one for alpha, steps "
+                f"of at least 1; got {tops} and {steps}"
             )
 
     def build_model(self) -> None:

@@ -19,6 +19,7 @@ from unskew.data.dataset import DATASET_REGISTRY, DatasetBase, Datum
 from unskew.data.images import read_image
 from unskew.engine.meters import AverageMeter, MetricMeter
 from unskew.engine.optim import build_lr_scheduler, build_optimizer
+from unskew.engine.prediction import Prediction
 from unskew.engine.trainer import (
     TRAINER_REGISTRY,
     TrainerBase,
@@ -369,13 +370,13 @@ def test_prediction_equals_the_model_on_the_test_transform(make_cfg):
     assert torch.allclose(trainer.predict(paths), expected, atol=1e-6)
 
 
-def test_several_scores_are_reported(make_cfg, caplog):
+def test_the_parts_of_a_prediction_are_reported(make_cfg, caplog):
     caplog.set_level(logging.INFO, logger="unskew")
 
     class Three(EngineToyX):
-        def scores(self, paths):
-            own = self.predict(paths)
-            return {"zs": -own, "ft": own.roll(1, 1), "gla": own}
+        def predict_parts(self, paths):
+            logits = self.predict(paths)
+            return Prediction(logits, {"zs": -logits, "ft": logits.roll(1, 1), "gla": logits})
 
     trainer = Three(make_cfg())
     trainer.train()

@@ -48,7 +48,7 @@ def test_scores_are_those_of_the_members_trained_alone(combine, weigh, data_root
     bases = [alone(member, data_root, tmp_path) for member in MEMBERS]
     temperatures = [fit_temperature(base.predict(val), labels, method="nll") for base in bases]
     parts = [base.predict(paths) / t for base, t in zip(bases, temperatures, strict=True)]
-    scores = trainer.scores(paths)
+    scores = trainer.predict_parts(paths).parts
     assert list(scores) == [*MEMBERS, "backdoor"]
     for member, part in zip(MEMBERS, parts, strict=True):
         torch.testing.assert_close(scores[member], part)
@@ -61,7 +61,7 @@ def test_scores_are_those_of_the_members_trained_alone(combine, weigh, data_root
     whole = sum(w * (p if combine == "logits" else p.softmax(1)) for w, p in zip(weights, parts, strict=True))
     torch.testing.assert_close(scores["backdoor"], whole if combine == "logits" else whole.log())
     test = trainer.dataset.test
-    logits = trainer.scores([item.impath for item in test])["micro-b"]
+    logits = trainer.predict_parts([item.impath for item in test]).parts["micro-b"]
     accuracy = compute_accuracy(logits, torch.tensor([item.label for item in test]))[0].item()
     assert trainer.results["micro-b_accuracy"] == pytest.approx(accuracy)
     assert trainer.results["accuracy"] == trainer.results["backdoor_accuracy"]
@@ -73,7 +73,7 @@ def test_debias_gives_each_member_its_own_zero_shot_half_and_prior(data_root, tm
     trainer = build("Backdoor", data_root, tmp_path, "TRAINER.BACKDOOR.DEBIAS", True)
     trainer.train()
     assert trainer.logit_adjusted
-    paths, scores = some_paths(trainer), trainer.scores(some_paths(trainer))
+    paths, scores = some_paths(trainer), trainer.predict_parts(some_paths(trainer)).parts
     for number, member in enumerate(MEMBERS):
         base = alone(member, data_root, tmp_path)
         val, labels = base.labelled(base.dataset.val)
@@ -115,7 +115,7 @@ def test_an_epoch_to_load_is_the_members(data_root, tmp_path):
     base.load_model(str(tmp_path / "members" / "micro-b"), epoch=1)
     val, labels = base.labelled(base.dataset.val)
     expected = base.predict(some_paths(base)) / fit_temperature(base.predict(val), labels, method="nll")
-    torch.testing.assert_close(trainer.scores(some_paths(base))["micro-b"], expected)
+    torch.testing.assert_close(trainer.predict_parts(some_paths(base)).parts["micro-b"], expected)
 
 
 def test_without_val_nothing_is_fitted(data_root, tmp_path):
@@ -126,7 +126,7 @@ def test_without_val_nothing_is_fitted(data_root, tmp_path):
     paths = some_paths(trainer)
     base = build("TaskRes", data_root, tmp_path / "alone", "DATASET.NUM_VAL_SHOTS", 0, backbone="micro-c")
     base.train()
-    torch.testing.assert_close(trainer.scores(paths)["micro-c"], base.predict(paths))
+    torch.testing.assert_close(trainer.predict_parts(paths).parts["micro-c"], base.predict(paths))
 
 
 def test_gla_takes_it_as_its_base(data_root, tmp_path):

@@ -4,10 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from building import build, some_paths
+from yacs.config import CfgNode
 
 from unskew import config
 from unskew.clip.text import encode_prompts
 from unskew.debias import losses
+from unskew.engine.trainer import TRAINER_REGISTRY, SimpleTrainer, TrainerX, build_trainer
 
 
 @pytest.mark.parametrize("name", config.names("trainers"))
@@ -136,7 +138,7 @@ def test_prograds_first_step_is_cross_entropys(precision, data_root, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(data_root, tmp_path):
-    with pytest.raises(ValueError, match="T is a temperature"):
+    with pytest.raises(ValueError, match="PROGRAD.T"):
         build("ProGrad", data_root, tmp_path, "TRAINER.PROGRAD.T", 0.0)
     for name in ("ProGrad", "CoOp"):
         trainer = build(name, data_root, tmp_path / name, "OPTIM.MAX_EPOCH", 3)
@@ -174,3 +176,58 @@ def test_linear_probe_handles_two_classes(data_root, tmp_path):
     trainer.train()
     predicted = trainer.predict([item.impath for item in keep]).argmax(1)
     assert torch.equal(predicted, torch.tensor([item.label for item in keep]))
+
+
+# --- nodes, bases and class trees -------------------------------------------------------------------
+
+
+def register(monkeypatch, name, cls):
+    monkeypatch.setitem(TRAINER_REGISTRY._table, name, cls)
+
+
+def test_a_subclass_reads_the_node_of_its_registration_or_of_its_base(data_root, tmp_path, monkeypatch):
+    base = TRAINER_REGISTRY.get("CLIPAdapter")
+
+    class Sharper(base):
+        pass
+
+    cfg = build("CLIPAdapter", data_root, tmp_path).cfg
+    register(monkeypatch, "Sharper", Sharper)
+    assert Sharper(cfg).node_name == "CLIPADAPTER"
+    with_node = cfg.clone()
+    with_node.defrost()
+    with_node.TRAINER.SHARPER = CfgNode({"RATIO": 0.7, "REDUCTION": 2})
+    trainer = Sharper(with_node)
+    assert (trainer.node_name, trainer.node.RATIO) == ("SHARPER", 0.7)
+    with_node.TRAINER.SHARPER.RATIO = 7.0
+    with pytest.raises(ValueError, match=r"TRAINER\.SHARPER\.RATIO"):
+        Sharper(with_node)
+
+
+@pytest.mark.parametrize("takes_argument", [True, False])
+def test_the_argument_validate_selects_the_epoch(takes_argument, data_root, tmp_path, monkeypatch):
+    """Trainers written for Dassl take the config alone."""
+    base = TRAINER_REGISTRY.get("TaskRes")
+
+    class Plain(base):
+        def __init__(self, cfg):
+            super().__init__(cfg)
+
+    class Passing(base):
+        pass
+
+    register(monkeypatch, "Trial", Passing if takes_argument else Plain)
+    opts = ("TEST.FINAL_MODEL", "best_val", "OPTIM.MAX_EPOCH", 4)
+    cfg = build("TaskRes", data_root, tmp_path, *opts, shots=2).cfg
+    scores = iter([10.0, 30.0, 20.0, 5.0])
+    trainer = build_trainer(cfg, "Trial", validate=lambda: next(scores))
+    trainer.train()
+    saved = torch.load(tmp_path / "classifier" / "model-best.pth.tar", weights_only=True)
+    assert (saved["epoch"], saved["val_result"]) == (2, 30.0)
+
+
+@pytest.mark.parametrize("name", config.names("trainers"))
+def test_class_trees_are_at_most_three_deep_below_the_engines(name):
+    tree = TRAINER_REGISTRY.get(config.class_name(name)).__mro__
+    top = next(place for place, cls in enumerate(tree) if cls in (TrainerX, SimpleTrainer))
+    assert top <= 3

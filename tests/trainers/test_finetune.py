@@ -349,7 +349,7 @@ def test_gla_over_finetune_does_not_take_log_p_twice(backbone, data_root, tmp_pa
     paths = some_paths(gla)
     assert (tmp_path / "finetune" / "model-best.pth.tar").is_file()
     calibrated = gla.base.predict(paths) / gla.gla.ft_temperature_
-    torch.testing.assert_close(gla.scores(paths)["ft"], calibrated, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gla.predict_parts(paths).parts["ft"], calibrated, rtol=1e-5, atol=1e-5)
 
 
 def test_gla_takes_log_p_off_where_the_loss_has_not(data_root, tmp_path):

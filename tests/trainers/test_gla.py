@@ -16,7 +16,7 @@ def test_gla_adds_its_parts(data_root, tmp_path):
     trainer = build("GLA", data_root, tmp_path, shots=4)
     trainer.train()
     paths = some_paths(trainer)
-    scores, t = trainer.scores(paths), trainer.gla
+    scores, t = trainer.predict_parts(paths).parts, trainer.gla
     zs = trainer.zeroshot_logits(paths) / t.zs_temperature_
     ft = trainer.base.predict(paths) / t.ft_temperature_
     assert 0 < t.rho_ <= 1
@@ -26,7 +26,7 @@ def test_gla_adds_its_parts(data_root, tmp_path):
     torch.testing.assert_close(scores["debiased"], zs - t.log_q_)
     assert math.isclose(t.log_q_.exp().sum().item(), 1, abs_tol=1e-5)
     labels = torch.tensor([item.label for item in trainer.dataset.test])
-    for part, logits in trainer.scores([item.impath for item in trainer.dataset.test]).items():
+    for part, logits in trainer.predict_parts([item.impath for item in trainer.dataset.test]).parts.items():
         accuracy = compute_accuracy(logits, labels)[0].item()
         assert math.isclose(trainer.results[f"{part}_accuracy"], accuracy, abs_tol=1e-3)
     assert trainer.results["accuracy"] == trainer.results["gla_accuracy"]
@@ -172,7 +172,7 @@ def test_the_target_prior_is_added(data_root, tmp_path):
 def test_the_sum_is_the_papers_formula(data_root, tmp_path):
     trainer = build("GLA", data_root, tmp_path, "TRAINER.GLA.COMBINE", "sum")
     trainer.train()
-    scores = trainer.scores(some_paths(trainer))
+    scores = trainer.predict_parts(some_paths(trainer)).parts
     torch.testing.assert_close(scores["gla"], scores["ft"] + scores["zs"] - trainer.gla.log_q_)
 
 
@@ -181,7 +181,7 @@ def test_a_base_that_is_zero_shot_has_kept_all_of_its_bias(data_root, tmp_path):
     trainer = build("GLA", data_root, tmp_path, *opts, shots=16)
     trainer.train()
     assert trainer.gla.rho_ > 0.8
-    scores = trainer.scores(some_paths(trainer))
+    scores = trainer.predict_parts(some_paths(trainer)).parts
     assert (scores["gla"].argmax(1) == scores["debiased"].argmax(1)).float().mean() > 0.95
 
 
@@ -280,7 +280,7 @@ def test_a_base_may_train_its_own_image_tower(data_root, tmp_path, monkeypatch):
     trainer = build("GLA", data_root, tmp_path, "TRAINER.GLA.BASE", "CoOp", "OPTIM.LR", 0.05)
     untouched = build("ZeroshotCLIP", data_root, tmp_path)
     trainer.train()
-    scores, paths = trainer.scores(some_paths(trainer)), some_paths(trainer)
+    scores, paths = trainer.predict_parts(some_paths(trainer)).parts, some_paths(trainer)
     zs = untouched.predict(paths) / trainer.gla.zs_temperature_
     torch.testing.assert_close(scores["zs"], zs)
     assert (scores["ft"] - scores["zs"]).abs().max() > 0.1
@@ -334,7 +334,7 @@ def test_the_ensemble_is_gla_without_priors(data_root, tmp_path):
     trainer = build("Ensemble", data_root, tmp_path, shots=4)
     trainer.train()
     paths = some_paths(trainer)
-    scores, t = trainer.scores(paths), trainer.gla
+    scores, t = trainer.predict_parts(paths).parts, trainer.gla
     zs = trainer.zeroshot_logits(paths) / t.zs_temperature_
     torch.testing.assert_close(trainer.predict(paths), zs + trainer.base.predict(paths) / t.ft_temperature_)
     assert list(scores) == ["zs", "ft", "ensemble"]
@@ -385,7 +385,7 @@ def test_without_val_nothing_is_fitted_on_what_the_base_has_seen(data_root, tmp_
     trainer = build("GLA", data_root, tmp_path, *opts, shots=16)
     trainer.train()
     assert trainer.gla.ft_temperature_ == 1
-    scores = trainer.scores(some_paths(trainer))
+    scores = trainer.predict_parts(some_paths(trainer)).parts
     torch.testing.assert_close(scores["gla"], scores["ft"] + scores["zs"] - trainer.gla.log_q_)
 
 

@@ -9,6 +9,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "clip_trainer": ["CLIPTrainer"],
         "loop": ["TrainerBase"],
         "meters": ["AverageMeter", "MetricMeter"],
+        "prediction": ["Prediction"],
+        "prompt_trainer": ["PromptTrainer"],
         "trainer": ["TRAINER_REGISTRY", "SimpleTrainer", "TrainerX", "build_trainer"],
     },
 )

@@ -5,15 +5,18 @@ A trainer of one's own subclasses `TrainerX`, registers itself in `TRAINER_REGIS
 """
 
 import datetime
+import functools
+import inspect
 import logging
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from yacs.config import CfgNode
 
 from unskew.data.loaders import DataManager, seed_loader
 from unskew.debias.metrics import training_groups
@@ -22,6 +25,7 @@ from unskew.engine.accelerator import build_accelerator, collect_env_info
 from unskew.engine.evaluator import build_evaluator, labels_of
 from unskew.engine.loop import TrainerBase
 from unskew.engine.meters import AverageMeter, MetricMeter
+from unskew.engine.prediction import Prediction
 from unskew.utils.files import write_atomically
 from unskew.utils.logging import setup_logger
 from unskew.utils.registry import Registry
@@ -45,9 +49,24 @@ logger = logging.getLogger("unskew")
 TRAINER_REGISTRY = Registry("TRAINER", "unskew.trainers")
 
 
-def build_trainer(cfg):
-    """The trainer of a config: the class named ``TRAINER.CLASS``, where that is empty ``TRAINER.NAME``."""
-    return TRAINER_REGISTRY.get(cfg.TRAINER.get("CLASS") or cfg.TRAINER.NAME)(cfg)
+def build_trainer(cfg: CfgNode, class_name: str = "", validate: Callable[[], float] | None = None) -> "SimpleTrainer":
+    """Build the trainer of a config.
+
+    Args:
+        cfg: the frozen config.
+        class_name: the registered class; by default ``TRAINER.CLASS`` or, if that is empty, ``TRAINER.NAME``.
+        validate: returns the score by which "best_val" selects an epoch; by default the trainer's own ``validate``.
+    """
+    trainer_class = TRAINER_REGISTRY.get(class_name or cfg.TRAINER.get("CLASS") or cfg.TRAINER.NAME)
+    if validate is None:
+        return trainer_class(cfg)
+    try:
+        inspect.signature(trainer_class).bind(cfg, validate=validate)
+    except TypeError:  # Dassl's trainers take the config alone
+        trainer = trainer_class(cfg)
+        trainer._validate_epoch = validate
+        return trainer
+    return trainer_class(cfg, validate=validate)
 
 
 class SimpleTrainer(TrainerBase):
@@ -67,10 +86,11 @@ class SimpleTrainer(TrainerBase):
     # What the data and the evaluator are built by, from the config.
     _build_data, _build_evaluator = staticmethod(DataManager), staticmethod(build_evaluator)
 
-    def __init__(self, cfg) -> None:
+    def __init__(self, cfg: CfgNode, validate: Callable[[], float] | None = None) -> None:
         super().__init__()
-        self.check_cfg(cfg)
         self.cfg = cfg
+        self.check_cfg(cfg)
+        self._validate_epoch = validate
         self.accelerator = build_accelerator(cfg.TRAINER.get("PREC", "fp32"), cfg.USE_CUDA)
         self.device = self.accelerator.device
         if self.accelerator.num_processes > 1 and cfg.SEED < 0:
@@ -91,6 +111,23 @@ class SimpleTrainer(TrainerBase):
         self.build_model()
         self.evaluator = self._build_evaluator(cfg, lab2cname=self._test_names())
         self._share_among_processes()
+
+    @functools.cached_property
+    def node_name(self) -> str:
+        """The name of the trainer's node below ``cfg.TRAINER``: the name under which its class is registered.
+
+        A subclass without a node of its own reads the node of its base class.
+        """
+        for trainer_class in type(self).__mro__:
+            for name in TRAINER_REGISTRY.names_of(trainer_class):
+                if isinstance(self.cfg.TRAINER.get(name.upper()), CfgNode):
+                    return name.upper()
+        raise ValueError(f"the config has no node TRAINER.{type(self).__name__.upper()}")
+
+    @functools.cached_property
+    def node(self) -> CfgNode:
+        """The trainer's own part of the config."""
+        return self.cfg.TRAINER[self.node_name]
 
     def check_cfg(self, cfg) -> None:
         """Raise ``ValueError`` for a config that the method cannot work with (optional)."""
@@ -207,7 +244,7 @@ class SimpleTrainer(TrainerBase):
         self._synchronise_models()
         frequency, done = self.cfg.TRAIN.CHECKPOINT_FREQ, self.epoch + 1
         if self.cfg.TEST.FINAL_MODEL == "best_val":
-            result = self.validate()
+            result = (self._validate_epoch or self.validate)()
             if result > self.best_result:
                 self.best_result = result
                 self.save_model(self.epoch, self.output_dir, val_result=result, model_name=checkpoint.BEST)
@@ -323,18 +360,18 @@ class SimpleTrainer(TrainerBase):
         if not items:
             raise ValueError(f"'{self.cfg.DATASET.NAME}' has no {split} split to test on")
         logger.info(f"Evaluate on the *{split}* set")
-        scores = self.scores([item.impath for item in items])
+        prediction = self.predict_parts([item.impath for item in items])
+        logits, parts = prediction.logits, prediction.parts
         labels = labels_of(items)  # [N]
         classes = getattr(self.dm.dataset, "test_classes", None) if split == "test" else None
         if classes is not None:
             labels = torch.searchsorted(torch.tensor(classes), labels)
-            scores = {name: logits[:, classes] for name, logits in scores.items()}
-        logits = list(scores.values())[-1]  # [N, C]
+            logits, parts = logits[:, classes], {name: part[:, classes] for name, part in parts.items()}
         labels = labels.to(logits.device)
         self.evaluator.reset()
         self.evaluator.groups = self.class_groups() if split == "test" else {}
-        if len(scores) > 1:
-            self.evaluator.process(logits, labels, extra=scores)
+        if parts:
+            self.evaluator.process(logits, labels, extra=parts)
         else:
             self.evaluator.process(logits, labels)
         self.results = dict(self.evaluator.evaluate())
@@ -347,9 +384,9 @@ class SimpleTrainer(TrainerBase):
         counts = torch.bincount(labels_of(self.dm.dataset.train_x or []), minlength=self.num_classes)
         return training_groups(counts)
 
-    def scores(self, paths: Sequence[str]) -> dict[str, Tensor]:
-        """Logits [N, C] by name; the last are the trainer's own, any before them are reported beside it."""
-        return {type(self).__name__.lower(): self.predict(paths)}
+    def predict_parts(self, paths: Sequence[str]) -> Prediction:
+        """Return `predict`'s logits and those of a composite trainer's parts, which are evaluated too."""
+        return Prediction(self.predict(paths))
 
     @torch.no_grad()
     def predict(self, paths: Sequence[str]) -> Tensor:

@@ -100,6 +100,10 @@ class Registry(Generic[Entry]):
         """Return all names in the order of their registration."""
         return list(self._table)
 
+    def names_of(self, obj: object) -> list[str]:
+        """Return the names under which an object is filed."""
+        return [name for name, filed in self._table.items() if filed is obj]
+
     def __contains__(self, name: str) -> bool:
         return name in self._table
 

@@ -1,0 +1,60 @@
+"""The base of the trainers that learn prompts."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from unskew.clip.prompts import LearnableContext
+from unskew.clip.text import encode_prompts
+from unskew.engine.clip_trainer import CLIPTrainer
+
+
+class PromptTrainer(CLIPTrainer):
+    """A trainer whose classifier is the text features of learned prompts; both towers stay frozen.
+
+    A method defines ``build_prompts``, which returns a module that gives the prompts of all classes.
+
+    Attributes:
+        prompt_learner: the module that ``build_prompts`` returned.
+    """
+
+    prompt_learner: nn.Module
+
+    def build_prompts(self) -> nn.Module:
+        """Return the module that gives the prompts of all classes."""
+        raise NotImplementedError(f"{type(self).__name__} must define build_prompts()")
+
+    def build_context(self, **options: Any) -> LearnableContext:
+        """Return a context with the keys CSC and CLASS_TOKEN_POSITION of the trainer's node.
+
+        Args:
+            **options: further arguments of `LearnableContext`.
+        """
+        node: Mapping[str, Any] = self.node
+        return LearnableContext(
+            self.backbone,
+            self.classnames,
+            csc=node["CSC"],
+            position=node["CLASS_TOKEN_POSITION"],
+            generator=self.generator,
+            **options,
+        )
+
+    @property
+    def class_bound(self) -> bool:
+        """Whether the learned weights belong to the classes: a context per class does, a shared one does not."""
+        return self.node.CSC
+
+    def build_model(self) -> None:
+        """Build the prompts and register them for training."""
+        self.prompt_learner = self.build_prompts()
+        self.register_for_training("prompt_learner", self.prompt_learner, class_bound=self.class_bound)
+
+    def text_features(self) -> Tensor:
+        """Return the text features [C, D] of the current prompts."""
+        return encode_prompts(self.backbone, self.prompt_learner())
+
+    def logits(self, image_features: Tensor) -> Tensor:
+        """Return the cosine logits [B, C] of image features [B, D]."""
+        return self.cosine_logits(image_features, self.text_features())
