@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 
 from unskew.clip import adapters, features, heads
 from unskew.debias.losses import LOGIT_ADJUSTED, build_loss
-from unskew.engine.checkpoint import bind
+from unskew.engine.checkpoint import bind_to_classes
 from unskew.engine.clip_trainer import CLIPTrainer
 from unskew.engine.debiasing import pretraining_prior
 from unskew.engine.trainer import TRAINER_REGISTRY
@@ -30,7 +30,7 @@ class Tuned(nn.Module):
     def __init__(self, body: nn.Module, head: nn.Module, backbone_id: str, classnames: Sequence[str]) -> None:
         super().__init__()
         self.body, self.head = body, head
-        bind(self, classnames)
+        bind_to_classes(self, classnames)
         self.register_buffer("backbone_id", torch.tensor(list(backbone_id.encode()), dtype=torch.uint8))
         self.eval()
 

@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from tqdm import tqdm
 
-from unskew.engine.checkpoint import bind
+from unskew.engine.checkpoint import bind_to_classes
 from unskew.engine.clip_trainer import CLIPTrainer
 from unskew.engine.trainer import TRAINER_REGISTRY
 
@@ -21,7 +21,7 @@ class LinearProbe(CLIPTrainer):
     def build_model(self) -> None:
         with torch.device(self.device):
             self.head = torch.nn.Linear(self.zeroshot_weights.shape[1], self.num_classes).requires_grad_(False)
-        bind(self.head, self.classnames)
+        bind_to_classes(self.head, self.classnames)
         self.register_model("head", self.head.to(self.device))
 
     def logits(self, image_features: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unskew.debias.losses import cross_entropy
-from unskew.engine.checkpoint import bind
+from unskew.engine.checkpoint import bind_to_classes
 from unskew.engine.clip_trainer import CLIPTrainer
 from unskew.engine.trainer import TRAINER_REGISTRY
 
@@ -93,7 +93,7 @@ class TipAdapter(CLIPTrainer):
         _, labels = self.labelled(self.dataset.train_x)
         width = self.zeroshot_weights.shape[1]
         cache = Cache(labels.cpu(), self.num_classes, width, self.node.ALPHA, self.node.BETA)
-        bind(cache, self.classnames)
+        bind_to_classes(cache, self.classnames)
         return cache.to(self.device)
 
     def logits(self, image_features: Tensor) -> Tensor:

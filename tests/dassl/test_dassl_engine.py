@@ -193,7 +193,8 @@ def test_the_pickled_schedule_of_a_checkpoint_of_dassl_is_ignored(make, warned):
     second.train()
     assert second.start_epoch == 2 and len(set(rates)) == 4
     assert again == pytest.approx(rates[2:])
-    assert warned() == [f"'{folder / 'model.pth.tar-2'}' has no state of the optimizer, which starts anew"]
+    (message,) = warned()
+    assert "optimizer" in message and str(folder / "model.pth.tar-2") in message
 
 
 # --- the loop ----------------------------------------------------------------------------------------

@@ -105,14 +105,14 @@ def test_a_full_disk_names_the_file_and_keeps_what_was_there(tmp_path):
         file.write(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(OSError, match=r"file'.*No space left on device; make room"):
+    with pytest.raises(OSError, match=r"file'.*No space left on device"):
         write_atomically(path, full)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_objects_are_not_saved(tmp_path):
-    with pytest.raises(ValueError, match=r"'scheduler.fn' is a function"):
+    with pytest.raises(ValueError, match=r"scheduler\.fn.*function"):
         checkpoint.save({"epoch": 1, "scheduler": {"fn": test_objects_are_not_saved}}, tmp_path / "file")
     assert not list(tmp_path.iterdir())
 
@@ -127,20 +127,20 @@ class Malicious:
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("function", [os.mkdir, eval, np.load])
-def test_nothing_in_a_file_is_run(tmp_path, function, zipped):
+def test_loading_runs_no_code_from_the_file(tmp_path, function, zipped):
     witness = tmp_path / "witness"
     argument = f"__import__('os').mkdir({str(witness)!r})" if function is eval else str(witness)
     state = {**state_of(nn.Linear(2, 2)), "scheduler": Malicious(function, argument)}
     torch.save(state, tmp_path / "file", _use_new_zipfile_serialization=zipped)
-    says = f"not loaded: it asks for .*{function.__name__}" if zipped else "not a checkpoint"
-    with pytest.raises(ValueError, match=says):
+    fact = f"file'.*{function.__name__}" if zipped else "file'"
+    with pytest.raises(ValueError, match=fact):
         checkpoint.load_checkpoint(tmp_path / "file")
     assert not witness.exists()
 
 
 @pytest.mark.parametrize("successor", ["CosineAnnealingLR", "MultiStepLR"])
-def test_coops_own_files_are_read(tmp_path, monkeypatch, successor):
-    """CoOp saves Dassl's warm-up scheduler, whose state holds a whole scheduler object and its optimiser."""
+def test_checkpoints_of_coop_load(tmp_path, monkeypatch, successor):
+    """CoOp saves Dassl's warm-up scheduler, whose state holds a scheduler object and its optimizer."""
     model, optimizer, _ = trained()
     module = types.ModuleType("dassl.optim.lr_scheduler")
     warmup = type("ConstantWarmupScheduler", (), {"__module__": module.__name__})
@@ -172,13 +172,13 @@ def test_damaged_files_are_named(tmp_path):
     whole = path.read_bytes()
     for length in (0, 3, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"file' is not a checkpoint or is cut short"):
+        with pytest.raises(ValueError, match="file'"):
             checkpoint.load_checkpoint(path)
     path.write_bytes(b"no checkpoint at all" * 50)
-    with pytest.raises(ValueError, match="not a checkpoint"):
+    with pytest.raises(ValueError, match="file'"):
         checkpoint.load_checkpoint(path)
     torch.save(torch.ones(3), path)
-    with pytest.raises(ValueError, match="holds a Tensor"):
+    with pytest.raises(ValueError, match=r"file'.*Tensor"):
         checkpoint.load_checkpoint(path)
 
 
@@ -187,7 +187,7 @@ def test_missing_files_are_named(tmp_path):
         checkpoint.load_checkpoint(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="None"):
         checkpoint.load_checkpoint(None)
-    with pytest.raises(FileNotFoundError, match="no checkpoint to resume"):
+    with pytest.raises(FileNotFoundError, match=tmp_path.name):
         utils.resume_from_checkpoint(tmp_path, nn.Linear(1, 1))
 
 
@@ -201,13 +201,13 @@ def test_last_checkpoint_stays_in_its_folder(tmp_path):
 def test_weights_that_do_not_fit(tmp_path):
     checkpoint.save_checkpoint(state_of(nn.Linear(2, 2)), tmp_path)
     weights = checkpoint.load_checkpoint(tmp_path / "model.pth.tar-3")["state_dict"]
-    with pytest.raises(ValueError, match=r"does not fit.*size mismatch"):
+    with pytest.raises(ValueError, match=r"file'.*size mismatch"):
         checkpoint.load_weights(nn.Linear(3, 2), weights, "file")
-    with pytest.raises(ValueError, match=r"it lacks \['0.weight', '0.bias'\] and has \['weight', 'bias'\]"):
+    with pytest.raises(ValueError, match=r"\['0.weight', '0.bias'\].*\['weight', 'bias'\]"):
         checkpoint.load_weights(nn.Sequential(nn.Linear(2, 2)), weights, "file")
 
 
-def test_pretrained_weights_load_what_fits(tmp_path, caplog):
+def test_pretrained_weights_load_where_shapes_agree(tmp_path, caplog):
     source = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 5))
     checkpoint.save({"state_dict": source.state_dict()}, tmp_path / "file")
     target = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
@@ -216,14 +216,14 @@ def test_pretrained_weights_load_what_fits(tmp_path, caplog):
     assert torch.equal(target[0].weight, source[0].weight)
     assert torch.equal(target[1].weight, before)
     assert "['1.bias', '1.weight']" in caplog.text
-    with pytest.raises(ValueError, match=r"file.*fits"):
+    with pytest.raises(ValueError, match="file"):
         utils.load_pretrained_weights(nn.Conv2d(1, 1, 1), tmp_path / "file")
 
 
-def test_a_schedule_that_holds_objects_costs_its_own_state_alone(tmp_path, warned):
-    """As Dassl's warm-up does, which holds another schedule."""
+def test_only_the_state_with_objects_is_dropped(tmp_path, warned):
+    """Dassl's warm-up schedule holds another schedule object."""
     state = {"state_dict": {"w": torch.ones(1)}, "epoch": 3, "optimizer": {"lr": 0.1}, "scheduler": {"next": object()}}
     checkpoint.save_checkpoint(state, tmp_path)
     loaded = checkpoint.load_checkpoint(tmp_path / "model.pth.tar-3")
     assert (loaded["optimizer"], loaded["scheduler"]) == ({"lr": 0.1}, None)
-    assert "state of the scheduler is not saved" in warned()[0] and "'scheduler.next'" in warned()[0]
+    assert "'scheduler.next'" in warned()[0]

@@ -1,11 +1,11 @@
-"""Weights that are bound to classes are loaded for these alone."""
+"""Weights that are bound to classes load only for the same classes."""
 
 import pytest
 import torch
 from building import build
 from torch import nn
 
-from unskew.engine.checkpoint import bind
+from unskew.engine.checkpoint import bind_to_classes
 
 CSC = {name: (f"TRAINER.{name.upper()}.CSC", True) for name in ("CoOp", "ProGrad")}
 BOUND = ["FineTune", "LinearProbe", "ResidualPrompt", "TaskRes", "TipAdapter", "TipAdapterF", *CSC]
@@ -23,22 +23,22 @@ def test_weights_of_as_many_other_classes_are_refused(name, data_root, tmp_path)
     trained.train()
     other = of("new", name, data_root, tmp_path / "new", *opts)
     assert other.num_classes == trained.num_classes
-    with pytest.raises(ValueError, match="other classes"):
+    with pytest.raises(ValueError, match="classes"):
         other.load_model(str(tmp_path))
     of("base", name, data_root, tmp_path / "same", *opts).load_model(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["CoOp", "ProGrad", "CLIPAdapter"])
-def test_what_all_classes_share_serves_other_classes(name, data_root, tmp_path):
+def test_shared_weights_load_for_other_classes(name, data_root, tmp_path):
     of("base", name, data_root, tmp_path).train()
     of("new", name, data_root, tmp_path / "new").load_model(str(tmp_path))
 
 
-def test_the_order_of_the_classes_counts_and_published_weights_are_taken():
+def test_the_order_of_the_classes_counts_and_published_weights_load():
     one, other, published = (nn.Linear(2, 3) for _ in range(3))
-    bind(one, ["cat", "dog", "hen"])
-    bind(other, ["dog", "cat", "hen"])
-    with pytest.raises(ValueError, match="other classes"):
+    bind_to_classes(one, ["cat", "dog", "hen"])
+    bind_to_classes(other, ["dog", "cat", "hen"])
+    with pytest.raises(ValueError, match="classes"):
         other.load_state_dict(one.state_dict())
     other.load_state_dict(published.state_dict())
     assert torch.equal(other.weight, published.weight)

@@ -59,7 +59,7 @@ def test_perfect_and_one_class():
 
 
 @pytest.mark.parametrize(
-    ("logits", "labels", "says"),
+    ("logits", "labels", "fact"),
     [
         (torch.ones(3, 2), torch.tensor([0, 1]), "logits"),
         (torch.ones(0, 2), torch.zeros(0, dtype=torch.long), "logits"),
@@ -67,8 +67,8 @@ def test_perfect_and_one_class():
         (torch.ones(2, 2), torch.tensor([0, 2]), "0..1"),
     ],
 )
-def test_bad_input_is_refused(logits, labels, says):
-    with pytest.raises(ValueError, match=says):
+def test_bad_input_is_refused(logits, labels, fact):
+    with pytest.raises(ValueError, match=fact):
         metrics.classification_metrics(logits, labels)
 
 
@@ -165,7 +165,7 @@ def test_per_class_accuracy_has_none_for_a_class_without_images():
 
 def test_evaluator_starts_again_after_reset():
     judge = evaluator.build_evaluator(get_cfg_default(), None)
-    with pytest.raises(ValueError, match="nothing to evaluate"):
+    with pytest.raises(ValueError, match="split is empty"):
         judge.evaluate()
     judge.process(torch.eye(2), torch.tensor([1, 0]))
     assert judge.evaluate()["accuracy"] == 0
@@ -194,8 +194,8 @@ def test_labels_and_registry():
     assert evaluator.labels_of([Datum("a", 3), Datum("b", 1)]).tolist() == [3, 1]
     cfg = get_cfg_default()
     cfg.TEST.EVALUATOR = "Clasification"
-    with pytest.raises(ValueError, match="did you mean Classification"):
+    with pytest.raises(ValueError, match="Clasification"):
         evaluator.build_evaluator(cfg, None)
     cfg.TEST.EVALUATOR, cfg.TEST.PER_CLASS_RESULT = "Classification", True
-    with pytest.raises(ValueError, match="class names"):
+    with pytest.raises(ValueError, match="PER_CLASS_RESULT"):
         evaluator.build_evaluator(cfg, None)

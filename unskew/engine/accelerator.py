@@ -1,4 +1,4 @@
-"""accelerate's per-process state, versions and devices."""
+"""The accelerator of a trainer, and a summary of versions and devices."""
 
 import atexit
 import contextlib
@@ -7,10 +7,14 @@ import os
 import platform
 import time
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 import torch
 
 from unskew.utils.logging import warn_once
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 logger = logging.getLogger("unskew")
 
@@ -20,7 +24,7 @@ _PACKAGES = ("unskew", "torch", "torchvision", "accelerate", "open_clip_torch", 
 
 
 def collect_env_info() -> str:
-    """Versions and devices, one line each."""
+    """Return the versions of the main packages and the devices, one line each."""
     lines = [f"Python {platform.python_version()} on {platform.platform()}"]
     for package in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
@@ -30,25 +34,25 @@ def collect_env_info() -> str:
     return "\n".join(lines)
 
 
-def build_accelerator(precision: str = "fp32", use_cuda: bool = True):
-    """accelerate's `Accelerator` for one trainer.
+def build_accelerator(precision: str = "fp32", use_cuda: bool = True) -> "Accelerator":
+    """Build the `Accelerator` of one trainer.
 
-    accelerate keeps device and precision per process and refuses a second choice; trainers that follow each
-    other in one process may differ, so its state is forgotten first.
+    The library accelerate keeps device and precision per process and refuses to change them. Trainers that run one
+    after another may differ, so its state is reset first.
 
     Args:
-        precision: fp32; bf16 (autocast); amp (autocast in fp16 with loss scaling, on a CPU in bf16); fp16 (as amp, on a
-            CPU fp32, which is said once).
+        precision: fp32; bf16 (autocast); amp (autocast in fp16 with loss scaling, on a CPU in bf16); fp16 (as amp, but
+            on a CPU fp32 with one warning).
         use_cuda: ``False`` forces the CPU.
 
     Raises:
-        ValueError: an unknown precision.
+        ValueError: the precision is unknown.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
     if precision not in PRECISIONS:
-        raise ValueError(f"TRAINER.PREC must be one of {', '.join(PRECISIONS)}, got '{precision}'")
+        raise ValueError(f"TRAINER.PREC must be one of {', '.join(PRECISIONS)} (got '{precision}')")
     mixed = {"fp32": "no", "bf16": "bf16", "amp": "fp16", "fp16": "fp16"}[precision]
     if mixed == "fp16" and not (use_cuda and torch.cuda.is_available()):
         mixed = "bf16" if precision == "amp" else "no"
@@ -57,17 +61,20 @@ def build_accelerator(precision: str = "fp32", use_cuda: bool = True):
     in_group = torch.distributed.is_available() and torch.distributed.is_initialized()
     AcceleratorState._reset_state(reset_partial_state=not in_group)
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    # On a machine without a GPU accelerate forms a group of processes only if it is told that the CPU is meant.
+    # Without a GPU, accelerate joins several processes into a group only if it is told to use the CPU.
     accelerator = Accelerator(mixed_precision=mixed, cpu=not use_cuda or (several and not torch.cuda.is_available()))
     if several and not in_group:
-        atexit.register(_let_go)
+        atexit.register(_wait_for_gloo)
     if not accelerator.is_main_process:
         logger.setLevel(logging.WARNING)
     return accelerator
 
 
-def _let_go() -> None:
-    # Gloo's threads need Python's lock to free the tensors of the last exchange. Past the interpreter's end they would
-    # abort the process, and to destroy the group would be to wait for them while holding that lock.
+def _wait_for_gloo() -> None:
+    """Give Gloo's threads time to free the tensors of the last exchange, for which they need Python's lock.
+
+    After the interpreter's end they would abort the process. Destroying the group would wait for them with the lock
+    held: a deadlock.
+    """
     if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
         time.sleep(0.5)

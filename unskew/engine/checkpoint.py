@@ -1,18 +1,20 @@
-"""Checkpoints in Dassl's layout: written whole or not at all, read without running anything in them.
+"""Checkpoints in Dassl's layout, written atomically and read without running code from them.
 
-    <folder>/<model_name>/model.pth.tar-<epoch>  model-best.pth.tar  checkpoint (names the last one written)
+    <folder>/<model_name>/model.pth.tar-<epoch>  model-best.pth.tar  checkpoint (a text file with the last file's name)
 
 A file holds tensors and plain values only: ``state_dict, epoch, optimizer, scheduler, val_result``.
 """
 
 import hashlib
 import logging
+import os
 import pickle
 import shutil
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +24,10 @@ from unskew.utils.files import write_atomically
 
 logger = logging.getLogger("unskew")
 
-# CoOp and its followers leave these to be made anew from the class names, so that a prompt moves to other classes.
+# CoOp's buffers that are rebuilt from the class names, so that a learned prompt works for other classes.
 REBUILT = ("token_prefix", "token_suffix")
 
-# Where the objects in CoOp's own files come from: a scheduler and what it drags along. They are not kept.
+# Modules and names of objects in CoOp's files: a pickled scheduler and its parts. They are not loaded.
 _DROPPED_MODULES = ("dassl.", "torch.optim.")
 
 _DROPPED_NAMES = (
@@ -42,18 +44,18 @@ BEST = "model-best.pth.tar"
 # --- writing -----------------------------------------------------------------------------------------
 
 
-def save(state: Mapping, path) -> None:
-    """Save tensors and plain values to ``path``; a reader sees the old file or the new one, never half of it.
+def save(state: Mapping[str, Any], path: str | Path) -> None:
+    """Save tensors and plain values to ``path`` atomically.
 
     Raises:
-        ValueError: something in ``state`` is neither; its place is named.
+        ValueError: ``state`` holds another object; the message has its key.
     """
     plain = _plain(state, "")
     write_atomically(path, lambda file: torch.save(plain, file))
 
 
-def _plain(value, place: str):
-    """``value`` with its tensors detached and numpy's numbers as Python's."""
+def _plain(value: Any, place: str) -> Any:
+    """Return ``value`` with its tensors detached and NumPy's numbers as Python's."""
     if isinstance(value, Tensor):
         return value.detach()
     if isinstance(value, Mapping):
@@ -70,15 +72,20 @@ def _plain(value, place: str):
 
 
 def save_checkpoint(
-    state: dict, save_dir, is_best: bool = False, remove_module_from_keys: bool = True, model_name: str = ""
+    state: Mapping[str, Any],
+    save_dir: str | Path,
+    is_best: bool = False,
+    remove_module_from_keys: bool = True,
+    model_name: str = "",
 ) -> None:
-    """Save one model's state as ``save_dir/model.pth.tar-<epoch>`` and name it in ``save_dir/checkpoint``.
+    """Save one model's state as ``save_dir/model.pth.tar-<epoch>`` and write its name to ``save_dir/checkpoint``.
 
     Args:
-        state: ``state_dict`` and ``epoch`` at least.
-        is_best: copy it to ``model-best.pth.tar`` too.
-        remove_module_from_keys: drop the prefix "module." that parallel wrappers add.
-        model_name: file name in place of ``model.pth.tar-<epoch>``.
+        state: a dict with at least ``state_dict`` and ``epoch``.
+        save_dir: the model's folder.
+        is_best: copy the file to ``model-best.pth.tar`` too.
+        remove_module_from_keys: remove the prefix "module." that parallel wrappers add.
+        model_name: file name instead of ``model.pth.tar-<epoch>``.
     """
     save_dir = Path(save_dir)
     save_dir.mkdir(parents=True, exist_ok=True)
@@ -95,14 +102,14 @@ def save_checkpoint(
         logger.info(f"Best checkpoint saved to {save_dir / BEST}")
 
 
-def _readable(state: Mapping) -> dict:
-    """The states of optimiser and scheduler; ``None`` for one with objects in it, at which a run must not end."""
-    kept = {}
+def _readable(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the plain states of optimizer and scheduler; warn and return ``None`` for a state that holds objects."""
+    kept: dict[str, Any] = {}
     for name in state.keys() & {"optimizer", "scheduler"}:
         try:
             kept[name] = _plain(state[name], name)
         except ValueError as error:
-            logger.warning(f"The state of the {name} is not saved: {error}")
+            logger.warning(f"the state of the {name} is not saved: {error}")
             kept[name] = None
     return kept
 
@@ -115,36 +122,35 @@ def _without_rebuilt(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class _Dropped:
-    """Stands for an object of a foreign class while its file is read; does nothing and is not kept."""
+    """A placeholder for an object of a foreign class while its file is read."""
 
     def __init__(self, *args, **kwargs) -> None:
         pass
 
-    def __setstate__(self, state) -> None:
+    def __setstate__(self, state: object) -> None:
         pass
 
 
 def _dropped_mapping(*args) -> OrderedDict:
-    """In place of ``defaultdict``, which is filled after it is made."""
+    """Replace a ``defaultdict``, which the unpickler fills after its creation."""
     return OrderedDict()
 
 
-def load_checkpoint(path) -> dict:
-    """Read a checkpoint onto the CPU.
+def load_checkpoint(path: str | os.PathLike | None) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU, without running code from it.
 
-    Files of CoOp and its followers, which pickled their scheduler, are read too: ``state_dict``, ``epoch``
-    and ``val_result`` of them. Nothing in a file is ever called. ``token_prefix`` and ``token_suffix`` are
-    left out.
+    Files of CoOp and its followers hold a pickled scheduler; ``state_dict``, ``epoch`` and ``val_result`` are read from
+    them. The buffers `REBUILT` are removed.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a checkpoint, is cut short, or holds anything but tensors and plain values.
+        ValueError: the file is not a checkpoint, is truncated, or holds other objects than tensors and plain values.
     """
     if path is None:
-        raise ValueError("no checkpoint was given: the path is None")
+        raise ValueError("the path of the checkpoint is None: pass the path of a file")
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at '{path}'")
+        raise FileNotFoundError(f"there is no checkpoint at '{path}': check the path, or train first")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -154,16 +160,16 @@ def load_checkpoint(path) -> dict:
     if not isinstance(content, Mapping):
         raise ValueError(f"'{path}' holds a {type(content).__name__}, not a checkpoint")
     if isinstance(content.get("state_dict"), Mapping):
-        content["state_dict"] = _without_rebuilt(content["state_dict"])
-    return content
+        return {**content, "state_dict": _without_rebuilt(content["state_dict"])}
+    return dict(content)
 
 
 def _broken(path: Path) -> ValueError:
-    return ValueError(f"'{path}' is not a checkpoint or is cut short; delete it and train again, or copy it anew")
+    return ValueError(f"'{path}' is not a checkpoint or is truncated: delete it and train again, or copy it again")
 
 
-def _load_foreign(path: Path) -> dict:
-    """A file that names classes: those of a scheduler become `_Dropped`, any other is refused."""
+def _load_foreign(path: Path) -> dict[str, Any]:
+    """Read a file that holds objects: replace the parts of a scheduler by `_Dropped`, refuse other classes."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except (*DAMAGE, pickle.UnpicklingError) as error:
@@ -171,84 +177,107 @@ def _load_foreign(path: Path) -> dict:
     refused = sorted(n for n in names if n not in _DROPPED_NAMES and not n.startswith(_DROPPED_MODULES))
     if refused:
         raise ValueError(
-            f"'{path}' was not loaded: it asks for {', '.join(refused)}, and a checkpoint may hold tensors and "
-            "plain values only"
+            f"'{path}' was not loaded: it holds objects of {', '.join(refused)}; save only tensors and plain values "
+            "in a checkpoint"
         )
-    harmless = [(_dropped_mapping if name.endswith(".defaultdict") else _Dropped, name) for name in names]
+    harmless: list[Callable | tuple[Callable, str]] = [
+        (_dropped_mapping if name.endswith(".defaultdict") else _Dropped, name) for name in names
+    ]
     try:
         with torch.serialization.safe_globals(harmless):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (*DAMAGE, pickle.UnpicklingError) as error:
         raise _broken(path) from error
     if not isinstance(content, Mapping) or not isinstance(content.get("state_dict"), Mapping):
-        raise ValueError(f"'{path}' has no 'state_dict'; it is not a checkpoint of a Dassl trainer")
+        raise ValueError(f"'{path}' has no 'state_dict': give a checkpoint of a Dassl trainer")
     weights = OrderedDict((key, value) for key, value in content["state_dict"].items() if isinstance(value, Tensor))
     numbers = {key: content.get(key) for key in ("epoch", "val_result") if isinstance(content.get(key), int | float)}
     return {"state_dict": weights, **numbers}
 
 
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source="") -> None:
-    """Load a ``state_dict`` that may lack `REBUILT` keys, and nothing else.
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str | Path = "") -> None:
+    """Load a ``state_dict`` that may lack only `REBUILT` keys.
+
+    Args:
+        model: the module.
+        weights: its ``state_dict``.
+        source: the file, for error messages.
 
     Raises:
-        ValueError: other keys are missing or left over, or a shape differs.
+        ValueError: other keys are missing or unexpected, or a shape differs.
     """
     try:
         result = model.load_state_dict(weights, strict=False)
-    except (RuntimeError, ValueError) as error:  # shapes differ; other classes, another backbone
+    except (RuntimeError, ValueError) as error:  # other shapes, classes or backbone
         raise ValueError(f"'{source}' does not fit the model: {' '.join(str(error).split())}") from error
     missing = [key for key in result.missing_keys if not key.endswith(REBUILT)]
     unexpected = [key for key in result.unexpected_keys if not key.endswith(REBUILT)]
     if missing or unexpected:
         raise ValueError(
-            f"'{source}' does not fit the model: it lacks {missing or 'nothing'} and has {unexpected or 'nothing'} "
-            "that the model does not know"
+            f"'{source}' does not fit the model (missing keys: {missing or 'none'}, unexpected keys: "
+            f"{unexpected or 'none'}); load it into the model that it was saved from"
         )
 
 
-def last_checkpoint(folder) -> Path | None:
-    """The file that ``folder/checkpoint`` names, if both are there."""
+def last_checkpoint(folder: str | Path) -> Path | None:
+    """Return the file that ``folder/checkpoint`` names, if both exist."""
     note = Path(folder) / "checkpoint"
     lines = note.read_text(encoding="utf-8").split() if note.is_file() else []
     path = Path(folder) / Path(lines[0]).name if lines else None
     return path if path is not None and path.is_file() else None
 
 
-def restore(checkpoint: Mapping, model: nn.Module, optimizer=None, scheduler=None, scaler=None, source="") -> int:
-    """Put a loaded checkpoint's states back; returns the epoch to go on from."""
-    load_weights(model, checkpoint["state_dict"], source)
-    for name, part in (("optimizer", optimizer), ("scheduler", scheduler), ("scaler", scaler)):
-        if part is not None and checkpoint.get(name) is not None:
-            part.load_state_dict(checkpoint[name])
-        elif part is not None and name == "scheduler":  # a pickled one was not read: a step an epoch leads there too
+def restore(
+    checkpoint: Mapping[str, Any],
+    model: nn.Module,
+    optimizer: Any = None,
+    scheduler: Any = None,
+    scaler: Any = None,
+    source: str | Path | None = "",
+) -> int:
+    """Load a checkpoint's states into the model and, if given, its optimizer, scheduler and loss scaler.
+
+    Returns:
+        The epoch to continue from.
+    """
+    load_weights(model, checkpoint["state_dict"], source or "")
+    for name, target in (("optimizer", optimizer), ("scheduler", scheduler), ("scaler", scaler)):
+        if target is None:
+            continue
+        if checkpoint.get(name) is not None:
+            target.load_state_dict(checkpoint[name])
+        elif name == "scheduler":  # a pickled scheduler was not read; one step per epoch gives the same state
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # that no step of the optimiser came before
+                warnings.simplefilter("ignore", UserWarning)  # PyTorch warns that no optimizer step came first
                 for _ in range(checkpoint["epoch"]):
-                    part.step()
-        elif part is not None:
-            logger.warning(f"'{source}' has no state of the {name}, which starts anew")
+                    target.step()
+        else:
+            logger.warning(f"'{source}' has no state of the {name}, which starts from scratch")
     return checkpoint["epoch"]
 
 
-def digest(classnames: Sequence[str]) -> Tensor:
-    """A hash of names in their order, as one integer that a checkpoint can hold."""
+# --- the classes of a module's weights --------------------------------------------------------------
+
+
+def class_fingerprint(classnames: Sequence[str]) -> Tensor:
+    """Return a hash of the class names in their order, as one integer for a checkpoint."""
     return torch.tensor(int.from_bytes(hashlib.sha256("\n".join(classnames).encode()).digest()[:7], "big"))
 
 
-def bind(module: nn.Module, classnames: Sequence[str]) -> None:
-    """Make the classes a part of the module's state, as the buffer ``classes``.
+def bind_to_classes(module: nn.Module, classnames: Sequence[str]) -> None:
+    """Add a fingerprint of the classes to the module's state, as the buffer ``classes``.
 
-    From now on ``load_state_dict`` raises a ``ValueError`` for weights of other classes. Those that do not say of which
-    they are, as the published trainers save them, are taken.
+    After this, ``load_state_dict`` raises a ``ValueError`` for weights of other classes. It accepts weights without
+    a fingerprint, such as those of the published trainers.
     """
-    module.register_buffer("classes", digest(classnames))
-    module.register_load_state_dict_pre_hook(_check)
+    module.register_buffer("classes", class_fingerprint(classnames))
+    module.register_load_state_dict_pre_hook(_check_classes)
 
 
-def _check(module: nn.Module, state: dict[str, Tensor], prefix: str, *_) -> None:
-    theirs = state.setdefault(f"{prefix}classes", module.classes)
-    if not torch.equal(theirs.cpu(), module.classes.cpu()):
+def _check_classes(module: nn.Module, state: dict[str, Tensor], prefix: str, *_) -> None:
+    expected = module.get_buffer("classes")
+    if not torch.equal(state.setdefault(f"{prefix}classes", expected).cpu(), expected.cpu()):
         raise ValueError(
-            "these weights were trained on other classes, and each of their rows is bound to one; train them again, or "
-            "test on the classes that they are of"
+            "the weights were trained on other classes, and each row belongs to one class: train again, or test on the "
+            "classes of the training"
         )

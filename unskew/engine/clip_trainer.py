@@ -11,7 +11,7 @@ from unskew.clip.text import cosine_logits, zeroshot_classifier
 from unskew.data.loaders import DataManager
 from unskew.debias import losses
 from unskew.debias.metrics import compute_accuracy, crossed_groups
-from unskew.engine.checkpoint import bind
+from unskew.engine.checkpoint import bind_to_classes
 from unskew.engine.dataset_groups import dataset_groups
 from unskew.engine.optim import build_lr_scheduler, build_optimizer
 from unskew.engine.trainer import TrainerX
@@ -181,7 +181,7 @@ class CLIPTrainer(TrainerX):
             class_bound: its weights are of these classes, and a checkpoint of it is not loaded for others.
         """
         if class_bound:
-            bind(module, self.classnames)
+            bind_to_classes(module, self.classnames)
         module.to(self.device)
         optimizer = build_optimizer(module, self.cfg.OPTIM)
         self.register_model(name, module, optimizer, build_lr_scheduler(optimizer, self.cfg.OPTIM))

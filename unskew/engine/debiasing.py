@@ -16,7 +16,7 @@ from unskew.debias.gla import ENOUGH_HELD_OUT, GLA
 from unskew.debias.io import read_prior
 from unskew.debias.prior import METHODS
 from unskew.engine import checkpoint
-from unskew.engine.checkpoint import digest
+from unskew.engine.checkpoint import class_fingerprint
 from unskew.engine.clip_trainer import CLIPTrainer
 
 logger = logging.getLogger("unskew")
@@ -35,7 +35,7 @@ class FittedTerms(torch.nn.Module):
 
     def __init__(self, classnames: Sequence[str], **values: Tensor | float) -> None:
         super().__init__()
-        self.register_buffer("classes", digest(classnames))
+        self.register_buffer("classes", class_fingerprint(classnames))
         for name, value in values.items():
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32))
 
@@ -66,7 +66,7 @@ class SavedGLA(GLA):
         """
         super().__init__(**options)
         self.keys = {"classes": "classes", **keys}
-        self.register_buffer("classes", digest(classnames))
+        self.register_buffer("classes", class_fingerprint(classnames))
         for name in ("log_q_", "log_p_", "log_target"):
             self.register_buffer(name, torch.zeros(len(classnames)))
         self.float()

@@ -1,88 +1,100 @@
-"""Metrics, and the only code that reads test labels."""
+"""Evaluators of a run's predictions; no other code reads test labels."""
 
 import logging
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from yacs.config import CfgNode
 
+from unskew.data.dataset import Datum
 from unskew.debias.metrics import class_accuracies, classification_metrics, group_accuracies
 from unskew.utils.files import write_atomically
 from unskew.utils.registry import Registry
 
 logger = logging.getLogger("unskew")
 
-EVALUATOR_REGISTRY = Registry("EVALUATOR")
+EVALUATOR_REGISTRY: Registry[type["EvaluatorBase"]] = Registry("EVALUATOR")
 
 
-def labels_of(items: Sequence) -> Tensor:
-    """Labels [N] of a split's items; predictions are joined with them here, never before."""
+def labels_of(items: Sequence[Datum]) -> Tensor:
+    """Return the labels [N] of a split's items."""
     return torch.tensor([item.label for item in items], dtype=torch.long)
 
 
-# --- evaluators --------------------------------------------------------------------------------------
-
-
-def build_evaluator(cfg, lab2cname: Mapping[int, str] | None = None, **kwargs):
-    """The evaluator that ``cfg.TEST.EVALUATOR`` names."""
+def build_evaluator(cfg: CfgNode, lab2cname: Mapping[int, str] | None = None, **kwargs: Any) -> "EvaluatorBase":
+    """Build the evaluator that ``cfg.TEST.EVALUATOR`` names."""
     return EVALUATOR_REGISTRY.get(cfg.TEST.EVALUATOR)(cfg, lab2cname=lab2cname, **kwargs)
 
 
 class EvaluatorBase:
-    """``reset()``, then ``process(mo, gt)`` for each batch, then ``evaluate()``.
+    """The base of evaluators: ``reset()``, then ``process(mo, gt)`` for each batch, then ``evaluate()``.
 
     Attributes:
-        groups: class indices by name; the accuracy of each group is reported too.
+        groups: class indices [G] by name; the accuracy of each group is reported too.
     """
 
     groups: Mapping[str, Tensor] = {}
 
-    def __init__(self, cfg) -> None:
+    def __init__(self, cfg: CfgNode, lab2cname: Mapping[int, str] | None = None, **kwargs: Any) -> None:
         self.cfg = cfg
 
     def reset(self) -> None:
+        """Forget all batches."""
         raise NotImplementedError
 
-    def process(self, mo: Tensor, gt: Tensor) -> None:
+    def process(self, mo: Tensor, gt: Tensor, extra: Mapping[str, Tensor] | None = None) -> None:
+        """Add a batch.
+
+        Args:
+            mo: the model's output, logits [B, C].
+            gt: the ground truth, labels [B].
+            extra: further logits [B, C] of the same images by name. It is passed only if there are any, so an
+                evaluator of Dassl may lack it.
+        """
         raise NotImplementedError
 
-    def evaluate(self) -> OrderedDict:
+    def evaluate(self) -> OrderedDict[str, float]:
+        """Return the metrics of all batches by name, the main one first."""
         raise NotImplementedError
 
     def predictions(self) -> dict[str, Tensor]:
-        """What was processed: ``logits`` [N, C], ``labels`` [N], and other logits by name; empty if it is not kept."""
+        """Return ``logits`` [N, C], ``labels`` [N] and further logits by name; nothing if the batches were not kept."""
         return {}
 
     def per_class_accuracy(self) -> list[float | None]:
-        """Of `predictions`: accuracy in percent of each class, by label; ``None`` for a class without images."""
+        """Return the accuracy of each class in percent, by label; ``None`` for a class without images."""
         raise NotImplementedError
 
 
 @EVALUATOR_REGISTRY.register()
 class Classification(EvaluatorBase):
-    """`classification_metrics` of everything processed, logged in the lines that CoOp's scripts read."""
+    """The `classification_metrics` of all batches, logged in the lines that CoOp's scripts read."""
 
-    def __init__(self, cfg, lab2cname: Mapping[int, str] | None = None, **kwargs) -> None:
+    def __init__(self, cfg: CfgNode, lab2cname: Mapping[int, str] | None = None, **kwargs: Any) -> None:
         super().__init__(cfg)
         if cfg.TEST.PER_CLASS_RESULT and lab2cname is None:
-            raise ValueError("TEST.PER_CLASS_RESULT needs the class names (lab2cname)")
-        self._lab2cname = lab2cname
+            raise ValueError("TEST.PER_CLASS_RESULT needs the class names: pass lab2cname")
+        self._lab2cname = lab2cname or {}
         self.reset()
 
     def reset(self) -> None:
+        """Forget all batches."""
         self._logits: list[Tensor] = []
         self._labels: list[Tensor] = []
         self._extra: dict[str, list[Tensor]] = {}
 
     def process(self, mo: Tensor, gt: Tensor, extra: Mapping[str, Tensor] | None = None) -> None:
-        """Take a batch.
+        """Add a batch.
 
         Args:
-            mo: logits [B, C]. gt: labels [B].
-            extra: other logits [B, C] for the same images by name; each gives ``<name>_accuracy``.
+            mo: logits [B, C].
+            gt: labels [B].
+            extra: further logits [B, C] of the same images by name; each gives ``<name>_accuracy``.
         """
         self._logits.append(mo.detach())
         self._labels.append(gt.detach())
@@ -90,24 +102,26 @@ class Classification(EvaluatorBase):
             self._extra.setdefault(name, []).append(scores.detach())
 
     def predictions(self) -> dict[str, Tensor]:
-        if not getattr(self, "_logits", None):  # a subclass has counted what it processed by itself
+        """Return ``logits`` [N, C], ``labels`` [N] and further logits by name."""
+        if not getattr(self, "_logits", None):  # a subclass replaced `process` and keeps only counts
             return {}
         parts = {"logits": self._logits, "labels": self._labels, **self._extra}
         return {name: torch.cat(tensors).cpu().contiguous() for name, tensors in parts.items()}
 
     def per_class_accuracy(self) -> list[float | None]:
+        """Return the accuracy of each class in percent, by label; ``None`` for a class without images."""
         logits, labels = torch.cat(self._logits), torch.cat(self._labels)
         accuracies = 100 * class_accuracies(logits.argmax(1) == labels, labels, logits.shape[1])
         return [None if math.isnan(value) else value for value in accuracies.tolist()]
 
-    def evaluate(self) -> OrderedDict:
-        """All metrics in percent, ``accuracy`` first; those of ``groups`` have the groups' names.
+    def evaluate(self) -> OrderedDict[str, float]:
+        """Log and return all metrics in percent, ``accuracy`` first; a group's accuracy has the group's name.
 
         Raises:
-            ValueError: nothing was processed.
+            ValueError: there is no batch.
         """
         if not self._labels:
-            raise ValueError("nothing to evaluate: the split is empty")
+            raise ValueError("no predictions to evaluate: the split is empty")
         logits, labels = torch.cat(self._logits), torch.cat(self._labels)  # [N, C], [N]
         results = OrderedDict(classification_metrics(logits, labels))
         total = len(labels)
@@ -143,7 +157,7 @@ class Classification(EvaluatorBase):
         totals = torch.bincount(labels, minlength=len(accuracies)).tolist()
         logger.info("=> per-class result")
         for label, (accuracy, total) in enumerate(zip(accuracies, totals, strict=True)):
-            if total:
+            if accuracy is not None:
                 logger.info(
                     f"* class: {label} ({self._lab2cname[label]})\ttotal: {total:,}\t"
                     f"correct: {round(accuracy * total / 100):,}\tacc: {accuracy:.1f}%"
@@ -151,11 +165,11 @@ class Classification(EvaluatorBase):
         logger.info(f"* average: {mean:.1f}%")
 
     def _save_confusion(self, predicted: Tensor, labels: Tensor, num_classes: int) -> None:
-        """cmat.pt: [C, C], rows are true classes and sum to one (zero for a class without images)."""
+        """Save cmat.pt, [C, C]: rows are true classes and sum to one (zero for a class without images)."""
         cells = torch.bincount(labels * num_classes + predicted, minlength=num_classes**2)
         matrix = cells.view(num_classes, num_classes).double()
         matrix = matrix / matrix.sum(1, keepdim=True).clamp_min(1)
         path = Path(self.cfg.OUTPUT_DIR) / "cmat.pt"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda file: torch.save(matrix.cpu(), file))
-        logger.info(f"Confusion matrix is saved to {path}")
+        logger.info(f"Confusion matrix saved to {path}")
