@@ -27,10 +27,11 @@ from unskew.debias.mixture import combine_members, fit_member_weights
 from unskew.debias.prior import estimate_log_prior
 from unskew.debias.temperature import fit_temperature
 from unskew.engine.evaluator import labels_of
-from unskew.engine.trainer import build_trainer, set_random_seed
+from unskew.engine.trainer import build_trainer
 from unskew.runs.report import mean_and_deviation
 from unskew.trainers.backdoor import member_config, parse_member
 from unskew.utils.files import write_atomically
+from unskew.utils.seeds import set_random_seed
 
 GROUPS = ("d_many", "d_medium", "d_few", "p_many", "p_medium", "p_few")
 SPLITS = ("val", "test")

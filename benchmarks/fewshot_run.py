@@ -21,9 +21,10 @@ from tabulate import tabulate
 from unskew import config
 from unskew.clip import features
 from unskew.clip.text import encode_plain
-from unskew.engine.trainer import TRAINER_REGISTRY, build_trainer, set_random_seed
+from unskew.engine.trainer import TRAINER_REGISTRY, build_trainer
 from unskew.runs.report import mean_and_deviation as spread
 from unskew.trainers import coop, prograd, residualprompt
+from unskew.utils.seeds import set_random_seed
 
 
 class Plain:

@@ -26,9 +26,10 @@ from unskew.debias.metrics import selection_score
 from unskew.debias.prior import estimate_log_prior
 from unskew.debias.temperature import fit_temperature
 from unskew.engine.evaluator import labels_of
-from unskew.engine.trainer import build_trainer, set_random_seed
+from unskew.engine.trainer import build_trainer
 from unskew.micro import true_log_prior
 from unskew.utils.files import write_atomically
+from unskew.utils.seeds import set_random_seed
 
 # name -> arguments of estimate_log_prior; without "labels" the estimator is given none.
 ESTIMATORS = {

@@ -19,8 +19,9 @@ from tabulate import tabulate
 
 from unskew import config
 from unskew.clip import features
-from unskew.engine.trainer import build_trainer, set_random_seed
+from unskew.engine.trainer import build_trainer
 from unskew.runs.report import mean_and_deviation as spread
+from unskew.utils.seeds import set_random_seed
 
 
 def run(dataset: str, trainer: str, views: int, seed: int, root: str, opts: list[str]) -> dict:

@@ -1,7 +1,8 @@
 """What the trainers' tests share: a small run of any trainer."""
 
 from unskew import config
-from unskew.engine.trainer import build_trainer, set_random_seed
+from unskew.engine.trainer import build_trainer
+from unskew.utils.seeds import set_random_seed
 
 SHORT = ("OPTIM.MAX_EPOCH", 2, "INPUT.VIEWS", 2, "DATALOADER.TRAIN_X.BATCH_SIZE", 8, "DATALOADER.NUM_WORKERS", 0)
 

@@ -19,8 +19,8 @@ from unskew.engine.debiasing import FittedTerms, matches_classes
 from unskew.engine.evaluator import labels_of
 from unskew.engine.prediction import Prediction
 from unskew.engine.run_dir import RunDir, path_safe
-from unskew.engine.trainer import TRAINER_REGISTRY, SimpleTrainer, build_trainer, set_random_seed
-from unskew.utils.seeds import derive_seed
+from unskew.engine.trainer import TRAINER_REGISTRY, SimpleTrainer, build_trainer
+from unskew.utils.seeds import derive_seed, set_random_seed
 
 logger = logging.getLogger("unskew")
 

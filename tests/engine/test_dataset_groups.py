@@ -39,7 +39,7 @@ def test_training_groups_split_at_100_and_20():
 
 
 @pytest.mark.parametrize("counts", [[16] * 4, [16, 16, 12], [200, 300], [7]])
-def test_one_group_of_all_classes_says_nothing(counts):
+def test_a_single_group_of_all_classes_is_left_out(counts):
     assert metrics.training_groups(torch.tensor(counts)) == {}
 
 
@@ -74,7 +74,7 @@ def test_crossed_groups_are_the_intersections_that_exist():
     assert metrics.crossed_groups(metrics.prior_groups(log_q)) == {}  # few-shot runs have no D groups
 
 
-def test_a_long_tail_has_crossed_groups_and_its_prior_is_that_of_all_val_and_up_to_16_shots(data_root, tmp_path):
+def test_a_long_tailed_set_has_crossed_groups_and_a_prior_from_val_and_up_to_16_shots(data_root, tmp_path):
     cfg = load_cfg(data_root, dataset="shapes_lt", OUTPUT_DIR=str(tmp_path))
     trainer = build_trainer(cfg)
     train, taken = trainer.dataset.train_x, [0] * 64
@@ -99,7 +99,7 @@ def test_a_long_tail_has_crossed_groups_and_its_prior_is_that_of_all_val_and_up_
     assert as_lists(few_shots) == {name: found[name].tolist() for name in few_shots}
 
 
-def test_the_groups_are_those_of_the_estimate_from_16_shots_of_seed_1(data_root):
+def test_the_groups_come_from_the_estimate_on_16_shots_of_seed_1(data_root):
     trainer = build_trainer(load_cfg(data_root, **{"DATASET.NUM_SHOTS": 16, "SEED": 1}))
     paths, labels = trainer.labelled([*trainer.dataset.train_x, *trainer.dataset.val])
     assert len(paths) == 96 * (16 + 4)
@@ -137,7 +137,7 @@ def test_the_estimate_sees_no_test_images(data_root, monkeypatch):
     assert as_lists(found) == expected
 
 
-def test_without_the_default_backbone_there_is_one_warning_and_the_run_goes_on(data_root, monkeypatch, caplog):
+def test_without_the_default_backbone_the_run_continues_with_one_warning(data_root, monkeypatch, caplog):
     def load(name, *arguments):
         raise FileNotFoundError(f"backbone '{name}': its weights are not in the cache")
 
@@ -189,8 +189,8 @@ def test_loading_for_the_groups_shares_the_runs_own_tower(data_root):
     assert backbones._load.cache_info().misses == before
 
 
-def test_the_groups_config_is_that_of_a_zeroshot_run(data_root):
-    """Whatever the run sets, the images and the backbone are those of the dataset's defaults."""
+def test_the_groups_config_equals_a_zeroshot_run(data_root):
+    """The run's own keys change neither the images nor the backbone of the groups."""
     for dataset, shots in (("digits", 16), ("digits_lt", -1)):
         opts = {"INPUT.SIZE": (64, 64), "DATASET.NUM_SHOTS": 2, "SEED": 5, "DATASET.SEED": 3, "DATASET.HOLDOUT": 0.3}
         derived = dataset_groups.groups_config(load_cfg(data_root, "CoOp", dataset, "micro-vit", **opts))

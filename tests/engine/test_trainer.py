@@ -17,18 +17,14 @@ from unskew.config import get_cfg_default
 from unskew.dassl.engine import TrainerXU
 from unskew.data.dataset import DATASET_REGISTRY, DatasetBase, Datum
 from unskew.data.images import read_image
+from unskew.engine.accelerator import collect_env_info
+from unskew.engine.loop import TrainerBase
 from unskew.engine.meters import AverageMeter, MetricMeter
 from unskew.engine.optim import build_lr_scheduler, build_optimizer
 from unskew.engine.prediction import Prediction
-from unskew.engine.trainer import (
-    TRAINER_REGISTRY,
-    TrainerBase,
-    TrainerX,
-    build_trainer,
-    collect_env_info,
-    set_random_seed,
-    setup_logger,
-)
+from unskew.engine.trainer import TRAINER_REGISTRY, TrainerX, build_trainer
+from unskew.utils.logging import setup_logger
+from unskew.utils.seeds import set_random_seed
 
 CLASSES = 3
 
@@ -54,7 +50,7 @@ class EngineToy(DatasetBase):
 
 
 class ToyMixin:
-    """A linear classifier with dropout, whose hooks are written down."""
+    """A linear classifier with dropout, that records its hooks."""
 
     dropout = 0.3
 
@@ -172,7 +168,7 @@ def coop_accuracies(log):
     return found
 
 
-def test_training_learns_and_leaves_dassls_files_and_lines(make_cfg, tmp_path):
+def test_training_learns_and_writes_dassls_files_and_log_lines(make_cfg, tmp_path):
     run = tmp_path / "run"
     cfg = make_cfg("TRAIN.CHECKPOINT_FREQ", 2, "TRAIN.PRINT_FREQ", 2, "OPTIM.MAX_EPOCH", 15)
     with setup_logger(run, console=False):
@@ -210,7 +206,7 @@ def test_labelled_and_unlabelled(make_cfg, count, batches):
         EngineToyXU(make_cfg("TRAIN.COUNT_ITER", "train")).train()
 
 
-def test_a_step_needs_no_count_of_batches(make_cfg):
+def test_a_step_without_accumulation_needs_no_number_of_batches(make_cfg):
     trainer = build_trainer(make_cfg("OPTIM.MOMENTUM", 0.0, "OPTIM.WEIGHT_DECAY", 0.0))
     weight = trainer.model[2].weight
     for trainer.batch_idx in (0, 1, 5):  # num_batches stays at 1
@@ -220,14 +216,14 @@ def test_a_step_needs_no_count_of_batches(make_cfg):
 
 
 @pytest.mark.parametrize("batch_idx", [1, 2, 5])
-def test_accumulation_needs_the_count_of_batches(make_cfg, batch_idx):
+def test_accumulation_needs_the_number_of_batches(make_cfg, batch_idx):
     trainer = build_trainer(make_cfg("TRAIN.ACCUMULATE", 2))
     trainer.batch_idx = batch_idx
-    with pytest.raises(ValueError, match=f"batch {batch_idx + 1} of 1 .* set num_batches"):
+    with pytest.raises(ValueError, match=f"batch {batch_idx + 1} of 1 .*num_batches"):
         trainer.model_backward_and_update(trainer.model[2].weight.sum())
 
 
-def test_unknown_trainer_lists_the_near_ones(make_cfg):
+def test_the_error_for_an_unknown_trainer_suggests_a_name(make_cfg):
     with pytest.raises(ValueError, match="did you mean EngineToyX"):
         build_trainer(make_cfg("TRAINER.NAME", "EngineToyy"))
 
@@ -235,7 +231,7 @@ def test_unknown_trainer_lists_the_near_ones(make_cfg):
 # --- seeds and resuming ------------------------------------------------------------------------------
 
 
-def test_a_seed_decides_every_bit(make_cfg, tmp_path):
+def test_the_same_seed_gives_the_same_bits(make_cfg, tmp_path):
     def run(seed, folder):
         trainer = EngineToyX(make_cfg("SEED", seed, "OUTPUT_DIR", str(tmp_path / folder), "TEST.NO_TEST", True))
         trainer.train()
@@ -273,7 +269,7 @@ def test_a_resumed_run_ends_in_the_same_bits(make_cfg, tmp_path, final):
     assert resumed.results == whole.results
 
 
-def test_models_saved_at_different_epochs_are_not_mixed(make_cfg):
+def test_checkpoints_of_different_epochs_are_not_resumed(make_cfg):
     class Two(EngineToyX):
         def build_model(self):
             super().build_model()
@@ -328,11 +324,11 @@ def test_validate_is_the_accuracy_on_val(make_cfg):
 
 def test_best_val_without_val_is_refused(make_cfg):
     trainer = EngineToyX(make_cfg("TEST.FINAL_MODEL", "best_val", "DATASET.NUM_VAL_SHOTS", 0))
-    with pytest.raises(ValueError, match="has no val split and the test split never selects"):
+    with pytest.raises(ValueError, match=r"TEST\.FINAL_MODEL"):
         trainer.train()
-    with pytest.raises(ValueError, match="has no val split to test on"):
+    with pytest.raises(ValueError, match="val split"):
         trainer.test(split="val")
-    with pytest.raises(ValueError, match="'test' or 'val'"):
+    with pytest.raises(ValueError, match=r"TEST\.SPLIT"):
         trainer.test(split="train")
 
 
@@ -388,7 +384,7 @@ def test_the_parts_of_a_prediction_are_reported(make_cfg, caplog):
 
 def test_a_missing_image_names_file_and_dataset(make_cfg):
     trainer = EngineToyX(make_cfg())
-    with pytest.raises(FileNotFoundError, match=r"gone\.png' of dataset 'EngineToy' is missing"):
+    with pytest.raises(FileNotFoundError, match=r"gone\.png.*EngineToy"):
         trainer.predict(["gone.png"])
 
 
@@ -428,7 +424,7 @@ def test_mixed_precision_on_a_cpu_is_bfloat16(make_cfg, tmp_path, precision):
     assert kinds == {(torch.float32, "no")}
 
 
-def test_fp16_on_a_cpu_runs_in_fp32_and_says_so_once(make_cfg, caplog):
+def test_fp16_on_a_cpu_runs_in_fp32_with_one_warning(make_cfg, caplog):
     kinds = set()
     for _ in range(2):
         trainer = EngineToyX(make_cfg("TRAINER.PREC", "fp16"))
@@ -517,7 +513,7 @@ def test_each_run_has_its_own_log(tmp_path, capsys, monkeypatch):
     assert (logger.handlers, logger.level, logger.propagate) == before
 
 
-def test_a_folder_that_cannot_be_written_is_a_users_mistake(make_cfg, tmp_path):
+def test_an_output_folder_that_cannot_be_written_is_a_value_error(make_cfg, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ValueError, match="cannot be written"):
         EngineToyX(make_cfg("OUTPUT_DIR", str(tmp_path / "file" / "run"))).train()

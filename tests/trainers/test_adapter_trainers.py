@@ -12,7 +12,8 @@ from unskew.clip.text import encode_prompts
 from unskew.data.dataset import Datum
 from unskew.debias import losses
 from unskew.engine import checkpoint
-from unskew.engine.trainer import build_trainer, set_random_seed
+from unskew.engine.trainer import build_trainer
+from unskew.utils.seeds import set_random_seed
 
 SHORT = ("OPTIM.MAX_EPOCH", 3, "INPUT.VIEWS", 2, "DATALOADER.TRAIN_X.BATCH_SIZE", 16, "DATALOADER.NUM_WORKERS", 0)
 TIP_GRID = (0.1, 1.825, 3.55, 5.275), (0.1, 1.55)  # betas and alphas of SEARCH_SCALE [7, 3] and SEARCH_STEP [4, 2]

@@ -3,7 +3,7 @@
 import logging
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, repeat
 from typing import Any
 
@@ -167,7 +167,7 @@ class SimpleTrainer(TrainerBase, trainer.SimpleTrainer):
         numbers = {"python": random.getstate(), "numpy": [words.tolist(), *rest]}
         return {"random_state": {**numbers, "torch": torch.get_rng_state(), "cuda": cuda}}
 
-    def load_extra_state(self, state: dict[str, Any]) -> None:
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Restore the states of the global generators."""
         saved = state.get("random_state")
         if saved is None:  # a checkpoint of Dassl

@@ -11,6 +11,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "meters": ["AverageMeter", "MetricMeter"],
         "prediction": ["Prediction"],
         "prompt_trainer": ["PromptTrainer"],
-        "trainer": ["TRAINER_REGISTRY", "SimpleTrainer", "TrainerX", "build_trainer"],
+        "trainer": ["TRAINER_REGISTRY", "SimpleTrainer", "TrainerX", "build_trainer", "set_random_seed"],
     },
 )

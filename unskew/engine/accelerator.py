@@ -1,4 +1,4 @@
-"""The accelerator of a trainer, and a summary of versions and devices."""
+"""The accelerator of a trainer, work shared among processes, and a summary of versions and devices."""
 
 import atexit
 import contextlib
@@ -6,10 +6,12 @@ import logging
 import os
 import platform
 import time
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
 
 from unskew.utils.logging import warn_once
 
@@ -78,3 +80,44 @@ def _wait_for_gloo() -> None:
     """
     if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
         time.sleep(0.5)
+
+
+# --- several processes ------------------------------------------------------------------------------
+
+
+def average_gradients(accelerator: "Accelerator | None", optimizer: torch.optim.Optimizer) -> None:
+    """Replace each gradient by its mean over processes.
+
+    Accelerate's model wrapper cannot do this: a registered model may be a part of the module that is called.
+    """
+    if accelerator is None or accelerator.num_processes == 1:
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                parameter.grad = accelerator.reduce(parameter.grad, "mean")
+
+
+def broadcast_states(accelerator: "Accelerator", models: Iterable[nn.Module]) -> None:
+    """Copy the main process's weights and buffers to all processes (batch norms see other images in each)."""
+    if accelerator.num_processes == 1:
+        return
+    from accelerate.utils import broadcast
+
+    for model in models:
+        for tensor in model.state_dict().values():
+            tensor.copy_(broadcast(tensor.detach().clone()))
+
+
+def share_of(items: Sequence[str], accelerator: "Accelerator") -> list[str]:
+    """Return this process's items: every n-th, and the first ones again so that all n processes get as many."""
+    rank, world = accelerator.process_index, accelerator.num_processes
+    return [items[(start + rank) % len(items)] for start in range(0, len(items), world)]
+
+
+def gather_shares(rows: Tensor, accelerator: "Accelerator", count: int) -> Tensor:
+    """Return the rows of all processes in the order of the ``count`` items that `share_of` distributed."""
+    if accelerator.num_processes > 1:
+        gathered = accelerator.gather(rows)  # [processes * share, ...]
+        rows = gathered.unflatten(0, (accelerator.num_processes, -1)).transpose(0, 1).flatten(0, 1)
+    return rows[:count]

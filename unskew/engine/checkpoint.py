@@ -7,6 +7,7 @@ A file holds tensors and plain values only: ``state_dict, epoch, optimizer, sche
 
 import hashlib
 import logging
+import math
 import os
 import pickle
 import shutil
@@ -225,6 +226,21 @@ def last_checkpoint(folder: str | Path) -> Path | None:
     lines = note.read_text(encoding="utf-8").split() if note.is_file() else []
     path = Path(folder) / Path(lines[0]).name if lines else None
     return path if path is not None and path.is_file() else None
+
+
+def best_result(folder: str | Path) -> float:
+    """Return the score on val of the best checkpoint in a model's folder; minus infinity without one."""
+    path = Path(folder) / BEST
+    result = load_checkpoint(path).get("val_result") if path.is_file() else None
+    return -math.inf if result is None else result
+
+
+def copy_best(source_dir: str | Path, target_dir: str | Path) -> None:
+    """Copy the best checkpoint, if there is one, from a model's folder to another."""
+    source, target = Path(source_dir) / BEST, Path(target_dir) / BEST
+    if source.is_file() and source.resolve() != target.resolve():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, source.read_bytes())
 
 
 def restore(

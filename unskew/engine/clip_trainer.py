@@ -1,78 +1,24 @@
-"""What every trainer on a CLIP shares: backbone, features, zero-shot head, the training step."""
+"""The base of all trainers on a CLIP: backbone, cached features, zero-shot head and the training step."""
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from unskew.clip import backbones, features
 from unskew.clip.text import cosine_logits, zeroshot_classifier
+from unskew.data.dataset import Datum
 from unskew.data.loaders import DataManager
 from unskew.debias import losses
 from unskew.debias.metrics import compute_accuracy, crossed_groups
 from unskew.engine.checkpoint import bind_to_classes
 from unskew.engine.dataset_groups import dataset_groups
+from unskew.engine.feature_loader import FeatureLoader
 from unskew.engine.optim import build_lr_scheduler, build_optimizer
 from unskew.engine.trainer import TrainerX
-from unskew.utils.seeds import derive_seed
-
-
-class FeatureLoader:
-    """Batches of the training images' features; epoch e uses augmented view e modulo ``views``.
-
-    The order of epoch e depends on the seed and e alone, so that a resumed run sees the same
-    batches. An incomplete last batch is dropped if there is a complete one, as Dassl does.
-
-    Args:
-        encode: ``encode(paths, views, keep)`` -> features [N, V, D].
-        views: how many views are kept; 0 draws (and encodes) a new one every epoch.
-        rank, world: this process and how many there are; each takes its part of every epoch.
-    """
-
-    def __init__(
-        self, items: Sequence, encode, batch_size: int, views: int, seed: int, rank: int = 0, world: int = 1
-    ) -> None:
-        self.paths = [item.impath for item in items]
-        self.labels = torch.tensor([item.label for item in items])
-        self.encode, self.batch_size, self.views, self.seed = encode, batch_size, views, seed
-        self.rank, self.world = rank, world
-        self.epoch = 0
-        self._kept: Tensor | None = None  # [N, V, D]
-
-    def __len__(self) -> int:
-        return max(1, len(self.paths) // self.world // self.batch_size)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def _view(self) -> Tensor:
-        """This epoch's features [N, D]."""
-        if self.views == 0:
-            return self.encode(self.paths, [derive_seed(self.seed, self.epoch)], False)[:, 0]
-        if self._kept is None:
-            self._kept = self.encode(self.paths, range(self.views), True)
-            self.labels = self.labels.to(self._kept.device)
-        return self._kept[:, self.epoch % self.views]
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        epoch = {"features": self._view()}
-        device = epoch["features"].device
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
-        order = torch.randperm(len(self.paths), generator=generator)[self.rank :: self.world].to(device)
-        epoch["label"] = self.labels.to(device)
-        epoch = {name: rows.index_select(0, order) for name, rows in epoch.items()} | {"index": order}
-        for step in range(len(self)):
-            batch = slice(step * self.batch_size, (step + 1) * self.batch_size)
-            yield {name: values[batch] for name, values in epoch.items()}
-
-
-def _check_loader(node, trainer: str) -> None:
-    if node.TRAIN_X.SAMPLER != "RandomSampler":
-        raise ValueError(
-            f"{trainer} trains on cached features: DATALOADER.TRAIN_X.SAMPLER must be RandomSampler, "
-            f"got {node.TRAIN_X.SAMPLER}"
-        )
 
 
 class CLIPTrainer(TrainerX):
@@ -105,17 +51,19 @@ class CLIPTrainer(TrainerX):
         """True for a trainer that changes the image tower and so trains on images."""
         return False
 
-    def check_cfg(self, cfg) -> None:
+    def check_cfg(self, cfg: CfgNode) -> None:
+        """Raise ``ValueError`` for a config that does not suit the method; a method calls ``super()`` first."""
         if cfg.INPUT.NO_TRANSFORM:
             raise ValueError("INPUT.NO_TRANSFORM must be False: CLIP's image tower needs its own preprocessing")
         if cfg.DATALOADER.K_TRANSFORMS != 1:
             raise ValueError(
-                f"DATALOADER.K_TRANSFORMS must be 1 for CLIP's trainers, got {cfg.DATALOADER.K_TRANSFORMS}"
+                f"DATALOADER.K_TRANSFORMS must be 1 for CLIP's trainers (got {cfg.DATALOADER.K_TRANSFORMS})"
             )
         if cfg.INPUT.VIEWS < 0:
-            raise ValueError(f"INPUT.VIEWS must be 0 (a new view every epoch) or more, got {cfg.INPUT.VIEWS}")
+            raise ValueError(f"INPUT.VIEWS must be 0 (a new view every epoch) or more (got {cfg.INPUT.VIEWS})")
 
     def build_data_loader(self) -> None:
+        """Build the backbone, the data and, for a frozen image tower, the loader of cached features."""
         cfg = self.cfg
         self.backbone = backbones.load_backbone(cfg.MODEL.BACKBONE.NAME, cfg.TRAINER.PREC, self.device)
         self.dm = DataManager(cfg, backbone=self.backbone)
@@ -125,11 +73,15 @@ class CLIPTrainer(TrainerX):
         self.lab2cname = self.dm.lab2cname
         self.dataset, self.classnames = self.dm.dataset, self.dm.dataset.classnames
         if not self.needs_images:
-            _check_loader(cfg.DATALOADER, type(self).__name__)
-            encode = weakref.WeakMethod(self._encode_views)  # a trainer out of use leaves the memory at once
+            sampler = cfg.DATALOADER.TRAIN_X.SAMPLER
+            if sampler != "RandomSampler":
+                raise ValueError(
+                    f"{type(self).__name__} trains on cached features: DATALOADER.TRAIN_X.SAMPLER must be RandomSampler "
+                    f"(got {sampler})"
+                )
             self.train_loader_x = FeatureLoader(
                 self.dataset.train_x,
-                lambda *views: encode()(*views),
+                self._weak_encoder(),
                 cfg.DATALOADER.TRAIN_X.BATCH_SIZE,
                 min(cfg.INPUT.VIEWS, cfg.OPTIM.MAX_EPOCH),
                 cfg.SEED,
@@ -137,48 +89,57 @@ class CLIPTrainer(TrainerX):
                 self.accelerator.num_processes,
             )
 
+    def _weak_encoder(self) -> Callable[[Sequence[str], Sequence[int], bool], Tensor]:
+        """Return `_encode_views` without a reference to the trainer, whose memory a cycle would keep."""
+        trainer = weakref.proxy(self)
+        return lambda paths, views, keep: trainer._encode_views(paths, views, keep)
+
     def _encode_views(self, paths: Sequence[str], views: Sequence[int], keep: bool = True) -> Tensor:
-        """Features [N, V, D] of augmented views."""
+        """Return the features [N, V, D] of augmented views."""
         return self._extract(paths, self.dm.tfm_train, views=views, keep=keep)
 
     def encode(self, paths: Sequence[str]) -> Tensor:
-        """Features [N, D] of images without augmentation, one centre crop of each."""
+        """Return the features [N, D] of one centre crop of each image, without augmentation."""
         return self._extract(paths, self.dm.tfm_test)
 
-    def _extract(self, paths: Sequence[str], transform, **options) -> Tensor:
-        where = {"dataset": self.cfg.DATASET.NAME, "workers": self.cfg.DATALOADER.NUM_WORKERS}
-        return features.extract(self.backbone, paths, transform, **where, **options)
+    def _extract(self, paths: Sequence[str], transform: Callable, **options: Any) -> Tensor:
+        workers = self.cfg.DATALOADER.NUM_WORKERS
+        return features.extract(
+            self.backbone, paths, transform, dataset=self.cfg.DATASET.NAME, workers=workers, **options
+        )
 
     # --- the zero-shot half -------------------------------------------------------------------------
 
     @property
     def zeroshot_weights(self) -> Tensor:
-        """[C, D], normalised: the text features of the dataset's templates, averaged."""
+        """The zero-shot classifier [C, D], normalised: text features averaged over the dataset's templates."""
         if not hasattr(self, "_zeroshot_weights"):
             self._zeroshot_weights = zeroshot_classifier(self.backbone, self.classnames, self.dataset.templates).float()
         return self._zeroshot_weights
 
     def cosine_logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
-        """exp(logit_scale) * cos: [B, D], [C, D] -> [B, C]."""
+        """Return exp(logit_scale) times the cosines [B, C] of image features [B, D] and text features [C, D]."""
         return cosine_logits(self.backbone, image_features, text_features)
 
     @torch.no_grad()
     def zeroshot_logits(self, paths: Sequence[str]) -> Tensor:
-        """Logits [N, C] of the untouched model, not calibrated."""
+        """Return the logits [N, C] of the pre-trained model, not calibrated."""
         return self._mean_over_crops(lambda features: self.cosine_logits(features, self.zeroshot_weights), paths)
 
     def _mean_over_crops(self, logits_of: Callable[[Tensor], Tensor], paths: Sequence[str]) -> Tensor:
-        """Logits [N, C], each the mean over ``TEST.CROPS`` views of an image."""
+        """Return logits [N, C] averaged over ``TEST.CROPS`` views of each image."""
         crops = [self._extract(paths, transform) for transform in self.dm.tfm_crops]
         return logits_of(torch.cat(crops)).unflatten(0, (len(crops), -1)).mean(0)
 
     # --- training and prediction --------------------------------------------------------------------
 
-    def register_for_training(self, name: str, module: torch.nn.Module, class_bound: bool = False) -> None:
-        """Move a module to the device and train its parameters as the config says.
+    def register_for_training(self, name: str, module: nn.Module, class_bound: bool = False) -> None:
+        """Move a module to the device and register it with the optimizer and schedule of the config.
 
         Args:
-            class_bound: its weights are of these classes, and a checkpoint of it is not loaded for others.
+            name: the folder of its checkpoints.
+            module: the module to train.
+            class_bound: whether its weights belong to single classes; its checkpoint is then refused for other classes.
         """
         if class_bound:
             bind_to_classes(module, self.classnames)
@@ -187,18 +148,20 @@ class CLIPTrainer(TrainerX):
         self.register_model(name, module, optimizer, build_lr_scheduler(optimizer, self.cfg.OPTIM))
 
     def logits(self, image_features: Tensor) -> Tensor:
-        """[B, D] -> [B, C]; what a method defines."""
-        raise NotImplementedError(f"{type(self).__name__} has to define logits(image_features)")
+        """Return the logits [B, C] of image features [B, D]; a method defines it."""
+        raise NotImplementedError(f"{type(self).__name__} must define logits(image_features)")
 
     def model_inference(self, input: Tensor) -> Tensor:
+        """Return the logits [B, C] of a batch."""
         return self.logits(input)
 
-    def parse_batch_train(self, batch: dict) -> tuple[Tensor, Tensor]:
-        """Images or features, and labels, on the device."""
+    def parse_batch_train(self, batch: dict) -> tuple[Tensor, ...]:
+        """Return images or features, and labels, on the device."""
         keys = ("img" if self.needs_images else "features", "label")
         return tuple(batch[key].to(self.device, non_blocking=True) for key in keys)
 
     def forward_backward(self, batch: dict) -> dict[str, Tensor]:
+        """Take a step on a batch; return its loss and accuracy."""
         inputs, labels = self.parse_batch_train(batch)
         with self.accelerator.autocast():
             logits = self.logits(inputs)
@@ -207,25 +170,26 @@ class CLIPTrainer(TrainerX):
         return {"loss": loss.detach(), "acc": compute_accuracy(logits.detach(), labels)[0]}
 
     def run_epoch(self) -> None:
+        """Train on each batch once, then step the schedules."""
         super().run_epoch()
         self.update_lr()
 
     @torch.no_grad()
     def predict(self, paths: Sequence[str]) -> Tensor:
-        """Logits [N, C] of images, without augmentation; with ``TEST.CROPS`` their mean over the crops."""
+        """Return the logits [N, C] of images without augmentation, averaged over ``TEST.CROPS`` views."""
         if self.needs_images:
             return super().predict(paths)
         self.set_model_mode("eval")
         return self._mean_over_crops(self.logits, paths).float()
 
     def class_groups(self) -> dict[str, Tensor]:
+        """Return the class indices of each group: by training counts, by the pre-training prior, and crossed."""
         if not self.dataset.train_x:  # a test-only set
             return {}
         groups = {**super().class_groups(), **dataset_groups(self.cfg, self.device)}
         return groups | crossed_groups(groups)
 
-    def labelled(self, items: Sequence) -> tuple[list[str], Tensor]:
-        """Paths and labels [N] of training or validation images."""
-        return [item.impath for item in items], torch.tensor(
-            [item.label for item in items], dtype=torch.long, device=self.device
-        )
+    def labelled(self, items: Sequence[Datum]) -> tuple[list[str], Tensor]:
+        """Return the paths and labels [N] of training or validation images."""
+        labels = [item.label for item in items]
+        return [item.impath for item in items], torch.tensor(labels, dtype=torch.long, device=self.device)

@@ -82,7 +82,7 @@ def _estimate_groups(cfg: CfgNode, device: str | torch.device) -> dict[str, Tens
     rows = features.extract(
         backbone,
         [item.impath for item in items],
-        transform,
+        transform,  # type: ignore[arg-type]  # None only with INPUT.NO_TRANSFORM, which CLIPTrainer refuses
         workers=cfg.DATALOADER.NUM_WORKERS,
         dataset=cfg.DATASET.NAME,
     )  # [N, D]

@@ -1,56 +1,83 @@
-"""`TrainerBase`: the loop over epochs, its hooks, and the models that it trains; knows nothing of data."""
+"""The training loop: `TrainerBase` owns the models, their checkpoints and the order of the hooks, but no data."""
 
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from unskew.engine import checkpoint
+from unskew.engine.accelerator import average_gradients
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch.utils.tensorboard import SummaryWriter
 
 logger = logging.getLogger("unskew")
+
+Names = str | Sequence[str] | None
 
 
 class TrainerBase:
     """The loop over epochs and the models that it trains.
 
     Attributes:
-        epoch_callbacks: called with the trainer after each epoch's ``after_epoch``.
-        show_progress: a bar over the epochs on a terminal, once training takes more than two seconds.
+        accelerator: devices, precision and processes; ``None`` for a trainer that needs no accelerator.
+        epoch_callbacks: functions of the trainer, called after each epoch's ``after_epoch``.
+        show_progress: whether a terminal shows a bar over the epochs when training takes more than two seconds.
     """
 
-    accelerator = None
+    accelerator: "Accelerator | None" = None
     show_progress = True
 
     def __init__(self) -> None:
         self._models: OrderedDict[str, nn.Module] = OrderedDict()
         self._optims: OrderedDict[str, torch.optim.Optimizer | None] = OrderedDict()
-        self._scheds: OrderedDict[str, object | None] = OrderedDict()
-        self._writer = None
+        self._scheds: OrderedDict[str, Any] = OrderedDict()
+        self._writer: SummaryWriter | None = None
         self._finite: Tensor | None = None
         self.epoch_callbacks: list[Callable[[TrainerBase], None]] = []
 
     # --- models -------------------------------------------------------------------------------------
 
-    def register_model(self, name: str = "model", model=None, optim=None, sched=None) -> None:
-        """File a model (or a part of one) under the name of its checkpoints' folder.
+    def register_model(
+        self,
+        name: str = "model",
+        model: Any = None,
+        optim: torch.optim.Optimizer | None = None,
+        sched: Any = None,
+    ) -> None:
+        """Register a model, or a part of one, with its optimizer and schedule.
 
-        Without an optimiser it is saved and restored, but not trained.
+        Args:
+            name: the folder of its checkpoints.
+            model: the module.
+            optim: its optimizer; a model without one is saved and restored, but not trained.
+            sched: its learning-rate schedule.
+
+        Raises:
+            ValueError: the name is registered already.
         """
         if "_models" not in self.__dict__:
             raise AttributeError("call super().__init__() before register_model()")
         if name in self._models:
-            raise ValueError(f"a model named '{name}' is already registered; give each its own name")
-        if optim is not None and self._scaler is not None:  # all that accelerate's wrapper adds, at 0.3 ms a step
+            raise ValueError(f"a model named '{name}' is registered already: give each model another name")
+        if optim is not None and self.accelerator is not None and self.accelerator.scaler is not None:
+            # accelerate's wrapper adds nothing but loss scaling, and costs 0.3 ms per step
             optim = self.accelerator.prepare_optimizer(optim)
         self._models[name], self._optims[name], self._scheds[name] = model, optim, sched
 
-    def get_model_names(self, names=None) -> list[str]:
-        """All registered names, or ``names`` as a list once they are known to be registered."""
+    def get_model_names(self, names: Names = None) -> list[str]:
+        """Return ``names`` as a list, by default all registered names.
+
+        Raises:
+            ValueError: a name is not registered.
+        """
         if names is None:
             return list(self._models)
         names = [names] if isinstance(names, str) else list(names)
@@ -59,29 +86,48 @@ class TrainerBase:
                 raise ValueError(f"no model named '{name}' is registered (there are {', '.join(self._models)})")
         return names
 
-    def set_model_mode(self, mode: str = "train", names=None) -> None:
-        """``train()`` for mode "train", ``eval()`` for "eval" and "test"."""
+    def set_model_mode(self, mode: str = "train", names: Names = None) -> None:
+        """Switch models to training (mode "train") or evaluation (mode "eval" or "test").
+
+        Raises:
+            KeyError: the mode is unknown.
+        """
         if mode not in ("train", "test", "eval"):
-            raise KeyError(f"mode must be train, test or eval, got '{mode}'")
+            raise KeyError(f"mode must be train, test or eval (got '{mode}')")
         for name in self.get_model_names(names):
             self._models[name].train(mode == "train")
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """A copy of each registered model's state, by name."""
+        """Return a copy of each registered model's state, by name."""
         return {
             name: {key: value.detach().clone() for key, value in model.state_dict().items()}
             for name, model in self._models.items()
         }
 
-    def load_state_dict(self, states: dict[str, dict[str, Tensor]]) -> None:
-        """Put back what `state_dict` gave."""
+    def load_state_dict(self, states: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Load the states that `state_dict` returned."""
         for name in self.get_model_names(list(states)):
             self._models[name].load_state_dict(states[name])
 
     # --- checkpoints --------------------------------------------------------------------------------
 
-    def save_model(self, epoch: int, directory, is_best: bool = False, val_result=None, model_name: str = "") -> None:
-        """Save each model to ``directory/<its name>/``; ``epoch`` counts from 0, the file's number from 1."""
+    def save_model(
+        self,
+        epoch: int,
+        directory: str | Path,
+        is_best: bool = False,
+        val_result: float | None = None,
+        model_name: str = "",
+    ) -> None:
+        """Save each model to ``directory/<name>/``, in the main process.
+
+        Args:
+            epoch: the epoch, counted from 0; the file's number counts from 1.
+            directory: the folder of the run.
+            is_best: save the file as ``model-best.pth.tar`` too.
+            val_result: the score on val, stored in the file.
+            model_name: file name instead of ``model.pth.tar-<epoch>``.
+        """
         if self.accelerator is not None and not self.accelerator.is_main_process:
             return
         for name, model in self._models.items():
@@ -98,11 +144,11 @@ class TrainerBase:
                 state["scaler"] = self._scaler.state_dict()
             checkpoint.save_checkpoint(state, Path(directory) / name, is_best=is_best, model_name=model_name)
 
-    def resume_model_if_exist(self, directory) -> int:
+    def resume_model_if_exist(self, directory: str | Path) -> int:
         """Restore every model from its last checkpoint below ``directory``.
 
         Returns:
-            The epoch to go on from; 0 where a checkpoint is missing or the models' epochs differ.
+            The epoch to continue from; 0 if a checkpoint is missing or the models' epochs differ.
         """
         paths = {name: checkpoint.last_checkpoint(Path(directory) / name) for name in self._models}
         if not paths or None in paths.values():
@@ -119,19 +165,19 @@ class TrainerBase:
         self.load_extra_state(state)
         return epoch
 
-    def extra_state(self) -> dict:
-        """What else a checkpoint keeps, beside the models: tensors and plain values by name."""
+    def extra_state(self) -> dict[str, Any]:
+        """Return further tensors and plain values to save in each checkpoint, by name."""
         return {}
 
-    def load_extra_state(self, state: dict) -> None:
-        """Put back what `extra_state` gave, from a loaded checkpoint, which may lack it."""
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Load the values of `extra_state` from a checkpoint, which may lack them."""
 
-    def load_model(self, directory, epoch: int | None = None) -> None:
-        """Load every model's weights: those of ``epoch`` (from 1), else the best ones, else the last ones.
+    def load_model(self, directory: str | Path, epoch: int | None = None) -> None:
+        """Load every model's weights: those of ``epoch`` (from 1), else the best, else the last.
 
         Raises:
             FileNotFoundError: there is no such checkpoint.
-            ValueError: it is broken or does not fit the model.
+            ValueError: the checkpoint is damaged or does not fit the model.
         """
         if not directory:
             logger.info("load_model() is skipped, as no directory is given")
@@ -150,92 +196,90 @@ class TrainerBase:
     # --- one step -----------------------------------------------------------------------------------
 
     @property
-    def _scaler(self):
+    def _scaler(self) -> Any:
+        """The loss scaler of mixed precision, or ``None``."""
         return None if self.accelerator is None else self.accelerator.scaler
 
     def scale_loss(self, loss: Tensor) -> Tensor:
-        """The loss as mixed precision has to see it, for a trainer that takes its gradients itself."""
+        """Return the loss scaled for mixed precision, for a trainer that calls ``torch.autograd.grad`` itself."""
         return loss if self._scaler is None else self._scaler.scale(loss)
 
     def detect_anomaly(self, loss: Tensor) -> None:
-        """Raise ``FloatingPointError`` for a loss that is not finite. Waits for the device."""
+        """Raise ``FloatingPointError`` for a loss that is not finite; wait for the device."""
         if not torch.isfinite(loss).all():
             raise FloatingPointError("Loss is infinite or NaN!")
 
+    def watch(self, loss: Tensor) -> None:
+        """Note on the device, without waiting for it, whether a loss is finite; training stops if it is not."""
+        zero = (loss.detach() * 0).sum()  # NaN for a loss that is not finite
+        self._finite = zero if self._finite is None else self._finite + zero
+
     def _raise_if_anomalous(self) -> None:
-        """`detect_anomaly` for all losses since the last call, of which only this was kept on the device."""
+        """Raise ``FloatingPointError`` if a loss that `watch` saw since the last call was not finite."""
         zero, self._finite = self._finite, None
         if zero is not None and not math.isfinite(zero):
             raise FloatingPointError(f"Loss is infinite or NaN! (epoch {self.epoch + 1}); lower OPTIM.LR")
 
-    def model_zero_grad(self, names=None) -> None:
-        for name in self.get_model_names(names):
-            if self._optims[name] is not None:
-                self._optims[name].zero_grad()
-
-    def watch(self, loss: Tensor) -> None:
-        """Remember, without waiting for the device, whether the loss was finite; training stops if it was not."""
-        zero = (loss.detach() * 0).sum()  # NaN where it was not
-        self._finite = zero if self._finite is None else self._finite + zero
+    def model_zero_grad(self, names: Names = None) -> None:
+        """Reset the gradients."""
+        for optim in self._named_optimizers(names):
+            optim.zero_grad()
 
     def model_backward(self, loss: Tensor) -> None:
-        """Gradients of the loss, scaled where mixed precision asks for it."""
+        """Compute the gradients of the loss, scaled for mixed precision."""
         self.watch(loss)
         self.scale_loss(loss).backward()
 
-    def model_update(self, names=None) -> None:
-        for name in self.get_model_names(names):
-            if self._optims[name] is not None:
-                self._average_gradients(self._optims[name])
-                self._optims[name].step()
+    def model_update(self, names: Names = None) -> None:
+        """Take a step with each optimizer, with gradients averaged over processes."""
+        for optim in self._named_optimizers(names):
+            average_gradients(self.accelerator, optim)
+            optim.step()
 
-    def _average_gradients(self, optim) -> None:
-        """Mean over processes. A registered model may be a part of what is called, so no wrapper can see its calls."""
-        if self.accelerator is None or self.accelerator.num_processes == 1:
-            return
-        for group in optim.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
-
-    def model_backward_and_update(self, loss: Tensor, names=None) -> None:
+    def model_backward_and_update(self, loss: Tensor, names: Names = None) -> None:
+        """Reset the gradients, compute those of the loss and take a step."""
         self.model_zero_grad(names)
         self.model_backward(loss)
         self.model_update(names)
 
-    def update_lr(self, names=None) -> None:
-        """Step the schedules; the trainer calls it at the last batch of each epoch."""
+    def update_lr(self, names: Names = None) -> None:
+        """Step the schedules. Trainers call it at the last batch of each epoch."""
         for name in self.get_model_names(names):
             if self._scheds[name] is not None:
                 self._scheds[name].step()
 
-    def get_current_lr(self, names=None) -> float:
-        """The learning rate of the first named model that is trained; NaN if none is."""
+    def get_current_lr(self, names: Names = None) -> float:
+        """Return the learning rate of the first named model that has an optimizer, or NaN."""
+        return next((optim.param_groups[0]["lr"] for optim in self._named_optimizers(names)), math.nan)
+
+    def _named_optimizers(self, names: Names) -> list[torch.optim.Optimizer]:
         optims = (self._optims[name] for name in self.get_model_names(names))
-        return next((optim.param_groups[0]["lr"] for optim in optims if optim is not None), math.nan)
+        return [optim for optim in optims if optim is not None]
 
     # --- tensorboard --------------------------------------------------------------------------------
 
-    def init_writer(self, log_dir) -> None:
+    def init_writer(self, log_dir: str | Path) -> None:
+        """Open the tensorboard writer, once."""
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(log_dir=str(log_dir))
 
     def close_writer(self) -> None:
+        """Close the tensorboard writer if it is open."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
-    def write_scalar(self, tag: str, scalar_value, global_step=None) -> None:
-        """Does nothing unless `init_writer` was called: there is a writer only in training."""
+    def write_scalar(self, tag: str, scalar_value: float | Tensor, global_step: int | None = None) -> None:
+        """Write a number to tensorboard; do nothing without a writer, which is open only during training."""
         if self._writer is not None:
             self._writer.add_scalar(tag, scalar_value, global_step)
 
     # --- the loop and its hooks ---------------------------------------------------------------------
 
     def train(self, start_epoch: int, max_epoch: int) -> None:
-        """All epochs from ``start_epoch``, which ``before_train`` may move on, to ``max_epoch``."""
+        """Run the epochs from ``start_epoch``, which ``before_train`` may raise to resume, to ``max_epoch``."""
         self.start_epoch, self.max_epoch = start_epoch, max_epoch
         try:
             self.before_train()
@@ -258,38 +302,44 @@ class TrainerBase:
         return tqdm(epochs, desc=type(self).__name__, unit="epoch", delay=2, leave=False, disable=disable)
 
     def seed_epoch(self) -> None:
-        """Make the epoch's random draws depend on the seed and the epoch alone."""
+        """Seed the epoch's random draws by the seed and the epoch alone."""
 
     def before_train(self) -> None:
-        pass
+        """Run before the first epoch."""
 
     def after_train(self) -> None:
-        pass
+        """Run after the last epoch."""
 
     def before_epoch(self) -> None:
-        pass
+        """Run before each epoch."""
 
     def after_epoch(self) -> None:
-        pass
+        """Run after each epoch."""
 
     def run_epoch(self) -> None:
+        """Train for one epoch."""
         raise NotImplementedError
 
     def test(self, split: str | None = None) -> float:
+        """Return the main metric on a split."""
         raise NotImplementedError
 
     def predict(self, paths: Sequence[str]) -> Tensor:
+        """Return the logits [N, C] of images."""
         raise NotImplementedError
 
-    def parse_batch_train(self, batch):
+    def parse_batch_train(self, batch: Any) -> Any:
+        """Return the parts of a training batch, on the device."""
         raise NotImplementedError
 
-    def parse_batch_test(self, batch):
+    def parse_batch_test(self, batch: Any) -> Any:
+        """Return the parts of a test batch, on the device."""
         raise NotImplementedError
 
-    def forward_backward(self, batch):
-        """One step on a batch; returns what is logged, ``{"loss": ..}``, as tensors that stay on the device."""
+    def forward_backward(self, batch: Any) -> dict[str, Any]:
+        """Take one step on a batch; return values to log, such as ``{"loss": loss}``, as tensors on the device."""
         raise NotImplementedError
 
-    def model_inference(self, input):
+    def model_inference(self, input: Any) -> Any:
+        """Return the model's output for a batch of inputs."""
         raise NotImplementedError

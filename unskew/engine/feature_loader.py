@@ -1,0 +1,70 @@
+"""Batches of cached image features, for trainers that keep the image tower frozen."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from unskew.data.dataset import Datum
+from unskew.utils.seeds import derive_seed
+
+
+class FeatureLoader:
+    """Batches of the training images' features. Epoch e uses the augmented view e modulo ``views``.
+
+    The order of epoch e depends only on the seed and e, so that a resumed run sees the same batches. An incomplete
+    last batch is dropped if there is a complete one, as in Dassl.
+
+    Args:
+        items: the training images.
+        encode: function ``encode(paths, views, keep)`` -> features [N, V, D].
+        batch_size: images per batch, in each process.
+        views: the number of views to keep; 0 draws and encodes a new view every epoch.
+        seed: the seed of the order, and of new views.
+        rank: the number of this process.
+        world: the number of processes; each takes its part of every epoch.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Datum],
+        encode: Callable[[Sequence[str], Sequence[int], bool], Tensor],
+        batch_size: int,
+        views: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.paths = [item.impath for item in items]
+        self.labels = torch.tensor([item.label for item in items])
+        self.encode, self.batch_size, self.views, self.seed = encode, batch_size, views, seed
+        self.rank, self.world = rank, world
+        self.epoch = 0
+        self._kept: Tensor | None = None  # [N, V, D]
+
+    def __len__(self) -> int:
+        return max(1, len(self.paths) // self.world // self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the next iteration."""
+        self.epoch = epoch
+
+    def _view(self) -> Tensor:
+        """Return the features [N, D] of this epoch."""
+        if self.views == 0:
+            return self.encode(self.paths, [derive_seed(self.seed, self.epoch)], False)[:, 0]
+        if self._kept is None:
+            self._kept = self.encode(self.paths, range(self.views), True)
+            self.labels = self.labels.to(self._kept.device)
+        return self._kept[:, self.epoch % self.views]
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        rows = {"features": self._view()}
+        device = rows["features"].device
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
+        order = torch.randperm(len(self.paths), generator=generator)[self.rank :: self.world].to(device)
+        rows["label"] = self.labels.to(device)
+        epoch = {name: values.index_select(0, order) for name, values in rows.items()} | {"index": order}
+        for step in range(len(self)):
+            batch = slice(step * self.batch_size, (step + 1) * self.batch_size)
+            yield {name: values[batch] for name, values in epoch.items()}

@@ -1,0 +1,71 @@
+"""Prediction of images and evaluation of a split. The trainer sees paths; only the evaluator sees labels."""
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from unskew.engine.accelerator import gather_shares, share_of
+from unskew.engine.evaluator import labels_of
+
+if TYPE_CHECKING:
+    from unskew.engine.trainer import SimpleTrainer
+
+logger = logging.getLogger("unskew")
+
+
+def predict_images(trainer: "SimpleTrainer", paths: Sequence[str]) -> Tensor:
+    """Return the logits [N, C], float32, of images: the mean over ``TEST.CROPS`` views of each.
+
+    Several processes share the images; each returns all logits.
+
+    Raises:
+        FileNotFoundError: an image is missing; the message names it.
+        ValueError: an image cannot be read, or ``paths`` is empty.
+    """
+    paths = list(paths)
+    if not paths:
+        raise ValueError("there are no images to predict: give at least one path")
+    count = len(trainer.dm.tfm_crops)
+    names = ["img", *(f"img{number}" for number in range(2, count + 1))]
+    loader = trainer.dm.path_loader(share_of(paths, trainer.accelerator))
+    batches = []
+    for batch in tqdm(loader, desc="predict", delay=2, leave=False, disable=None):
+        crops = (trainer.parse_batch_test({**batch, "img": batch[name]})[0] for name in names)
+        with trainer.accelerator.autocast():
+            batches.append(sum(map(trainer.model_inference, crops)) / count)  # [B, C]
+    logits = torch.cat(batches).float()  # type: ignore[arg-type]  # sum() of tensors is a tensor
+    return gather_shares(logits, trainer.accelerator, len(paths))
+
+
+def evaluate(trainer: "SimpleTrainer", split: str) -> dict[str, float]:
+    """Return the metrics of a trainer on a split; accuracies of groups and parts are reported for the test split.
+
+    A dataset with ``test_classes`` is classified among these alone.
+
+    Raises:
+        ValueError: the split is unknown or has no images.
+    """
+    if split not in ("test", "val"):
+        raise ValueError(f"TEST.SPLIT must be 'test' or 'val' (got '{split}')")
+    items = trainer._items(split)
+    if not items:
+        name = trainer.cfg.DATASET.NAME
+        raise ValueError(f"'{name}' has no images in its {split} split: choose another TEST.SPLIT")
+    logger.info(f"Evaluate on the *{split}* set")
+    prediction = trainer.predict_parts([item.impath for item in items])
+    logits, parts = prediction.logits, prediction.parts
+    labels = labels_of(items)  # [N]
+    classes = getattr(trainer.dm.dataset, "test_classes", None) if split == "test" else None
+    if classes is not None:
+        labels = torch.searchsorted(torch.tensor(classes), labels)
+        logits, parts = logits[:, classes], {name: part[:, classes] for name, part in parts.items()}
+    evaluator = trainer.evaluator
+    evaluator.reset()
+    evaluator.groups = trainer.class_groups() if split == "test" else {}
+    # Dassl's evaluators take no further logits
+    evaluator.process(logits, labels.to(logits.device), **({"extra": parts} if parts else {}))
+    return dict(evaluator.evaluate())
