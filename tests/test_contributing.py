@@ -1,4 +1,4 @@
-"""The files and commands that CONTRIBUTING.md gives for a new method and a new dataset work in a copy of the checkout."""
+"""The files and commands in CONTRIBUTING.md for a new method and a new dataset work in a copy of the checkout."""
 
 import os
 import re

@@ -480,7 +480,7 @@ def test_meters_average():
 def test_registering_models(make_cfg):
     trainer = EngineToyX(make_cfg())
     assert trainer.get_model_names() == ["net"] == trainer.get_model_names("net")
-    with pytest.raises(ValueError, match="already registered"):
+    with pytest.raises(ValueError, match="'net'"):
         trainer.register_model("net", trainer.model)
     with pytest.raises(ValueError, match="no model named 'nte'"):
         trainer.get_model_names(["nte"])

@@ -231,7 +231,7 @@ def test_nothing_of_ours_is_fitted_on_test_images_that_a_dataset_gives_twice(
     argv = ["train", "--plugin", plugin, "-d", "MyPets", "-t", trainer, "--root", pets]
     argv += ["--output-dir", str(tmp_path / "run"), *QUICK, "MODEL.BACKBONE.NAME", "micro"]
     argv += ["TRAINER.BACKDOOR.MEMBERS", "['micro']", "TRAINER.BACKDOOR.WEIGHTS", "val"]
-    assert re.search("has no val split|has test images only", failure(capsys, *argv))
+    assert re.search("no val split|only test images", failure(capsys, *argv))
     log = (tmp_path / "run" / "log.txt").read_text()
     kept = {"val": "val", "train": "train_x"}[split]
     assert log.count(f"{kept} of 'MyPets' has test images: this run has no {kept}") == 1

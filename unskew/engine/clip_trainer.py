@@ -76,8 +76,8 @@ class CLIPTrainer(TrainerX):
             sampler = cfg.DATALOADER.TRAIN_X.SAMPLER
             if sampler != "RandomSampler":
                 raise ValueError(
-                    f"{type(self).__name__} trains on cached features: DATALOADER.TRAIN_X.SAMPLER must be RandomSampler "
-                    f"(got {sampler})"
+                    f"{type(self).__name__} trains on cached features: DATALOADER.TRAIN_X.SAMPLER must be "
+                    f"RandomSampler (got {sampler})"
                 )
             self.train_loader_x = FeatureLoader(
                 self.dataset.train_x,
