@@ -1,4 +1,4 @@
-"""Packaging: the folders at the top ship inside the one top-level name `unskew`."""
+"""Package the library; trainers/, datasets/ and configs/ are installed inside `unskew`."""
 
 from pathlib import Path
 

@@ -24,8 +24,7 @@ from unskew.utils.seeds import derive_seed, set_random_seed
 
 logger = logging.getLogger("unskew")
 
-
-_DEBIASED = ("GLA", "DebiasedZeroshot", "Ensemble")  # bases with a zero-shot half of their own
+_DEBIASED = ("GLA", "DebiasedZeroshot", "Ensemble")  # bases that contain a zero-shot half
 _CHOICES = {
     "COMBINE": COMBINE,
     "WEIGHTS": ("uniform", "val"),
@@ -34,7 +33,7 @@ _CHOICES = {
 
 
 class Member(NamedTuple):
-    """``micro-a#2`` is replica 2 of micro-a: the same training images, another seed; ``micro-a`` is replica 0."""
+    """A member; ``micro-a#2`` is replica 2 of micro-a, with another seed and the same images, ``micro-a`` replica 0."""
 
     name: str
     backbone: str
@@ -42,22 +41,22 @@ class Member(NamedTuple):
 
 
 def parse_member(name: str) -> Member:
-    """A name in ``MEMBERS``, ``<backbone>`` or ``<backbone>#<replica>``.
+    """Return the member that an entry of ``MEMBERS`` names, ``<backbone>`` or ``<backbone>#<replica>``.
 
     Raises:
-        ValueError: an unknown backbone, or a replica that is not a whole number of 0 or more.
+        ValueError: the backbone is unknown, or the replica is not a whole number of 0 or more.
     """
-    backbone, mark, replica = str(name).partition("#")
-    if mark and not replica.isdecimal():
-        raise ValueError(f"a member of TRAINER.BACKDOOR.MEMBERS is a backbone or BACKBONE#NUMBER, got '{name}'")
+    backbone, separator, replica = str(name).partition("#")
+    if separator and not replica.isdecimal():
+        raise ValueError(f"TRAINER.BACKDOOR.MEMBERS must list BACKBONE or BACKBONE#NUMBER (got '{name}')")
     return Member(str(name), config.check_backbone(backbone), int(replica or 0))
 
 
 def member_config(cfg: CfgNode, member: Member, folder: str | Path) -> CfgNode:
-    """The config of a member's own run in ``folder``: that of ``BASE`` alone on the member's backbone.
+    """Return the config of a member's run in ``folder``: ``BASE`` on the member's backbone.
 
-    Replica 0 keeps ``SEED``, so that it is the very run that ``BASE`` would be by itself. The others draw a seed
-    from it, and keep the few-shot sample.
+    Replica 0 keeps ``SEED``, so it equals a run of ``BASE`` alone. The others derive their seed from ``SEED`` and keep
+    the few-shot sample.
     """
     base = cfg.TRAINER.BACKDOOR.BASE
     class_name = config.class_name(base)
@@ -75,7 +74,12 @@ def member_config(cfg: CfgNode, member: Member, folder: str | Path) -> CfgNode:
 
 
 def debiased_config(cfg: CfgNode, node: CfgNode) -> CfgNode:
-    """The config of GLA around a finished member with config ``cfg``; ``node`` is Backdoor's own."""
+    """Return the config of GLA over a finished member.
+
+    Args:
+        cfg: the member's config.
+        node: Backdoor's node, which holds GLA's settings.
+    """
     values = {
         "BASE": cfg.TRAINER.NAME,
         "BASE_DIR": cfg.OUTPUT_DIR,
@@ -83,40 +87,66 @@ def debiased_config(cfg: CfgNode, node: CfgNode) -> CfgNode:
         "TARGET": "uniform",
         **{key: node[key] for key in ("PRIOR", "STRENGTH", "TEMPERATURE")},
     }
-    where = {"TRAINER.NAME": "GLA", "TRAINER.CLASS": "", "OUTPUT_DIR": str(Path(cfg.OUTPUT_DIR) / "debiased")}
-    return config.derive(cfg, {**where, **{f"TRAINER.GLA.{key}": value for key, value in values.items()}})
+    run = {"TRAINER.NAME": "GLA", "TRAINER.CLASS": "", "OUTPUT_DIR": str(Path(cfg.OUTPUT_DIR) / "debiased")}
+    return config.derive(cfg, {**run, **{f"TRAINER.GLA.{key}": value for key, value in values.items()}})
+
+
+class MemberTerms(FittedTerms):
+    """The fitted numbers of M members: uniform weights and temperatures of 1 at first.
+
+    Attributes:
+        weights: [M], P(m).
+        temperatures: [M].
+    """
+
+    weights: Tensor
+    temperatures: Tensor
+
+    def __init__(self, identity: Sequence[str], members: int) -> None:
+        super().__init__(identity, weights=torch.empty(members), temperatures=torch.empty(members))
+        self.reset()
+
+    def reset(self) -> None:
+        """Set uniform weights and temperatures of 1."""
+        self.fill(weights=1 / len(self.weights), temperatures=1.0)
 
 
 @TRAINER_REGISTRY.register()
 class Backdoor(SimpleTrainer):
-    """P(Y | do(X)) = sum_m P(Y | X, m) P(m): the models m are fine-tuned one by one, and their scores averaged.
+    """P(Y | do(X)) = sum_m P(Y | X, m) P(m): the models m are fine-tuned one by one and their logits are combined.
 
-    Each member is a run of ``BASE`` in a folder of its own below this run's, ``members/<name>``, and is built from it
-    whenever it has to predict; no two of them are in memory at once. A member owns its preprocessing.
+    Each member is a run of ``BASE`` in ``members/<name>`` below this run's folder, with its own preprocessing. It is
+    loaded from there for each prediction, so that at most one member is in memory.
 
     Attributes:
-        terms: ``weights`` P(m) and ``temperatures``, [M] each.
+        terms: P(m) and the members' temperatures.
+        directory: the folder that contains ``members``.
+        members_epoch: the epoch of the members to load; ``None`` for the one that each deploys.
     """
+
+    directory: str | Path
+    members_epoch: int | None
 
     def check_cfg(self, cfg: CfgNode) -> None:
         node = self.node
         members = [parse_member(name)[1:] for name in node.MEMBERS]
         if not members or len(set(members)) < len(members):
             raise ValueError(
-                f"TRAINER.BACKDOOR.MEMBERS names one backbone or more, each once (a second seed of one is "
-                f"BACKBONE#1), got {list(node.MEMBERS)}"
+                "TRAINER.BACKDOOR.MEMBERS must list at least one backbone, and each once (BACKBONE#1 is a second seed "
+                f"of BACKBONE; got {list(node.MEMBERS)})"
             )
         for key, known in _CHOICES.items():
             if node[key] not in known:
-                raise ValueError(f"TRAINER.BACKDOOR.{key} must be one of {', '.join(known)}, got '{node[key]}'")
+                raise ValueError(f"TRAINER.BACKDOOR.{key} must be one of {', '.join(known)} (got '{node[key]}')")
         if node.DEBIAS and (config.class_name(node.BASE) in _DEBIASED or cfg.TRAINER.FINETUNE.LOSS == "gla_train"):
             raise ValueError(
-                f"TRAINER.BACKDOOR.DEBIAS would take log q out twice: BASE {node.BASE} does it already; set it to False"
+                f"TRAINER.BACKDOOR.DEBIAS would subtract log q twice, as BASE {node.BASE} subtracts it already: set "
+                "TRAINER.BACKDOOR.DEBIAS to False"
             )
         if cfg.SEED < 0:
-            raise ValueError("the members are trained on one sample of images: set SEED to 0 or more")
+            raise ValueError("the members must be trained on the same sample of images: set SEED to 0 or more")
         if node.MEMBERS_DIR and not Path(node.MEMBERS_DIR).is_dir():
-            raise FileNotFoundError(f"TRAINER.BACKDOOR.MEMBERS_DIR: there is no folder '{node.MEMBERS_DIR}'")
+            raise FileNotFoundError(f"TRAINER.BACKDOOR.MEMBERS_DIR '{node.MEMBERS_DIR}' does not exist: check the path")
 
     def build_data_loader(self) -> None:
         super().build_data_loader()
@@ -124,38 +154,37 @@ class Backdoor(SimpleTrainer):
         self.test_loader = None  # test labels are the evaluator's alone
         if self.node.WEIGHTS == "val" and not self.dataset.val:
             raise ValueError(
-                f"TRAINER.BACKDOOR.WEIGHTS is val, but '{self.cfg.DATASET.NAME}' has no val split; "
-                "choose uniform, or set DATASET.HOLDOUT to 0.05"
+                f"TRAINER.BACKDOOR.WEIGHTS is val, but '{self.cfg.DATASET.NAME}' has no val split: "
+                "set it to uniform, or set DATASET.HOLDOUT to 0.05"
             )
 
     def build_model(self) -> None:
         self.members = [parse_member(name) for name in self.node.MEMBERS]
         self.directory, self.members_epoch = self.output_dir, None
-        count = len(self.members)
-        # What weights and temperatures are of: loaded for anything else they would be wrong without a word.
-        made_of = [*self.classnames, *self.node.MEMBERS, *(f"{k} {self.node[k]}" for k in (*_CHOICES, "DEBIAS"))]
-        terms = FittedTerms(made_of, weights=torch.full((count,), 1 / count), temperatures=torch.ones(count))
-        self.terms = terms.to(self.device)
+        # The terms are valid only for these classes, members and settings; for others they are fitted again.
+        settings = (f"{key} {self.node[key]}" for key in (*_CHOICES, "DEBIAS"))
+        identity = [*self.classnames, *self.node.MEMBERS, *settings]
+        self.terms = MemberTerms(identity, len(self.members)).to(self.device)
         self.register_model("backdoor", self.terms)
 
     @property
     def logit_adjusted(self) -> bool:
-        return self.node.DEBIAS or build_trainer(self._config(self.members[0])).logit_adjusted
+        return self.node.DEBIAS or build_trainer(self._member_config(self.members[0])).logit_adjusted
 
     # --- members ------------------------------------------------------------------------------------
 
-    def _config(self, member: Member) -> CfgNode:
+    def _member_config(self, member: Member) -> CfgNode:
         return member_config(self.cfg, member, Path(self.directory) / "members" / path_safe(member.name))
 
     def train_member(self, member: Member) -> None:
-        """Train it, unless its folder, or one below ``MEMBERS_DIR``, holds the finished run."""
-        cfg, main = self._config(member), self.accelerator.is_main_process
+        """Train a member, unless its folder or a folder below ``MEMBERS_DIR`` holds the finished run."""
+        cfg, main = self._member_config(member), self.accelerator.is_main_process
         folder = RunDir(cfg.OUTPUT_DIR)
         if main and not folder.is_finished_run_of(cfg):
             self._prepare(folder, cfg)
         self.accelerator.wait_for_everyone()
         if folder.is_finished_run_of(cfg):
-            logger.info("It is trained already")
+            logger.info("The member is trained already")
         else:
             set_random_seed(cfg.SEED)
             build_trainer(cfg).fit()
@@ -171,6 +200,7 @@ class Backdoor(SimpleTrainer):
         backbones.release()
 
     def _prepare(self, folder: RunDir, cfg: CfgNode) -> None:
+        """Remove a run with another config, and copy the finished run from ``MEMBERS_DIR`` if it is there."""
         stale = folder.is_finished  # with another config, or with files that have changed since
         folder.done.unlink(missing_ok=True)
         folder.prepare(cfg)
@@ -178,17 +208,17 @@ class Backdoor(SimpleTrainer):
             folder.drop_checkpoints()
         source = RunDir.find(self.node.MEMBERS_DIR, cfg) if self.node.MEMBERS_DIR else None
         if source:
-            logger.info(f"Copy it from {source.path}")
+            logger.info(f"Copy the member from {source.path}")
             source.copy_checkpoints(folder)
             folder.finish(cfg)
 
     def member_logits(self, member: Member, paths: Sequence[str]) -> Tensor:
-        """Its score [N, C], not divided by its temperature.
+        """Return a member's logits [N, C], before temperature scaling.
 
         Raises:
-            FileNotFoundError: it is not trained.
+            FileNotFoundError: the member is not trained.
         """
-        cfg = self._config(member)
+        cfg = self._member_config(member)
         cfg = debiased_config(cfg, self.node) if self.node.DEBIAS else cfg
         trainer = build_trainer(cfg)
         trainer.load_model(cfg.OUTPUT_DIR, self.members_epoch)
@@ -196,6 +226,10 @@ class Backdoor(SimpleTrainer):
         del trainer
         backbones.release()
         return logits
+
+    def _all_logits(self, paths: Sequence[str]) -> Tensor:
+        """Return the logits [M, N, C] of all members, before temperature scaling."""
+        return torch.stack([self.member_logits(member, paths) for member in self.members])
 
     # --- training -----------------------------------------------------------------------------------
 
@@ -211,17 +245,16 @@ class Backdoor(SimpleTrainer):
 
     @torch.no_grad()
     def fit_terms(self) -> None:
-        """Temperatures and weights on val, which no member was trained on; else 1 and uniform."""
-        count = len(self.members)
-        self.terms.fill(weights=torch.full((count,), 1 / count), temperatures=torch.ones(count))
+        """Fit temperatures and weights on val; without val, set temperatures of 1 and uniform weights."""
+        self.terms.reset()
         items, node = self.dataset.val or [], self.node
         if not items or (node.CALIBRATE, node.WEIGHTS) == ("none", "uniform"):
             return
         paths, labels = [item.impath for item in items], labels_of(items).to(self.device)
-        logits = torch.stack([self.member_logits(member, paths) for member in self.members])  # [M, N, C]
+        logits = self._all_logits(paths)
         if node.CALIBRATE != "none":
-            fitted = [fit_temperature(part, labels, method=node.CALIBRATE) for part in logits]
-            self.terms.temperatures.copy_(torch.tensor(fitted))
+            temperatures = [fit_temperature(member_logits, labels, method=node.CALIBRATE) for member_logits in logits]
+            self.terms.temperatures.copy_(torch.tensor(temperatures))
         if node.WEIGHTS == "val":
             weights = fit_member_weights(logits / self.terms.temperatures[:, None, None], labels, node.COMBINE)
             self.terms.weights.copy_(weights)
@@ -232,10 +265,9 @@ class Backdoor(SimpleTrainer):
 
     @torch.no_grad()
     def predict_parts(self, paths: Sequence[str]) -> Prediction:
-        """Return the combined logits, with the calibrated logits of each member by name."""
-        logits = torch.stack([self.member_logits(member, paths) for member in self.members])  # [M, N, C]
-        logits = logits / self.terms.temperatures[:, None, None]
-        parts = {path_safe(m.name): part for m, part in zip(self.members, logits, strict=True)}
+        """Return the combined logits, with the calibrated logits of each member as parts."""
+        logits = self._all_logits(paths) / self.terms.temperatures[:, None, None]
+        parts = {path_safe(member.name): part for member, part in zip(self.members, logits, strict=True)}
         combined = combine_members(logits, self.terms.weights, self.node.COMBINE)
         return Prediction(combined, {**parts, "backdoor": combined})
 
@@ -246,13 +278,13 @@ class Backdoor(SimpleTrainer):
         groups = {**super().class_groups(), **dataset_groups(self.cfg, self.device)}
         return groups | crossed_groups(groups)
 
-    def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Take the members in ``directory``; ``epoch`` is theirs."""
+    def load_model(self, directory: str | Path, epoch: int | None = None) -> None:
+        """Use the members in ``directory``, at their epoch ``epoch``; fit the terms again if they do not match."""
         if directory:
             self.directory, self.members_epoch = directory, epoch
-        same = matches_classes(self.terms, Path(directory) / "backdoor")
-        if same:
+        matches = matches_classes(self.terms, Path(directory) / "backdoor")
+        if matches:
             super().load_model(directory)
-        if epoch is not None or not same:  # what was saved belongs to the epoch that was kept, and to that config
-            logger.info("Temperatures and weights are fitted again")
+        if epoch is not None or not matches:  # the saved terms belong to the deployed epoch and to their config
+            logger.info("Fit the temperatures and weights of the members again")
             self.fit_terms()

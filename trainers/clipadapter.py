@@ -1,38 +1,39 @@
-"""CLIP-Adapter: a bottleneck on the image feature, blended in (Gao et al., IJCV 2024, arXiv 2110.04544)."""
-
-import math
+"""CLIP-Adapter: a bottleneck blended with the image feature (Gao et al., IJCV 2024, arXiv 2110.04544)."""
 
 import torch
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
+from unskew.clip.adapters import initialise_linear
 from unskew.engine.clip_trainer import CLIPTrainer
 from unskew.engine.trainer import TRAINER_REGISTRY
 
 
 def build_adapter(width: int, reduction: int, generator: torch.Generator) -> nn.Sequential:
-    """[B, D] -> [B, D]; two layers without bias, so that scaling a feature scales what comes out."""
+    """Return a bottleneck [B, D] -> [B, D] without biases, so that its output scales with its input.
+
+    Args:
+        width: D, width of the features.
+        reduction: D divided by the width of the bottleneck.
+        generator: generator of the initial weights.
+    """
     hidden = max(1, width // reduction)
-    adapter = nn.Sequential(
-        nn.Linear(width, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, width, bias=False), nn.ReLU()
-    )
-    with torch.no_grad():
-        for layer in (adapter[0], adapter[2]):
-            bound = 1 / math.sqrt(layer.in_features)  # PyTorch's own, drawn from the generator
-            layer.weight.uniform_(-bound, bound, generator=generator)
-    return adapter
+    down = initialise_linear(nn.Linear(width, hidden, bias=False), generator)
+    up = initialise_linear(nn.Linear(hidden, width, bias=False), generator)
+    return nn.Sequential(down, nn.ReLU(), up, nn.ReLU())
 
 
 @TRAINER_REGISTRY.register()
 class CLIPAdapter(CLIPTrainer):
-    """f' = ratio * A(f) + (1 - ratio) * f, then cosine to the zero-shot text features (the paper's section 3.2)."""
+    """f' = ratio * A(f) + (1 - ratio) * f, then the cosine with the zero-shot text features (paper, section 3.2)."""
 
-    def check_cfg(self, cfg) -> None:
+    def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
         node = self.node
         if not 0 <= node.RATIO <= 1:
-            raise ValueError(f"TRAINER.{self.node_name}.RATIO must be in [0, 1], got {node.RATIO}")
+            raise ValueError(f"TRAINER.{self.node_name}.RATIO must be in [0, 1] (got {node.RATIO})")
         if node.REDUCTION < 1:
-            raise ValueError(f"TRAINER.{self.node_name}.REDUCTION must be 1 or more, got {node.REDUCTION}")
+            raise ValueError(f"TRAINER.{self.node_name}.REDUCTION must be 1 or more (got {node.REDUCTION})")
 
     def build_model(self) -> None:
         width = self.zeroshot_weights.shape[1]

@@ -1,4 +1,4 @@
-"""CoOp: learn the words around the class name (Zhou et al. 2022, arXiv 2109.01134)."""
+"""CoOp: learned context tokens around the class name (Zhou et al. 2022, arXiv 2109.01134)."""
 
 from unskew.clip.prompts import LearnableContext
 from unskew.engine.prompt_trainer import PromptTrainer

@@ -39,11 +39,11 @@ class DebiasedZeroshot(CLIPTrainer):
 
     def train(self) -> None:
         self.before_train()
-        self.fit_zeroshot()  # never resumed: the fit is fast, and the prior's file may have changed
+        self.fit_zeroshot()  # never resumed: the fit is fast, and the file of the prior may have changed
         self.save_model(0, self.output_dir)
         self.after_train()
 
-    def load_model(self, directory: str, epoch: int | None = None) -> None:
+    def load_model(self, directory: str | Path, epoch: int | None = None) -> None:
         if matches_classes(self.gla, Path(directory) / "prior"):
             super().load_model(directory, epoch)
         else:

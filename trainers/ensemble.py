@@ -5,7 +5,7 @@ The method is GLA without its priors (Zhu et al., NeurIPS 2023, arXiv 2310.08106
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -23,15 +23,34 @@ from unskew.engine.trainer import TRAINER_REGISTRY, build_trainer
 
 logger = logging.getLogger("unskew")
 
+# Keys that decide the images of a split; with equal values val is held out for the base too.
+_SAME_IMAGES = (
+    "SEED",
+    "DATASET.NAME",
+    "DATASET.ROOT",
+    "DATASET.SEED",
+    "DATASET.NUM_SHOTS",
+    "DATASET.NUM_VAL_SHOTS",
+    "DATASET.HOLDOUT",
+    "DATASET.SUBSAMPLE_CLASSES",
+    "DATASET.IMBALANCE",
+    "DATASET.CLASSNAMES",
+)
+
 
 @TRAINER_REGISTRY.register()
 class Ensemble(CLIPTrainer):
     """Logits = ft/T_ft + zs/T_zs.
 
     The base trains itself; this trainer only selects the epoch to keep, by the ensemble's accuracy on val.
+
+    Attributes:
+        base: the trainer of the fine-tuned half.
+        gla: the estimator, with both temperatures.
+        part_names: names of the reported logits; the last is the prediction.
     """
 
-    part_names = ("zs", "ft", "ensemble")  # the last is the prediction
+    part_names: tuple[str, ...] = ("zs", "ft", "ensemble")
 
     @property
     def logit_adjusted(self) -> bool:
@@ -50,7 +69,7 @@ class Ensemble(CLIPTrainer):
         self.register_model(type(self).__name__.lower(), self.gla)
 
     def build_gla(self) -> SavedGLA:
-        """Build the estimator, with the numbers that a checkpoint holds."""
+        """Build the estimator; a checkpoint holds the numbers in its keys."""
         keys = {"zeroshot_temperature": "zs_temperature_", "finetuned_temperature": "ft_temperature_"}
         no_prior = torch.zeros(self.num_classes)
         return SavedGLA(self.classnames, keys, prior=no_prior, combine="sum", temperature=self.node.TEMPERATURE)
@@ -59,11 +78,11 @@ class Ensemble(CLIPTrainer):
         """Fit the zero-shot half, which does not depend on the base."""
         fit_zeroshot(self, self.gla)
 
-    # --- training: the base trains, scored by the sum -----------------------------------------------
+    # --- training -----------------------------------------------------------------------------------
 
     def train(self) -> None:
         self.before_train()
-        self.fit_zeroshot()  # never resumed: the fit is fast, and the prior's file may have changed
+        self.fit_zeroshot()  # never resumed: the fit is fast, and the file of the prior may have changed
         if self.node.BASE_DIR:
             self.base.load_model(self.node.BASE_DIR)
         else:
@@ -79,13 +98,15 @@ class Ensemble(CLIPTrainer):
         paths, labels = self.labelled(self.dataset.val)
         return paths, labels, self.zeroshot_logits(paths)
 
-    def calibrate(self) -> Tensor | None:
-        """Fit the fine-tuned half on val and return the base's logits ``[N, C]``; without val, return None."""
-        if not self.dataset.val:
-            logger.warning(
-                f"{type(self).__name__} has no val to calibrate its base on; adding its logits with T_ft = 1"
-            )
-            return None
+    def calibrate(self) -> None:
+        """Fit the fine-tuned half on val; without val, keep a temperature of 1."""
+        if self.dataset.val:
+            self._fit_finetuned()
+        else:
+            logger.warning(f"{type(self).__name__} has no val to calibrate its base on; using T_ft = 1")
+
+    def _fit_finetuned(self) -> Tensor:
+        """Fit the fine-tuned half on val; return the base's logits ``[N, C]``."""
         paths, labels, zeroshot = self.val
         finetuned = self.base.predict(paths)
         self.gla.fit_finetuned(zeroshot, finetuned, labels)
@@ -93,12 +114,12 @@ class Ensemble(CLIPTrainer):
 
     def validate(self) -> float:
         """Calibrate on val and return the score that selects the base's epoch."""
-        finetuned = self.calibrate()
+        finetuned = self._fit_finetuned()
         _, labels, zeroshot = self.val
-        return selection_score(self.balanced(zeroshot, finetuned), labels)
+        return selection_score(self.selection_logits(zeroshot, finetuned), labels)
 
-    def balanced(self, zeroshot: Tensor, finetuned: Tensor) -> Tensor:
-        """Return the logits ``[N, C]`` that are scored on val."""
+    def selection_logits(self, zeroshot: Tensor, finetuned: Tensor) -> Tensor:
+        """Return the logits ``[N, C]`` that select the epoch on val."""
         return self.combine(zeroshot, finetuned).logits
 
     # --- prediction ---------------------------------------------------------------------------------
@@ -114,9 +135,9 @@ class Ensemble(CLIPTrainer):
     def predict(self, paths: Sequence[str]) -> Tensor:
         return self.predict_parts(paths).logits
 
-    # --- checkpoints: the base's models and the estimator -------------------------------------------
+    # --- checkpoints --------------------------------------------------------------------------------
 
-    def load_model(self, directory: str, epoch: int | None = None) -> None:
+    def load_model(self, directory: str | Path, epoch: int | None = None) -> None:
         self.base.load_model(self.node.BASE_DIR or directory, epoch)
         if matches_classes(self.gla, Path(directory) / type(self).__name__.lower()):
             super().load_model(directory)
@@ -130,42 +151,38 @@ class Ensemble(CLIPTrainer):
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         return {**self.base.state_dict(), **super().state_dict()}
 
-    def load_state_dict(self, states: dict[str, dict[str, Tensor]]) -> None:
+    def load_state_dict(self, states: Mapping[str, Mapping[str, Tensor]]) -> None:
         names = set(self.get_model_names())
         super().load_state_dict({name: state for name, state in states.items() if name in names})
         self.base.load_state_dict({name: state for name, state in states.items() if name not in names})
-
-
-# Keys that must agree for one trainer to be calibrated on images that the other was not trained on.
-_SAME = ("SEED", *(f"DATASET.{key}" for key in ("NAME", "ROOT", "SEED", "NUM_SHOTS", "NUM_VAL_SHOTS", "HOLDOUT")))
-_SAME = (*_SAME, *(f"DATASET.{key}" for key in ("SUBSAMPLE_CLASSES", "IMBALANCE", "CLASSNAMES")))
 
 
 def base_config(cfg: CfgNode, node: CfgNode) -> CfgNode:
     """Return the frozen config of the finished run in ``node.BASE_DIR``, to build its trainer here.
 
     Raises:
-        FileNotFoundError: No finished run in the folder.
-        ValueError: The run has another trainer or other images.
+        FileNotFoundError: the folder holds no finished run.
+        ValueError: the run has another trainer or other images.
     """
     folder = RunDir(node.BASE_DIR)
     if not folder.is_finished:
         raise FileNotFoundError(
-            f"BASE_DIR '{folder.path}', named by the config of {cfg.TRAINER.NAME}, holds no finished run (no file "
-            "'done'): give the folder of a finished run"
+            f"BASE_DIR '{folder.path}' of {cfg.TRAINER.NAME} holds no finished run (no file 'done'): set it to the "
+            "folder of a finished run"
         )
     base = config.restore(folder.config)
     if base.TRAINER.NAME != node.BASE:
         raise ValueError(
-            f"BASE_DIR '{folder.path}' holds a run of {base.TRAINER.NAME}, but BASE is {node.BASE}; make them the same"
+            f"BASE_DIR '{folder.path}' holds a run of {base.TRAINER.NAME}, but BASE is {node.BASE}: change one of them"
         )
     theirs, ours = fingerprint.identity(base), fingerprint.identity(cfg)
-    different = [key for key in _SAME if theirs.get(key) != ours.get(key)]
+    different = [key for key in _SAME_IMAGES if theirs.get(key) != ours.get(key)]
     if different:
-        values = (dict(config.flatten(tree))[different[0]] for tree in (base, cfg))
+        key = different[0]
+        value, expected = (dict(config.flatten(tree))[key] for tree in (base, cfg))
         raise ValueError(
-            f"BASE_DIR '{folder.path}' was trained on other images (its {different[0]} is {next(values)}, here it is "
-            f"{next(values)}); train the base on the same images, so that val is held out for both"
+            f"BASE_DIR '{folder.path}' was trained on other images ({key} is {value} there and {expected} here): train "
+            "the base on the same images, so that val is held out for both"
         )
-    here = dict(config.flatten(cfg))
-    return config.derive(base, {key: here[key] for key in fingerprint.NOT_IDENTITY})
+    current = dict(config.flatten(cfg))
+    return config.derive(base, {key: current[key] for key in fingerprint.NOT_IDENTITY})

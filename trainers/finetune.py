@@ -1,10 +1,11 @@
 """FineTune: parameter-efficient tuning of the image tower, with a cosine head and a loss for long tails.
 
-The recipe of LIFT (Shi et al., ICML 2024, arXiv 2309.10019), which a member of the backdoor adjustment follows.
+The recipe of LIFT (Shi et al., ICML 2024, arXiv 2309.10019), which the members of the backdoor adjustment follow.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +22,13 @@ from unskew.utils.registry import unknown_name
 
 
 class Tuned(nn.Module):
-    """Input -> ``body`` -> ``head`` -> logits [B, C]; it stays in ``eval()``, and only what trains is its state.
+    """A model ``head(body(x))`` -> logits [B, C] that stays in evaluation mode and saves only its trained weights.
 
     Attributes:
-        backbone_id: the id of the backbone that the rest of the weights comes from, as bytes: a checkpoint holds it.
+        backbone_id: the bytes of the id of the backbone that provides the frozen weights; a checkpoint holds them.
     """
+
+    backbone_id: Tensor
 
     def __init__(self, body: nn.Module, head: nn.Module, backbone_id: str, classnames: Sequence[str]) -> None:
         super().__init__()
@@ -35,45 +38,50 @@ class Tuned(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return logits [B, C]."""
         return self.head(self.body(x))
 
     def train(self, mode: bool = True) -> "Tuned":
-        """Stays in evaluation mode: a few images must not move the batch statistics of the tower."""
+        """Keep evaluation mode: a few images must not change the batch statistics of the tower."""
         return super().train(False)
 
-    def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:
-        kept = {name for name, parameter in self.named_parameters() if parameter.requires_grad} | {
-            "backbone_id",
-            "classes",
-        }
-        return {key: value for key, value in super().state_dict(*args, **kwargs).items() if key in kept}
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the trained weights and the fingerprints of backbone and classes."""
+        saved = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        saved |= {"backbone_id", "classes"}
+        return {key: value for key, value in super().state_dict(*args, **kwargs).items() if key in saved}
 
-    def load_state_dict(self, state: dict[str, Tensor], strict: bool = True, assign: bool = False):
-        """As any module's, of what `state_dict` gives.
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load the weights that `state_dict` returned.
 
         Raises:
-            ValueError: the weights belong to another backbone, or to other classes (see `class_bound`).
+            ValueError: the weights were trained on another backbone or on other classes.
         """
-        own = self.state_dict()
-        theirs, ours = (bytes(s.get("backbone_id", own["backbone_id"]).tolist()).decode() for s in (state, own))
-        if theirs != ours:
+        trained_on, current = (
+            bytes(backbone_id.tolist()).decode()
+            for backbone_id in (state_dict.get("backbone_id", self.backbone_id), self.backbone_id)
+        )
+        if trained_on != current:
             raise ValueError(
-                f"the weights were trained on backbone '{theirs}', but this one is '{ours}'; load them onto theirs"
+                f"the weights were trained on the backbone '{trained_on}', but this model has '{current}': load them "
+                "into a model with their backbone"
             )
-        frozen = {key: value for key, value in super().state_dict().items() if key not in own}
-        return super().load_state_dict({**frozen, **state}, strict, assign)
+        saved = self.state_dict()
+        frozen = {key: value for key, value in super().state_dict().items() if key not in saved}
+        return super().load_state_dict({**frozen, **state_dict}, strict, assign)
 
 
 @TRAINER_REGISTRY.register()
 class FineTune(CLIPTrainer):
-    """Cosine head and adapter trained together; everything else of the image tower stays frozen.
+    """A cosine head and an adapter, trained together; the image tower stays frozen.
 
-    An adapter in the tower trains on images, and the head reads the feature before the projection where that is a
-    matrix. One behind it (bottleneck), or none, trains on cached features, which are projected.
+    An adapter inside the tower trains on images; if the tower's projection is a matrix, the head reads the feature
+    before it. The adapters ``bottleneck`` and ``none`` train on cached features, after the projection.
     """
 
     @property
     def adapter(self) -> str:
+        """The name of the adapter, ``ADAPTER`` or the tower's default."""
         return adapters.check_adapter(self.node.ADAPTER, self.backbone.visual)
 
     @property
@@ -91,11 +99,12 @@ class FineTune(CLIPTrainer):
             raise ValueError(unknown_name(f"TRAINER.{self.node_name}.HEAD_INIT", node.HEAD_INIT, heads.STARTS))
         if node.WIDTH < 0 or node.SCALE <= 0:
             raise ValueError(
-                f"TRAINER.{self.node_name}.WIDTH must be 0 or more and SCALE above 0, got {node.WIDTH} and {node.SCALE}"
+                f"TRAINER.{self.node_name}.WIDTH must be 0 or more and SCALE above 0 (got {node.WIDTH} and "
+                f"{node.SCALE})"
             )
 
     def build_model(self) -> None:
-        if self.dataset.train_x:  # a model may be tested on a set that has test images only
+        if self.dataset.train_x:  # a dataset with only test images has no counts
             self.loss = self._build_loss()
         if self.needs_images:
             tower = adapters.frozen_copy(self.backbone.visual)
@@ -117,14 +126,15 @@ class FineTune(CLIPTrainer):
         if self.adapter == "vpt":
             return self.node.WIDTH or adapters.PROMPTS
         in_blocks = self.adapter in adapters.IN_BLOCKS
-        count = len(self.backbone.visual.transformer.resblocks) if in_blocks else 1
+        count = len(list(self.backbone.visual.get_submodule("transformer.resblocks").children())) if in_blocks else 1
         return self.node.WIDTH or adapters.default_width(self.num_classes, count)
 
     def _head_start(self, tower: nn.Module | None = None) -> Tensor:
-        """Rows [C, D] in the space of the tower's features; without one, of the projected ones."""
+        """Return the head's initial rows [C, D], for the features of ``tower`` or, by default, of the backbone."""
         rows = self.zeroshot_weights
-        if tower is not None and isinstance(getattr(self.backbone.visual, "proj", None), nn.Parameter):
-            rows = F.normalize(rows @ self.backbone.visual.proj.detach().float().T, dim=-1)
+        projection = getattr(self.backbone.visual, "proj", None)
+        if tower is not None and isinstance(projection, nn.Parameter):
+            rows = F.normalize(rows @ projection.detach().float().T, dim=-1)
         start = self.node.HEAD_INIT
         if start == "text":
             return rows
@@ -138,8 +148,8 @@ class FineTune(CLIPTrainer):
         return heads.linear_probe(image_features, labels, means, self.loss, self.node.SCALE)
 
     def _encode_with(self, tower: nn.Module, paths: Sequence[str]) -> Tensor:
-        """Features [N, D] of images without augmentation, by a frozen tower of one's own."""
-        stand_in = SimpleNamespace(
+        """Return the features [N, D] of images without augmentation, encoded by ``tower``."""
+        encoder = SimpleNamespace(
             id=f"{self.backbone.id} before its projection",
             dtype=torch.float32,
             device=self.device,
@@ -147,9 +157,9 @@ class FineTune(CLIPTrainer):
         )
         workers = self.cfg.DATALOADER.NUM_WORKERS
         return features.extract(
-            stand_in, paths, self.dm.tfm_test, keep=False, workers=workers, dataset=self.cfg.DATASET.NAME
+            encoder, paths, self.dm.tfm_test, keep=False, workers=workers, dataset=self.cfg.DATASET.NAME
         )
 
     def logits(self, inputs: Tensor) -> Tensor:
-        """Images [B, 3, H, W] or, where the tower is left alone, features [B, D] -> [B, C]."""
+        """Return the logits [B, C] of images [B, 3, H, W] or, if not `needs_images`, of features [B, D]."""
         return self.model(inputs)

@@ -9,7 +9,7 @@ from unskew.engine.debiasing import SavedGLA, check_choice, check_prior, fit_zer
 from unskew.engine.trainer import TRAINER_REGISTRY
 from unskew.trainers import ensemble
 
-# key of a checkpoint -> buffer of the estimator
+# Buffers of the estimator by their key in a checkpoint.
 _SAVED = {
     "zeroshot_temperature": "zs_temperature_",
     "finetuned_temperature": "ft_temperature_",
@@ -29,7 +29,7 @@ class GLA(ensemble.Ensemble):
     With rho 0 and a = b = 1 this is the paper's f_gla with both halves calibrated; see `unskew.debias.GLA`.
     """
 
-    logit_adjusted = True  # its logits do not contain log p, for every base
+    logit_adjusted = True  # log p is subtracted unless the base has none
     part_names = ("zs", "ft", "ensemble", "debiased", "gla")
 
     def check_cfg(self, cfg: CfgNode) -> None:
@@ -60,6 +60,6 @@ class GLA(ensemble.Ensemble):
             return self._log_train_frequencies()
         return read_prior(self.node.TARGET, self.classnames)
 
-    def balanced(self, zeroshot: Tensor, finetuned: Tensor) -> Tensor:
+    def selection_logits(self, zeroshot: Tensor, finetuned: Tensor) -> Tensor:
         """Return the logits ``[N, C]`` without the target prior: val need not have the label frequencies of test."""
-        return super().balanced(zeroshot, finetuned) - self.gla.log_target
+        return super().selection_logits(zeroshot, finetuned) - self.gla.log_target

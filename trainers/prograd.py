@@ -1,4 +1,4 @@
-"""ProGrad: prompt tuning that does not unlearn zero-shot CLIP (Zhu et al. 2023, arXiv 2205.14865)."""
+"""ProGrad: prompt tuning that does not forget zero-shot CLIP (Zhu et al. 2023, arXiv 2205.14865)."""
 
 import torch
 from torch import Tensor

@@ -1,6 +1,6 @@
-"""The fine-tuned half of GLA: a hand-made prompt plus a learned residual for each class.
+"""ResidualPrompt: a hand-made prompt plus a learned residual for each class.
 
-The class-specific prompt of Zhu et al. 2023 (arXiv 2310.08106, few-shot experiments).
+The class-specific prompt of Zhu et al. 2023 (arXiv 2310.08106, few-shot experiments), the default base of GLA.
 """
 
 from unskew.clip.prompts import ResidualContext, fill

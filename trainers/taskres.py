@@ -10,15 +10,19 @@ from unskew.engine.trainer import TRAINER_REGISTRY
 
 
 class Residual(nn.Module):
-    """t + alpha * x of the text features t, with x from zero (the paper's section 4.2).
+    """The classifier t + alpha * x of the text features t, with x initialised to zero (the paper's section 4.2).
 
-    As released, t is not normalised. Only its direction counts in a cosine, so the classifier here is
-    ``t/|t| + alpha/|t| * x``: the same function of x, and exactly zero-shot CLIP where x is zero.
+    In the release, t is not normalised. A cosine depends only on directions, so this module returns
+    ``t/|t| + alpha/|t| * x``: the same function of x, and exactly zero-shot CLIP at x = 0.
 
     Args:
-        weights: t/|t|, [C, D].
-        lengths: |t|, [C].
+        weights: [C, D], t/|t|.
+        lengths: [C], |t|.
+        alpha: scale of the residual.
     """
+
+    weights: Tensor
+    scale: Tensor
 
     def __init__(self, weights: Tensor, lengths: Tensor, alpha: float) -> None:
         super().__init__()
@@ -27,12 +31,13 @@ class Residual(nn.Module):
         self.register_buffer("scale", alpha / lengths[:, None])  # [C, 1]
 
     def forward(self) -> Tensor:
-        return self.weights + self.scale * self.residual  # [C, D]
+        """Return the classifier [C, D], not normalised."""
+        return self.weights + self.scale * self.residual
 
 
 @TRAINER_REGISTRY.register()
 class TaskRes(CLIPTrainer):
-    """Cross entropy over one vector per class, added to its text feature; neither tower runs in training."""
+    """Train one vector per class, added to its text feature, by cross entropy; neither tower runs in training."""
 
     def build_model(self) -> None:
         texts = fill(self.dataset.template, self.classnames)

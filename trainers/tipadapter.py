@@ -1,10 +1,13 @@
-"""Tip-Adapter: the few training images as a cache beside zero-shot CLIP (Zhang et al., ECCV 2022, arXiv 2111.03930)."""
+"""Tip-Adapter: a cache of the training images added to zero-shot CLIP (Zhang et al., ECCV 2022, arXiv 2111.03930)."""
 
 import logging
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from unskew.debias.losses import cross_entropy
 from unskew.engine.checkpoint import bind_to_classes
@@ -15,20 +18,35 @@ logger = logging.getLogger("unskew")
 
 
 class Cache(nn.Module):
-    """alpha * exp(-beta (1 - f K^T)) L, with keys K and one-hot labels L (the paper's section 3.1).
+    """The logits alpha * exp(-beta (1 - f K^T)) L, with keys K and one-hot labels L (the paper's section 3.1).
 
-    The keys are zero until they are filled; alpha and beta are buffers, so that a checkpoint holds what was chosen.
+    alpha and beta are buffers, so that a checkpoint holds the values that the search found.
+
+    Args:
+        labels: [S], labels of the S training images.
+        num_classes: C.
+        width: D, width of the features.
+        alpha: weight of the cache.
+        beta: sharpness of the affinities.
+
+    Attributes:
+        keys: [S, D], zero until the trainer fills them.
+        values: [S, C], one-hot labels.
     """
+
+    values: Tensor
+    alpha: Tensor
+    beta: Tensor
 
     def __init__(self, labels: Tensor, num_classes: int, width: int, alpha: float, beta: float) -> None:
         super().__init__()
-        self.keys = nn.Parameter(torch.zeros(len(labels), width))  # [S, D] of S training images
-        self.register_buffer("values", F.one_hot(labels, num_classes).float())  # [S, C]
+        self.keys = nn.Parameter(torch.zeros(len(labels), width))
+        self.register_buffer("values", F.one_hot(labels, num_classes).float())
         self.register_buffer("alpha", torch.tensor(alpha))
         self.register_buffer("beta", torch.tensor(beta))
 
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        """On a set that has test images only there are no keys: as many as the checkpoint's are made for them."""
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Load a cache of any size into an empty one, which datasets with only test images have."""
         if not len(self.keys) and f"{prefix}keys" in state_dict:
             count = len(state_dict[f"{prefix}keys"])
             self.keys.data = self.keys.new_zeros(count, self.keys.shape[1])
@@ -36,53 +54,55 @@ class Cache(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, image_features: Tensor) -> Tensor:
-        """[B, D], rows of norm one -> [B, C]."""
-        return self.alpha * recall(image_features @ self.keys.T, self.values, self.beta)
+        """Return the cache's logits [B, C] of normalised features [B, D]."""
+        return self.alpha * cache_logits(image_features @ self.keys.T, self.values, self.beta)
 
 
-def recall(cosines: Tensor, values: Tensor, beta: float | Tensor) -> Tensor:
-    """exp(-beta (1 - cosines)) values: [B, S], [S, C] -> [B, C]."""
+def cache_logits(cosines: Tensor, values: Tensor, beta: float | Tensor) -> Tensor:
+    """Return exp(-beta (1 - cosines)) values, [B, C], of cosines [B, S] and values [S, C]."""
     return (beta * (cosines - 1)).exp() @ values
 
 
 def search_scales(
-    zeroshot: Tensor, cosines: Tensor, values: Tensor, labels: Tensor, alphas: list[float], betas: list[float]
+    zeroshot: Tensor, cosines: Tensor, values: Tensor, labels: Tensor, alphas: Sequence[float], betas: Sequence[float]
 ) -> tuple[float, float]:
-    """The (alpha, beta) of highest accuracy of ``zeroshot + alpha * recall``.
+    """Return the (alpha, beta) with the highest accuracy of ``zeroshot + alpha * cache_logits(...)``.
 
-    A few shots' val has few images, so that many pairs tie: then the one of lower cross entropy is better.
+    A few-shot val split is small, so many pairs have the same accuracy; of these, the lowest cross entropy wins.
 
     Args:
-        zeroshot: logits [N, C].
-        cosines: [N, S], of the images to the keys.
-        values: one-hot labels of the keys, [S, C].
+        zeroshot: [N, C], zero-shot logits.
+        cosines: [N, S], cosines of the images and the keys.
+        values: [S, C], one-hot labels of the keys.
         labels: [N].
+        alphas: candidates for alpha.
+        betas: candidates for beta.
     """
-    chosen, most, least = (alphas[0], betas[0]), -1, torch.inf
+    best, best_correct, best_loss = (alphas[0], betas[0]), -1, torch.inf
     for beta in betas:
-        cache = recall(cosines, values, beta)
+        cache = cache_logits(cosines, values, beta)
         for alpha in alphas:
             logits = zeroshot + alpha * cache  # [N, C]
-            correct = (logits.argmax(1) == labels).sum().item()
-            if correct < most:
+            correct = int((logits.argmax(1) == labels).sum())
+            if correct < best_correct:
                 continue
             loss = cross_entropy(logits, labels).item()
-            if correct > most or loss < least:
-                chosen, most, least = (alpha, beta), correct, loss
-    return chosen
+            if correct > best_correct or loss < best_loss:
+                best, best_correct, best_loss = (alpha, beta), correct, loss
+    return best
 
 
 @TRAINER_REGISTRY.register()
 class TipAdapter(CLIPTrainer):
-    """Logits = zero-shot + cache; the keys are training features, averaged over the views. Nothing is trained."""
+    """Logits = zero-shot + cache, without training; the keys are training features averaged over the views."""
 
-    def check_cfg(self, cfg) -> None:
+    def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
         tops, steps = self.node.SEARCH_SCALE, self.node.SEARCH_STEP
         if len(tops) != 2 or len(steps) != 2 or min(steps) < 1:
             raise ValueError(
-                f"TRAINER.{self.node_name}.SEARCH_SCALE and SEARCH_STEP take a value for beta and one for alpha, steps "
-                f"of at least 1; got {tops} and {steps}"
+                f"TRAINER.{self.node_name}.SEARCH_SCALE and SEARCH_STEP must each be [for beta, for alpha], with steps "
+                f"of at least 1 (got {tops} and {steps})"
             )
 
     def build_model(self) -> None:
@@ -90,6 +110,7 @@ class TipAdapter(CLIPTrainer):
         self.register_model("cache", self.cache)
 
     def build_cache(self) -> Cache:
+        """Return a cache of the training labels, with keys of zero."""
         _, labels = self.labelled(self.dataset.train_x)
         width = self.zeroshot_weights.shape[1]
         cache = Cache(labels.cpu(), self.num_classes, width, self.node.ALPHA, self.node.BETA)
@@ -109,7 +130,7 @@ class TipAdapter(CLIPTrainer):
 
     @torch.no_grad()
     def fill_cache(self) -> None:
-        """Keys from the mean over the kept views, of the images as they are with ``INPUT.VIEWS`` 0."""
+        """Set the keys to the mean feature of each image's views; with ``INPUT.VIEWS`` 0, to its feature."""
         paths, _ = self.labelled(self.dataset.train_x)
         views = self.cfg.INPUT.VIEWS
         rows = self._encode_views(paths, range(views)).sum(1) if views else self.encode(paths)
@@ -117,7 +138,7 @@ class TipAdapter(CLIPTrainer):
 
     @torch.no_grad()
     def search(self) -> None:
-        """Choose alpha and beta on val; without it they stay as the config has them."""
+        """Choose alpha and beta on val; without val, keep those of the config."""
         if not self.dataset.val:
             return
         paths, labels = self.labelled(self.dataset.val)

@@ -1,4 +1,4 @@
-"""Tip-Adapter-F: Tip-Adapter's keys, trained (Zhang et al., ECCV 2022, arXiv 2111.03930, section 3.2)."""
+"""Tip-Adapter-F: Tip-Adapter with trained keys (Zhang et al., ECCV 2022, arXiv 2111.03930, section 3.2)."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from unskew.trainers import tipadapter
 
 @TRAINER_REGISTRY.register()
 class TipAdapterF(tipadapter.TipAdapter):
-    """The keys learn by cross entropy at the config's alpha and beta, which are searched again at the end."""
+    """Train the keys by cross entropy at the alpha and beta of the config, then search both again."""
 
     def build_model(self) -> None:
         self.cache = self.build_cache()
@@ -21,15 +21,12 @@ class TipAdapterF(tipadapter.TipAdapter):
         self.register_model("cache", self.cache, optimizer, build_lr_scheduler(optimizer, self.cfg.OPTIM))
 
     def train(self) -> None:
-        if self.dataset.train_x:  # without any, training is refused
+        if self.dataset.train_x:  # before_train raises an error without training images
             self.fill_cache()
-        CLIPTrainer.train(self)  # past Tip-Adapter's own, which has no epochs
+        CLIPTrainer.train(self)  # skips TipAdapter.train, which has no epochs
 
     def after_train(self) -> None:
-        """Search alpha and beta for the keys that are kept, and put them into their checkpoint.
-
-        The last epoch's own file stays what a run is resumed from.
-        """
+        """Search alpha and beta for the keys to deploy and store them in the checkpoint of these keys."""
         self.accelerator.wait_for_everyone()
         folder = Path(self.output_dir) / "cache"
         kept = folder / checkpoint.BEST if self.cfg.TEST.FINAL_MODEL == "best_val" else None

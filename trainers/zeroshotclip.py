@@ -1,4 +1,4 @@
-"""Zero-shot CLIP: the dataset's prompts, nothing trained (Radford et al. 2021, arXiv 2103.00020)."""
+"""Zero-shot CLIP: the dataset's prompts, without training (Radford et al. 2021, arXiv 2103.00020)."""
 
 from torch import Tensor
 
@@ -8,12 +8,12 @@ from unskew.engine.trainer import TRAINER_REGISTRY
 
 @TRAINER_REGISTRY.register()
 class ZeroshotCLIP(CLIPTrainer):
-    """Logits = exp(logit_scale) * cosine to the mean text feature of the dataset's templates."""
+    """Logits = exp(logit_scale) * cosine with the mean text feature of the dataset's templates."""
 
-    logit_adjusted = True  # it has never seen the label frequencies of the training images
+    logit_adjusted = True  # the model was not trained on the training images
 
     def build_model(self) -> None:
-        """Nothing to train."""
+        """Build nothing: no weights are trained."""
 
     def train(self) -> None:
         self.before_train()

@@ -1,4 +1,4 @@
-"""Tip-Adapter, Tip-Adapter-F, CLIP-Adapter and TaskRes: each against its formula, and what they may look at."""
+"""Tests of Tip-Adapter, Tip-Adapter-F, CLIP-Adapter and TaskRes against their formulas."""
 
 import math
 
@@ -39,7 +39,7 @@ def small_grid(name):
 
 
 def slow_tip_logits(trainer, paths, alpha, beta):
-    """The paper's formula, image by image and key by key, in float64."""
+    """Return Tip-Adapter's logits in float64 by the paper's formula, one image and one key at a time."""
     keys, values = trainer.cache.keys.detach().double(), trainer.cache.values
     scale = math.exp(trainer.backbone.logit_scale.item())
     rows = []
@@ -55,7 +55,7 @@ def slow_tip_logits(trainer, paths, alpha, beta):
 # --- Tip-Adapter ------------------------------------------------------------------------------------
 
 
-def test_tip_adapter_is_its_formula(data_root, tmp_path):
+def test_tip_adapter_equals_its_formula(data_root, tmp_path):
     trainer = build("TipAdapter", data_root, tmp_path, *small_grid("TipAdapter"))
     trainer.train()
     items = trainer.dataset.train_x
@@ -69,7 +69,7 @@ def test_tip_adapter_is_its_formula(data_root, tmp_path):
     torch.testing.assert_close(trainer.predict(paths).double(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_tip_adapter_without_views_remembers_the_images_as_they_are(data_root, tmp_path):
+def test_tip_adapter_without_views_stores_the_features_of_the_images(data_root, tmp_path):
     trainer = build("TipAdapter", data_root, tmp_path, "INPUT.VIEWS", 0, *small_grid("TipAdapter"))
     trainer.train()
     plain = trainer.encode([item.impath for item in trainer.dataset.train_x])
@@ -77,7 +77,7 @@ def test_tip_adapter_without_views_remembers_the_images_as_they_are(data_root, t
 
 
 @pytest.mark.parametrize("name", ["TipAdapter", "TipAdapterF"])
-def test_the_search_takes_the_best_on_val_of_the_grid(name, data_root, tmp_path):
+def test_search_returns_the_best_pair_on_val(name, data_root, tmp_path):
     trainer = build(name, data_root, tmp_path, *small_grid(name), seed=2)
     trainer.train()
     paths, labels = trainer.labelled(trainer.dataset.val)
@@ -100,29 +100,29 @@ def test_search_scales_prefers_accuracy_then_the_lower_loss():
     needs_two = torch.tensor([[0.0, 1.5]])
     assert search_scales(needs_two, cosines, values, labels, [1.0, 2.0], [1.0]) == (2.0, 1.0)
     assert search_scales(-needs_two, cosines, values, labels, [1.0, 3.0, 2.0], [1.0]) == (3.0, 1.0)
-    wrong_key = torch.tensor([[0.0, 1.0]])  # here the cache does harm, and the least of it is best
+    wrong_key = torch.tensor([[0.0, 1.0]])  # here the cache does harm, so the smallest alpha is best
     assert search_scales(-needs_two, cosines, wrong_key, labels, [1.0, 0.5, 2.0], [1.0, 2.0]) == (0.5, 1.0)
     assert search_scales(-needs_two, cosines - 1, wrong_key, labels, [1.0], [1.0, 2.0]) == (1.0, 2.0)
 
 
 @pytest.mark.parametrize("name", ["TipAdapter", "TipAdapterF"])
-def test_the_search_never_opens_the_test_split(name, data_root, tmp_path):
+def test_search_never_opens_the_test_split(name, data_root, tmp_path):
     opts = (*small_grid(name), "TEST.NO_TEST", True)
-    honest, blind = (build(name, data_root, tmp_path / part, *opts) for part in "ab")
+    plain, blind = (build(name, data_root, tmp_path / folder, *opts) for folder in ("plain", "blind"))
     blind.dataset.test[:] = [Datum("/missing.png", 0, 0, item.classname) for item in blind.dataset.test]
-    honest.train()
+    plain.train()
     blind.train()
-    assert torch.equal(honest.predict(test_images(honest)), blind.predict(test_images(honest)))
+    assert torch.equal(plain.predict(test_images(plain)), blind.predict(test_images(plain)))
 
 
-def test_without_val_alpha_and_beta_stay_as_configured(data_root, tmp_path):
+def test_without_val_alpha_and_beta_keep_the_values_of_the_config(data_root, tmp_path):
     trainer = build("TipAdapter", data_root, tmp_path, "TRAINER.TIPADAPTER.ALPHA", 2.5)
     trainer.dataset.val[:] = []
     trainer.train()
     assert (trainer.cache.alpha.item(), trainer.cache.beta.item()) == (2.5, 5.5)
 
 
-def test_a_search_that_cannot_be_is_an_error(data_root, tmp_path):
+def test_an_invalid_search_grid_raises(data_root, tmp_path):
     with pytest.raises(ValueError, match="SEARCH_STEP"):
         build("TipAdapterF", data_root, tmp_path, "TRAINER.TIPADAPTERF.SEARCH_STEP", [0, 20])
     with pytest.raises(ValueError, match="SEARCH_SCALE"):
@@ -144,7 +144,7 @@ def test_tip_adapter_f_starts_from_tip_adapter(data_root, tmp_path):
     assert [name for name, parameter in trained.cache.named_parameters() if parameter.requires_grad] == ["keys"]
 
 
-def test_tip_adapter_f_keeps_the_best_epoch_with_what_was_searched_for_it(data_root, tmp_path):
+def test_tip_adapter_f_searches_alpha_and_beta_for_the_best_epoch(data_root, tmp_path):
     trainer = build("TipAdapterF", data_root, tmp_path, *small_grid("TipAdapterF"), "OPTIM.LR", 0.01)
     results, keys = [], []
     trainer.validate = lambda: results.append([50.0, 70.0, 60.0][trainer.epoch]) or results[-1]
@@ -157,7 +157,7 @@ def test_tip_adapter_f_keeps_the_best_epoch_with_what_was_searched_for_it(data_r
     assert torch.equal(saved["state_dict"]["keys"], keys[1])
 
 
-def test_tip_adapter_f_trains_with_the_published_optimiser(data_root, tmp_path):
+def test_tip_adapter_f_uses_the_published_optimizer(data_root, tmp_path):
     trainer = build("TipAdapterF", data_root, tmp_path)
     optimizer = trainer._optims["cache"]
     assert type(optimizer).__name__ == "AdamW"
@@ -167,7 +167,7 @@ def test_tip_adapter_f_trains_with_the_published_optimiser(data_root, tmp_path):
 # --- CLIP-Adapter -----------------------------------------------------------------------------------
 
 
-def test_clip_adapter_blends_a_bottleneck(data_root, tmp_path):
+def test_clip_adapter_equals_its_formula(data_root, tmp_path):
     trainer = build("CLIPAdapter", data_root, tmp_path, "TRAINER.CLIPADAPTER.RATIO", 0.3)
     down, up = (trainer.adapter[i].weight.detach().double() for i in (0, 2))
     assert (down.shape, up.shape) == ((16, 64), (64, 16))
@@ -185,22 +185,22 @@ def test_clip_adapter_with_ratio_zero_is_zero_shot(data_root, tmp_path):
     assert torch.equal(trainer.predict(paths), trainer.zeroshot_logits(paths))
 
 
-def test_clip_adapter_starts_as_pytorch_starts_a_layer(data_root, tmp_path):
+def test_clip_adapter_is_initialised_like_pytorchs_linear_layers(data_root, tmp_path):
     from unskew.trainers.clipadapter import build_adapter
 
     trainer = build("CLIPAdapter", data_root, tmp_path)
     torch.manual_seed(99)  # the draws come from the generator alone
-    again, same = (build_adapter(64, 4, torch.Generator().manual_seed(seed)) for seed in (5, 5))
-    assert torch.equal(again[0].weight, same[0].weight)
+    first, second = (build_adapter(64, 4, torch.Generator().manual_seed(5)) for _ in range(2))
+    assert torch.equal(first[0].weight, second[0].weight)
     for layer in (trainer.adapter[0], trainer.adapter[2]):
-        usual = torch.nn.Linear(layer.in_features, layer.out_features, bias=False).weight
-        assert layer.weight.std().item() == pytest.approx(usual.std().item(), rel=0.15)
+        expected = torch.nn.Linear(layer.in_features, layer.out_features, bias=False).weight
+        assert layer.weight.std().item() == pytest.approx(expected.std().item(), rel=0.15)
         assert layer.weight.abs().max() <= 1 / math.sqrt(layer.in_features)
 
 
 @pytest.mark.parametrize(("key", "value"), [("RATIO", 1.5), ("RATIO", -0.1), ("REDUCTION", 0)])
-def test_clip_adapter_refuses_what_makes_no_sense(key, value, data_root, tmp_path):
-    with pytest.raises(ValueError, match=rf"{key} must be .*got {value}"):
+def test_clip_adapter_rejects_invalid_values(key, value, data_root, tmp_path):
+    with pytest.raises(ValueError, match=rf"{key}.*{value}"):
         build("CLIPAdapter", data_root, tmp_path, f"TRAINER.CLIPADAPTER.{key}", value)
 
 
@@ -213,19 +213,19 @@ def test_taskres_starts_at_zero_shot(data_root, tmp_path):
     assert torch.equal(trainer.predict(paths), trainer.zeroshot_logits(paths))
 
 
-def test_taskres_is_a_residual_on_the_text_features(data_root, tmp_path):
+def test_taskres_equals_its_formula(data_root, tmp_path):
     trainer = build("TaskRes", data_root, tmp_path, "TRAINER.TASKRES.RESIDUAL_SCALE", 0.7)
     residual = torch.randn(10, 64, generator=torch.Generator().manual_seed(0))
     trainer.classifier.residual.data.copy_(residual)
     texts = encode_prompts(trainer.backbone, fill(trainer.dataset.templates[0], trainer.classnames))
-    weights = texts.double() + 0.7 * residual.double()  # t' = t + alpha x of the features as the tower gives them
+    weights = texts.double() + 0.7 * residual.double()  # t' = t + alpha x, before normalisation
     weights = weights / weights.norm(dim=1, keepdim=True)
     features = F.normalize(trainer.encode(test_images(trainer)).double(), dim=1)
     expected = math.exp(trainer.backbone.logit_scale.item()) * features @ weights.T
     torch.testing.assert_close(trainer.predict(test_images(trainer)).double(), expected, rtol=1e-4, atol=1e-4)
 
 
-# --- all of them ------------------------------------------------------------------------------------
+# --- all methods ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", METHODS[1:])
@@ -235,14 +235,14 @@ def test_training_lowers_the_loss_on_the_training_images(name, data_root, tmp_pa
     paths, labels = trainer.labelled(trainer.dataset.train_x)
     if name == "TipAdapterF":
         trainer.fill_cache()
-        trainer.search = lambda: None  # alpha and beta stay those of the training
+        trainer.search = lambda: None  # keep the alpha and beta of the training
     before = losses.cross_entropy(trainer.predict(paths), labels)
     trainer.train()
     assert losses.cross_entropy(trainer.predict(paths), labels) < before - 0.005
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_mixed_precision_trains(name, data_root, tmp_path):
+def test_mixed_precision_gives_finite_logits(name, data_root, tmp_path):
     opts = small_grid(name) if "Tip" in name else ()
     trainer = build(name, data_root, tmp_path, "TRAINER.PREC", "amp", *opts)
     trainer.train()
@@ -252,7 +252,7 @@ def test_mixed_precision_trains(name, data_root, tmp_path):
 
 
 @pytest.mark.parametrize("base", METHODS)
-def test_gla_takes_it_as_a_base(base, data_root, tmp_path):
+def test_gla_accepts_each_method_as_its_base(base, data_root, tmp_path):
     opts = ("TRAINER.GLA.BASE", base, *(small_grid(base) if "Tip" in base else ()))
     trainer = build("GLA", data_root, tmp_path, *opts)
     trainer.train()
@@ -265,7 +265,7 @@ def test_gla_takes_it_as_a_base(base, data_root, tmp_path):
     assert torch.equal(fresh.predict(paths), trainer.predict(paths))
 
 
-def test_the_published_schedules_come_with_the_dataset_and_the_shots():
+def test_published_schedules_depend_on_the_dataset_and_the_shots():
     tip = config.load("digits", "", "TipAdapterF")
     assert (tip.OPTIM.NAME, tip.OPTIM.MAX_EPOCH, tip.INPUT.VIEWS) == ("adamw", 20, 10)
     assert (tip.TRAINER.TIPADAPTERF.ALPHA, tip.TRAINER.TIPADAPTERF.BETA) == (1.17, 1.0)
@@ -275,8 +275,8 @@ def test_the_published_schedules_come_with_the_dataset_and_the_shots():
     assert epochs == {1: 50, 4: 100, 8: 200}
 
 
-def test_tip_adapter_f_killed_after_training_goes_on_from_its_last_epoch(data_root, tmp_path):
-    """Nothing of the search's is in what training resumes from, so a second run ends in the same bits."""
+def test_a_second_tip_adapter_f_run_in_the_same_folder_gives_equal_logits(data_root, tmp_path):
+    """Training resumes from the last epoch, whose checkpoint must not contain the result of the search."""
     opts = ("OPTIM.MAX_EPOCH", 5, "OPTIM.LR", 0.01, "TRAINER.TIPADAPTERF.SEARCH_STEP", [5, 5])
     trained = build("TipAdapterF", data_root, tmp_path, *opts, shots=4)
     trained.train()

@@ -1,4 +1,4 @@
-"""Backdoor: what its members are, how they are combined, and what becomes of a run that is killed."""
+"""Tests of Backdoor: its members, their combination, and runs that were killed."""
 
 import signal
 import subprocess
@@ -25,12 +25,12 @@ from unskew.trainers.backdoor import member_config, parse_member
 MEMBERS = ("micro-a", "micro-b", "micro-c")
 
 
-def labels_of_val(trainer):
+def paths_and_labels_of_val(trainer):
     return [item.impath for item in trainer.dataset.val], torch.tensor([item.label for item in trainer.dataset.val])
 
 
-def alone(member, data_root, folder, *opts):
-    """FineTune on one backbone, trained by itself."""
+def train_alone(member, data_root, folder, *opts):
+    """Return a trained FineTune on one backbone."""
     trainer = build("FineTune", data_root, folder / f"alone-{member}", *opts, backbone=member)
     trainer.train()
     return trainer
@@ -39,27 +39,27 @@ def alone(member, data_root, folder, *opts):
 # --- the combination --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("combine", "weigh"), [("logits", "uniform"), ("probs", "uniform"), ("logits", "val")])
-def test_scores_are_those_of_the_members_trained_alone(combine, weigh, data_root, tmp_path):
-    opts = ("TRAINER.BACKDOOR.COMBINE", combine, "TRAINER.BACKDOOR.WEIGHTS", weigh)
+@pytest.mark.parametrize(("combine", "weights"), [("logits", "uniform"), ("probs", "uniform"), ("logits", "val")])
+def test_parts_equal_the_members_trained_alone(combine, weights, data_root, tmp_path):
+    opts = ("TRAINER.BACKDOOR.COMBINE", combine, "TRAINER.BACKDOOR.WEIGHTS", weights)
     trainer = build("Backdoor", data_root, tmp_path, *opts)
     trainer.train()
-    paths, (val, labels) = some_paths(trainer), labels_of_val(trainer)
-    bases = [alone(member, data_root, tmp_path) for member in MEMBERS]
+    paths, (val, labels) = some_paths(trainer), paths_and_labels_of_val(trainer)
+    bases = [train_alone(member, data_root, tmp_path) for member in MEMBERS]
     temperatures = [fit_temperature(base.predict(val), labels, method="nll") for base in bases]
-    parts = [base.predict(paths) / t for base, t in zip(bases, temperatures, strict=True)]
-    scores = trainer.predict_parts(paths).parts
-    assert list(scores) == [*MEMBERS, "backdoor"]
-    for member, part in zip(MEMBERS, parts, strict=True):
-        torch.testing.assert_close(scores[member], part)
-    weights = torch.full((3,), 1 / 3)
-    if weigh == "val":
-        fitted = torch.stack([base.predict(val) / t for base, t in zip(bases, temperatures, strict=True)])
-        weights = mixture.fit_member_weights(fitted, labels)
-        assert weights.std() > 0.01
-    torch.testing.assert_close(trainer.terms.weights, weights)
-    whole = sum(w * (p if combine == "logits" else p.softmax(1)) for w, p in zip(weights, parts, strict=True))
-    torch.testing.assert_close(scores["backdoor"], whole if combine == "logits" else whole.log())
+    calibrated = [base.predict(paths) / t for base, t in zip(bases, temperatures, strict=True)]
+    parts = trainer.predict_parts(paths).parts
+    assert list(parts) == [*MEMBERS, "backdoor"]
+    for member, expected in zip(MEMBERS, calibrated, strict=True):
+        torch.testing.assert_close(parts[member], expected)
+    p_m = torch.full((3,), 1 / 3)
+    if weights == "val":
+        on_val = torch.stack([base.predict(val) / t for base, t in zip(bases, temperatures, strict=True)])
+        p_m = mixture.fit_member_weights(on_val, labels)
+        assert p_m.std() > 0.01
+    torch.testing.assert_close(trainer.terms.weights, p_m)
+    total = sum(w * (f if combine == "logits" else f.softmax(1)) for w, f in zip(p_m, calibrated, strict=True))
+    torch.testing.assert_close(parts["backdoor"], total if combine == "logits" else total.log())
     test = trainer.dataset.test
     logits = trainer.predict_parts([item.impath for item in test]).parts["micro-b"]
     accuracy = compute_accuracy(logits, torch.tensor([item.label for item in test]))[0].item()
@@ -67,15 +67,15 @@ def test_scores_are_those_of_the_members_trained_alone(combine, weigh, data_root
     assert trainer.results["accuracy"] == trainer.results["backdoor_accuracy"]
 
 
-def test_debias_gives_each_member_its_own_zero_shot_half_and_prior(data_root, tmp_path):
+def test_debias_adds_a_zero_shot_half_and_subtracts_a_prior_for_each_member(data_root, tmp_path):
     from unskew.debias.prior import estimate_log_prior
 
     trainer = build("Backdoor", data_root, tmp_path, "TRAINER.BACKDOOR.DEBIAS", True)
     trainer.train()
     assert trainer.logit_adjusted
-    paths, scores = some_paths(trainer), trainer.predict_parts(some_paths(trainer)).parts
+    paths, parts = some_paths(trainer), trainer.predict_parts(some_paths(trainer)).parts
     for number, member in enumerate(MEMBERS):
-        base = alone(member, data_root, tmp_path)
+        base = train_alone(member, data_root, tmp_path)
         val, labels = base.labelled(base.dataset.val)
         both, both_labels = base.labelled([*base.dataset.train_x, *base.dataset.val])
         zs = base.zeroshot_logits(both)
@@ -87,14 +87,14 @@ def test_debias_gives_each_member_its_own_zero_shot_half_and_prior(data_root, tm
 
         temperature = fit_temperature(gla(val), labels, method="nll")
         expected = gla(paths) / temperature
-        torch.testing.assert_close(scores[member], expected, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(parts[member], expected, rtol=1e-3, atol=1e-3)
         assert trainer.terms.temperatures[number] == pytest.approx(temperature, rel=1e-3)
     plain = build("Backdoor", data_root, tmp_path / "plain", "TRAINER.BACKDOOR.MEMBERS_DIR", str(tmp_path))
-    plain.train()  # debiased or not, the members are the same runs
-    assert not torch.equal(plain.predict(paths), scores["backdoor"])
+    plain.train()  # copies the members
+    assert not torch.equal(plain.predict(paths), parts["backdoor"])
 
 
-def test_a_run_that_changes_its_prior_does_not_keep_the_old_one(data_root, tmp_path):
+def test_a_run_with_another_prior_strength_fits_the_prior_again(data_root, tmp_path):
     opts = ("TRAINER.BACKDOOR.DEBIAS", True, "TRAINER.BACKDOOR.MEMBERS", ["micro-a"])
     first = build("Backdoor", data_root, tmp_path / "again", *opts)
     first.train()
@@ -107,7 +107,7 @@ def test_a_run_that_changes_its_prior_does_not_keep_the_old_one(data_root, tmp_p
     assert not torch.equal(again.predict(paths), first.predict(paths))
 
 
-def test_an_epoch_to_load_is_the_members(data_root, tmp_path):
+def test_load_model_loads_the_members_epoch(data_root, tmp_path):
     trainer = build("Backdoor", data_root, tmp_path, "TRAIN.CHECKPOINT_FREQ", 1)
     trainer.train()
     trainer.load_model(str(tmp_path), epoch=1)
@@ -118,7 +118,7 @@ def test_an_epoch_to_load_is_the_members(data_root, tmp_path):
     torch.testing.assert_close(trainer.predict_parts(some_paths(base)).parts["micro-b"], expected)
 
 
-def test_without_val_nothing_is_fitted(data_root, tmp_path):
+def test_without_val_temperatures_are_one(data_root, tmp_path):
     opts = ("DATASET.NUM_VAL_SHOTS", 0, "TRAINER.BACKDOOR.BASE", "TaskRes")
     trainer = build("Backdoor", data_root, tmp_path, *opts)
     trainer.train()
@@ -129,7 +129,7 @@ def test_without_val_nothing_is_fitted(data_root, tmp_path):
     torch.testing.assert_close(trainer.predict_parts(paths).parts["micro-c"], base.predict(paths))
 
 
-def test_gla_takes_it_as_its_base(data_root, tmp_path):
+def test_gla_accepts_backdoor_as_its_base(data_root, tmp_path):
     trainer = build("GLA", data_root, tmp_path, "TRAINER.GLA.BASE", "Backdoor")
     trainer.train()
     assert trainer.base.logit_adjusted
@@ -141,17 +141,17 @@ def test_gla_takes_it_as_its_base(data_root, tmp_path):
 # --- members ----------------------------------------------------------------------------------------
 
 
-def test_a_member_is_the_run_that_its_base_would_be_by_itself():
+def test_a_member_config_equals_the_config_of_its_base_alone():
     opts = ("OPTIM.LR", 0.5, "DATASET.NUM_SHOTS", 4)
     cfg = config.load("digits", trainer="Backdoor", opts=opts)
     for name in ("micro-b", "ViT-B-16", "ViT-B-16@random"):
-        member = member_config(cfg, parse_member(name), "somewhere")
-        by_itself = config.load("digits", name, "FineTune", opts)
-        assert fingerprint.differing_keys(member, by_itself) == []
-        assert fingerprint.config_hash(member) == fingerprint.config_hash(by_itself)
+        member = member_config(cfg, parse_member(name), "folder")
+        alone = config.load("digits", name, "FineTune", opts)
+        assert fingerprint.differing_keys(member, alone) == []
+        assert fingerprint.config_hash(member) == fingerprint.config_hash(alone)
 
 
-def test_replicas_see_the_same_images_with_another_seed(data_root, tmp_path):
+def test_replicas_have_the_same_images_and_other_seeds(data_root, tmp_path):
     from unskew.engine.trainer import build_trainer
 
     cfg = build("Backdoor", data_root, tmp_path).cfg
@@ -164,7 +164,7 @@ def test_replicas_see_the_same_images_with_another_seed(data_root, tmp_path):
     assert again.SEED == members[1].cfg.SEED
 
 
-def test_one_member_is_in_memory_at_a_time(data_root, tmp_path, monkeypatch):
+def test_at_most_one_member_is_in_memory(data_root, tmp_path, monkeypatch):
     from unskew.trainers.finetune import FineTune
 
     counts, original = [], FineTune.build_model
@@ -182,13 +182,13 @@ def test_one_member_is_in_memory_at_a_time(data_root, tmp_path, monkeypatch):
     assert max(counts) <= before + 1
 
 
-def test_a_finished_member_is_reused_and_another_configs_is_not(data_root, tmp_path, caplog):
+def test_a_finished_member_is_reused_unless_its_config_differs(data_root, tmp_path, caplog):
     first = build("Backdoor", data_root, tmp_path)
     first.train()
     checkpoints = sorted((tmp_path / "members").glob("*/finetune/model*"))
     assert len(checkpoints) == 3
     times = [path.stat().st_mtime_ns for path in checkpoints]
-    (tmp_path / "members" / "micro-b" / "done").unlink()  # as if killed just before
+    (tmp_path / "members" / "micro-b" / "done").unlink()  # as if killed before this file was written
     again = build("Backdoor", data_root, tmp_path)
     again.train()
     assert [path.stat().st_mtime_ns for path in checkpoints] == times  # resumed at its last epoch
@@ -200,14 +200,14 @@ def test_a_finished_member_is_reused_and_another_configs_is_not(data_root, tmp_p
     assert not torch.equal(other.predict(some_paths(other)), first.predict(some_paths(first)))
 
 
-def test_a_finished_run_elsewhere_is_copied(data_root, tmp_path, caplog):
+def test_a_finished_run_in_members_dir_is_copied(data_root, tmp_path, caplog):
     run = Run("digits", "FineTune", "micro-b", 2, 1, data_root, str(tmp_path / "out"), opts=SHORT)
     execute(run, console=False)
     opts = ("TRAINER.BACKDOOR.MEMBERS_DIR", str(tmp_path / "out"))
     with caplog.at_level("INFO", "unskew"):
         copied = build("Backdoor", data_root, tmp_path / "copied", *opts)
         copied.train()
-    assert caplog.text.count("Copy it from") == 1
+    assert sum(str(tmp_path / "out") in record.getMessage() for record in caplog.records) == 1
     trained = build("Backdoor", data_root, tmp_path / "trained")
     trained.train()
     assert fingerprint.config_hash(copied.cfg) == fingerprint.config_hash(trained.cfg)
@@ -233,7 +233,7 @@ execute(Run("digits", "Backdoor", shots=2, seed=1, root=sys.argv[2], output=sys.
 
 
 @pytest.mark.parametrize(("member", "frequency"), [("micro-a", 1), ("micro-c", 0)])
-def test_a_killed_run_goes_on_to_the_same_bits(member, frequency, data_root, tmp_path):
+def test_a_killed_run_resumes_to_equal_logits(member, frequency, data_root, tmp_path):
     opts = (*SHORT, "TRAIN.CHECKPOINT_FREQ", frequency)
     run = Run("digits", "Backdoor", shots=2, seed=1, root=data_root, opts=opts)
     whole, killed = (replace(run, output=str(tmp_path / name)) for name in ("whole", "killed"))
@@ -244,37 +244,38 @@ def test_a_killed_run_goes_on_to_the_same_bits(member, frequency, data_root, tmp
     (folder,) = (tmp_path / "killed/digits/Backdoor").glob("*/seed1")
     done = {path.parent.name for path in folder.glob("members/*/done")}
     assert done == set(MEMBERS[: MEMBERS.index(member)])
-    found = execute(killed, console=False)
+    metrics = execute(killed, console=False)
     assert ("Found checkpoint" in (folder / "log.txt").read_text()) == bool(frequency)
-    assert {k: v for k, v in found.items() if k != "seconds"} == {k: v for k, v in expected.items() if k != "seconds"}
+    del metrics["seconds"], expected["seconds"]
+    assert metrics == expected
     logits = [load_file(Path(run.config.OUTPUT_DIR) / "predictions.safetensors") for run in (whole, killed)]
     assert all(torch.equal(logits[0][name], logits[1][name]) for name in logits[0])
 
 
-# --- what is refused --------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("opts", "words"),
+    ("opts", "pattern"),
     [
-        (("TRAINER.BACKDOOR.MEMBERS", []), "names one backbone or more"),
-        (("TRAINER.BACKDOOR.MEMBERS", ["micro-a", "micro-a#0"]), "each once"),
-        (("TRAINER.BACKDOOR.MEMBERS", ["micro-a#x"]), "BACKBONE#NUMBER, got 'micro-a#x'"),
-        (("TRAINER.BACKDOOR.MEMBERS", ["micro-d"]), "did you mean micro"),
-        (("TRAINER.BACKDOOR.COMBINE", "sum"), "COMBINE must be one of logits, probs, got 'sum'"),
-        (("TRAINER.BACKDOOR.WEIGHTS", "test"), "WEIGHTS must be one of uniform, val, got 'test'"),
-        (("TRAINER.BACKDOOR.CALIBRATE", "True"), "CALIBRATE must be one of nll, confidence, none, got 'True'"),
-        (("TRAINER.BACKDOOR.WEIGHTS", "val", "DATASET.NUM_VAL_SHOTS", 0), "has no val split"),
-        (("SEED", -1), "set SEED to 0 or more"),
-        (("TRAINER.BACKDOOR.BASE", "SeedEnsemble"), "Backdoor over SeedEnsemble has no end"),
+        (("TRAINER.BACKDOOR.MEMBERS", []), "MEMBERS"),
+        (("TRAINER.BACKDOOR.MEMBERS", ["micro-a", "micro-a#0"]), "micro-a#0"),
+        (("TRAINER.BACKDOOR.MEMBERS", ["micro-a#x"]), "micro-a#x"),
+        (("TRAINER.BACKDOOR.MEMBERS", ["micro-d"]), "micro-d"),
+        (("TRAINER.BACKDOOR.COMBINE", "sum"), "COMBINE.*logits.*probs.*sum"),
+        (("TRAINER.BACKDOOR.WEIGHTS", "test"), "WEIGHTS.*uniform.*val.*test"),
+        (("TRAINER.BACKDOOR.CALIBRATE", "True"), "CALIBRATE.*nll.*confidence.*none.*True"),
+        (("TRAINER.BACKDOOR.WEIGHTS", "val", "DATASET.NUM_VAL_SHOTS", 0), "WEIGHTS.*digits"),
+        (("SEED", -1), "SEED"),
+        (("TRAINER.BACKDOOR.BASE", "SeedEnsemble"), "Backdoor over SeedEnsemble"),
     ],
 )
-def test_a_config_that_makes_no_sense_is_one_clear_line(opts, words, data_root, tmp_path):
-    with pytest.raises(ValueError, match=words):
+def test_invalid_configs_raise(opts, pattern, data_root, tmp_path):
+    with pytest.raises(ValueError, match=pattern):
         build("Backdoor", data_root, tmp_path, *opts)
 
 
-def test_a_folder_that_is_not_there_is_named(data_root, tmp_path):
+def test_missing_folders_raise(data_root, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         build("Backdoor", data_root, tmp_path, "TRAINER.BACKDOOR.MEMBERS_DIR", "nowhere")
     untrained = build("Backdoor", data_root, tmp_path)
@@ -285,36 +286,36 @@ def test_a_folder_that_is_not_there_is_named(data_root, tmp_path):
 # --- the sweep --------------------------------------------------------------------------------------
 
 
-def test_a_sweep_over_the_members_ends_with_one_table(data_root, tmp_path, capsys):
+def test_a_sweep_over_members_prints_one_table(data_root, tmp_path, capsys):
     argv = ["sweep", "-d", "digits", "-t", "FineTune", "Backdoor", "SeedEnsemble", "--shots", "2", "--seeds", "1"]
     argv += ["--backbone", "members", "--columns", "accuracy", "p_few", "d_few", "--root", data_root]
     opts = [*SHORT, "TRAINER.BACKDOOR.MEMBERS_DIR", tmp_path]
     assert main([*argv, "--output", str(tmp_path), "--opts", *map(str, opts)]) == 0
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
     rows = [line[:2] for line in lines if line]
-    together, replicas = "+".join(MEMBERS), "micro-b#0+micro-b#1+micro-b#2"
+    members, replicas = "+".join(MEMBERS), "micro-b#0+micro-b#1+micro-b#2"
     assert [row for row in rows if not row[0].startswith("-")] == [
         ["", "backbone"],
         *(["FineTune", member] for member in MEMBERS),
-        ["Backdoor", together],
+        ["Backdoor", members],
         ["SeedEnsemble", replicas],
     ]
-    assert (tmp_path / "digits" / "Backdoor" / f"{together}_2shots" / "seed1" / "done").is_file()
-    logs = [(tmp_path / f"digits/{name}/{members}_2shots/seed1/log.txt").read_text()
-            for name, members in (("Backdoor", together), ("SeedEnsemble", replicas))]  # fmt: skip
-    assert [log.count("Copy it from") for log in logs] == [3, 1]
+    assert (tmp_path / "digits" / "Backdoor" / f"{members}_2shots" / "seed1" / "done").is_file()
+    folders = (f"Backdoor/{members}_2shots", f"SeedEnsemble/{replicas}_2shots")
+    logs = [(tmp_path / "digits" / folder / "seed1" / "log.txt").read_text() for folder in folders]
+    assert [log.count(f"from {tmp_path}/digits/") for log in logs] == [3, 1]  # copied members
 
 
-def test_a_backbone_beside_members_is_refused(data_root, tmp_path, capsys):
+def test_a_backbone_flag_with_members_is_an_error(data_root, tmp_path, capsys):
     assert main(["train", "-d", "digits", "-t", "SeedEnsemble", "-b", "micro-a", "--output-dir", str(tmp_path)]) == 2
-    assert "set TRAINER.BACKDOOR.MEMBERS" in capsys.readouterr().err
+    assert "TRAINER.BACKDOOR.MEMBERS" in capsys.readouterr().err
 
 
-# --- what it is for ---------------------------------------------------------------------------------
+# --- accuracy, terms --------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_models_that_see_different_things_are_worth_more_than_seeds(data_root, tmp_path):
+def test_different_backbones_are_more_accurate_than_different_seeds(data_root, tmp_path):
     opts = ("DATASET.NUM_SHOTS", -1, "OPTIM.MAX_EPOCH", 10, "DATALOADER.TRAIN_X.BATCH_SIZE", 128, "INPUT.VIEWS", 1)
     results = {}
     for name in ("Backdoor", "SeedEnsemble"):
@@ -326,27 +327,26 @@ def test_models_that_see_different_things_are_worth_more_than_seeds(data_root, t
     assert accuracy > results["SeedEnsemble"]["accuracy"] + 3
 
 
-def test_terms_are_of_their_members_and_their_score(data_root, tmp_path):
-    """Loaded for other members, or for another score, weights and temperatures are fitted again."""
-    short = ("TRAINER.BACKDOOR.BASE", "TaskRes", "TRAINER.BACKDOOR.WEIGHTS", "val")
+def test_terms_are_fitted_again_for_other_members_or_settings(data_root, tmp_path):
+    weighted = ("TRAINER.BACKDOOR.BASE", "TaskRes", "TRAINER.BACKDOOR.WEIGHTS", "val")
 
     def two(folder, *opts, members=("micro-a", "micro-b")):
-        return build("Backdoor", data_root, folder, *short, "TRAINER.BACKDOOR.MEMBERS", list(members), *opts)
+        return build("Backdoor", data_root, folder, *weighted, "TRAINER.BACKDOOR.MEMBERS", list(members), *opts)
 
     trained = two(tmp_path / "run")
     trained.train()
     paths = some_paths(trained)
-    turned = two(tmp_path / "x", members=("micro-b", "micro-a"))
-    turned.load_model(str(tmp_path / "run"))
-    torch.testing.assert_close(turned.terms.temperatures, trained.terms.temperatures.flip(0))
-    torch.testing.assert_close(turned.predict(paths), trained.predict(paths), atol=1e-4, rtol=1e-4)
-    bare = two(tmp_path / "y", "TRAINER.BACKDOOR.CALIBRATE", "none", "TRAINER.BACKDOOR.WEIGHTS", "uniform")
-    bare.load_model(str(tmp_path / "run"))
-    assert bare.terms.temperatures.tolist() == [1, 1]
-    assert bare.terms.weights.tolist() == [0.5, 0.5]
+    swapped = two(tmp_path / "x", members=("micro-b", "micro-a"))
+    swapped.load_model(str(tmp_path / "run"))
+    torch.testing.assert_close(swapped.terms.temperatures, trained.terms.temperatures.flip(0))
+    torch.testing.assert_close(swapped.predict(paths), trained.predict(paths), atol=1e-4, rtol=1e-4)
+    plain = two(tmp_path / "y", "TRAINER.BACKDOOR.CALIBRATE", "none", "TRAINER.BACKDOOR.WEIGHTS", "uniform")
+    plain.load_model(str(tmp_path / "run"))
+    assert plain.terms.temperatures.tolist() == [1, 1]
+    assert plain.terms.weights.tolist() == [0.5, 0.5]
 
 
-def test_debias_over_a_debiased_base_is_refused(data_root, tmp_path):
+def test_debias_over_a_debiased_base_is_an_error(data_root, tmp_path):
     opts = ("TRAINER.BACKDOOR.BASE", "GLA", "TRAINER.GLA.BASE", "TaskRes", "TRAINER.BACKDOOR.DEBIAS", True)
-    with pytest.raises(ValueError, match="log q out twice"):
+    with pytest.raises(ValueError, match=r"BACKDOOR\.DEBIAS.*GLA"):
         build("Backdoor", data_root, tmp_path, *opts, "TRAINER.BACKDOOR.MEMBERS", ["micro-a"])

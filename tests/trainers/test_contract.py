@@ -1,4 +1,4 @@
-"""Contract of every trainer in configs/trainers, found by name, and what single trainers promise."""
+"""The contract of every trainer in configs/trainers, and tests of single trainers."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def test_training_lowers_the_loss_on_the_training_images(name, data_root, tmp_pa
 
 @pytest.mark.parametrize("precision", ["amp", "bf16", "fp16"])
 @pytest.mark.parametrize("name", ["CoOp", "ProGrad", "GLA"])
-def test_other_precisions_train(name, precision, data_root, tmp_path):
+def test_other_precisions_give_finite_logits(name, precision, data_root, tmp_path):
     trainer = build(name, data_root, tmp_path, "TRAINER.PREC", precision)
     trainer.train()
     logits = trainer.predict(some_paths(trainer))
@@ -57,7 +57,7 @@ def test_residual_prompt_starts_at_zero_shot(data_root, tmp_path):
     torch.testing.assert_close(residual.predict(paths), zeroshot.predict(paths), rtol=1e-4, atol=1e-4)
 
 
-def test_views_on_the_fly_and_kept_views_both_train(data_root, tmp_path):
+def test_kept_views_repeat_and_new_views_do_not(data_root, tmp_path):
     kept, fresh = build("CoOp", data_root, tmp_path), build("CoOp", data_root, tmp_path, "INPUT.VIEWS", 0)
     for trainer in (kept, fresh):
         epochs = []
@@ -70,14 +70,14 @@ def test_views_on_the_fly_and_kept_views_both_train(data_root, tmp_path):
             epochs.append({int(i): row for i, row in zip(index, rows, strict=True)})
         shared = set(epochs[0]) & set(epochs[2])
         assert shared
-        again = all(torch.equal(epochs[0][i], epochs[2][i]) for i in shared)
-        assert again == (trainer is kept)  # view 2 modulo 2 is view 0
+        repeated = all(torch.equal(epochs[0][i], epochs[2][i]) for i in shared)
+        assert repeated == (trainer is kept)  # view 2 modulo 2 is view 0
 
 
 # --- ProGrad ----------------------------------------------------------------------------------------
 
 
-def test_prograd_direction_equals_the_rule_in_float64():
+def test_prograd_direction_equals_the_formula_in_float64():
     from unskew.trainers.prograd import prograd_direction
 
     generator = torch.Generator().manual_seed(0)
@@ -97,7 +97,7 @@ def test_prograd_direction_equals_the_rule_in_float64():
 
 
 @pytest.mark.parametrize("precision", ["fp32", "amp"])
-def test_prograd_steps_along_that_direction(precision, data_root, tmp_path):
+def test_prograd_steps_along_its_direction(precision, data_root, tmp_path):
     from unskew.trainers.prograd import prograd_direction
 
     trainer = build(
@@ -107,7 +107,7 @@ def test_prograd_steps_along_that_direction(precision, data_root, tmp_path):
     batch = next(iter(trainer.train_loader_x))
     for group in trainer._optims["prompt_learner"].param_groups:
         group["lr"] = 0.5  # past the warm-up
-    for _ in range(3):  # away from the start, where the distillation's gradient is nothing
+    for _ in range(3):  # at the start the gradient of the distillation is zero
         trainer.forward_backward(batch)
     ctx = trainer.prompt_learner.ctx
     before = ctx.detach().clone()
@@ -120,14 +120,14 @@ def test_prograd_steps_along_that_direction(precision, data_root, tmp_path):
     (g_ce,) = torch.autograd.grad(ce, ctx, retain_graph=True)
     (g_kl,) = torch.autograd.grad(kl, ctx)
     optimizer = trainer._optims["prompt_learner"]
-    optimizer.state.clear()  # no momentum from the steps before
+    optimizer.state.clear()  # remove the momentum of the earlier steps
     trainer.forward_backward(batch)
     expected = before - 0.5 * prograd_direction(g_ce, g_kl, 1.0, logits.dtype)
     torch.testing.assert_close(ctx.detach(), expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "amp"])
-def test_prograds_first_step_is_cross_entropys(precision, data_root, tmp_path):
+def test_prograds_first_step_follows_the_cross_entropy(precision, data_root, tmp_path):
     trainer = build("ProGrad", data_root, tmp_path, "TRAINER.PREC", precision)
     batch = next(iter(trainer.train_loader_x))
     with trainer.accelerator.autocast():
@@ -137,9 +137,12 @@ def test_prograds_first_step_is_cross_entropys(precision, data_root, tmp_path):
     torch.testing.assert_close(trainer.prompt_learner.ctx.grad, g_ce, rtol=1e-4, atol=1e-6)
 
 
-def test_a_loss_that_is_not_finite_stops_the_training(data_root, tmp_path):
-    with pytest.raises(ValueError, match="PROGRAD"):
+def test_prograd_rejects_a_temperature_of_zero(data_root, tmp_path):
+    with pytest.raises(ValueError, match=r"PROGRAD\.T"):
         build("ProGrad", data_root, tmp_path, "TRAINER.PROGRAD.T", 0.0)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(data_root, tmp_path):
     for name in ("ProGrad", "CoOp"):
         trainer = build(name, data_root, tmp_path / name, "OPTIM.MAX_EPOCH", 3)
         with torch.no_grad():
@@ -151,7 +154,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(data_root, tmp_path):
 # --- LinearProbe ------------------------------------------------------------------------------------
 
 
-def test_linear_probe_is_scikit_learns_logistic_regression(data_root, tmp_path):
+def test_linear_probe_equals_scikit_learns_logistic_regression(data_root, tmp_path):
     from sklearn.linear_model import LogisticRegression
 
     trainer = build("LinearProbe", data_root, tmp_path, "TRAINER.LINEARPROBE.C", 10.0, shots=4)
@@ -171,7 +174,7 @@ def test_linear_probe_is_scikit_learns_logistic_regression(data_root, tmp_path):
 
 def test_linear_probe_handles_two_classes(data_root, tmp_path):
     trainer = build("LinearProbe", data_root, tmp_path, "DATASET.SUBSAMPLE_CLASSES", "base")
-    keep = [item for item in trainer.dataset.train_x if item.label < 2]  # three classes stay without an image
+    keep = [item for item in trainer.dataset.train_x if item.label < 2]  # three classes have no image
     trainer.dataset.train_x[:], trainer.dataset.val[:] = keep, []
     trainer.train()
     predicted = trainer.predict([item.impath for item in keep]).argmax(1)

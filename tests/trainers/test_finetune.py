@@ -1,4 +1,4 @@
-"""FineTune: what it starts from, what it trains, and that precision, accumulation and processes do not change it."""
+"""Tests of FineTune: its start, its training in every precision, with accumulation and in several processes."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ def images_of(trainer, paths):
 
 @pytest.mark.parametrize(("backbone", "adapter"), [pair for pair in PAIRS if pair[1] != "vpt"])
 @torch.no_grad()
-def test_it_starts_as_a_cosine_head_on_the_frozen_feature(backbone, adapter, data_root, tmp_path):
+def test_finetune_starts_as_a_cosine_head_on_the_frozen_feature(backbone, adapter, data_root, tmp_path):
     trainer = finetune(data_root, tmp_path, adapter, backbone=backbone)
     paths = some_paths(trainer, 8)
     visual, rows = trainer.backbone.visual, trainer.zeroshot_weights
@@ -49,27 +49,31 @@ def test_it_starts_as_a_cosine_head_on_the_frozen_feature(backbone, adapter, dat
     assert trainer.needs_images == (adapter in adapters.IN_TOWER)
 
 
-def test_the_head_starts_from_what_it_is_told(data_root, tmp_path):
-    heads = {}
+def test_head_init_decides_the_initial_head(data_root, tmp_path):
+    accuracy = {}
     for start in ("text", "class_mean", "linear_probe", "random"):
         for backbone in ("micro", "micro-vit"):
             trainer = finetune(
                 data_root, tmp_path, "", "TRAINER.FINETUNE.HEAD_INIT", start, shots=16, backbone=backbone
             )
             paths, labels = trainer.labelled(trainer.dataset.train_x)
-            heads[start, backbone] = (trainer.predict(paths).argmax(1) == labels).float().mean().item()
+            accuracy[start, backbone] = (trainer.predict(paths).argmax(1) == labels).float().mean().item()
             if start == "class_mean" and backbone == "micro":
                 features = F.normalize(trainer.encode(paths), dim=1)
                 first = F.normalize(features[labels == 3].mean(0), dim=0)
                 torch.testing.assert_close(trainer.model.head.weight[3], first, rtol=1e-5, atol=1e-5)
     for backbone in ("micro", "micro-vit"):
-        assert heads["linear_probe", backbone] >= heads["class_mean", backbone] > heads["text", backbone] - 0.1
-        assert heads["random", backbone] < 0.4
+        assert accuracy["linear_probe", backbone] >= accuracy["class_mean", backbone]
+        assert accuracy["class_mean", backbone] > accuracy["text", backbone] - 0.1
+        assert accuracy["random", backbone] < 0.4
+
+
+def test_invalid_keys_raise(data_root, tmp_path):
     with pytest.raises(ValueError, match=r"HEAD_INIT.*class_mean"):
         finetune(data_root, tmp_path, "", "TRAINER.FINETUNE.HEAD_INIT", "class_means")
-    with pytest.raises(ValueError, match="SCALE above 0"):
+    with pytest.raises(ValueError, match=r"SCALE.*0\.0"):
         finetune(data_root, tmp_path, "", "TRAINER.FINETUNE.SCALE", 0.0)
-    with pytest.raises(ValueError, match=r"ModifiedResNet .*bitfit, full, bottleneck, none"):
+    with pytest.raises(ValueError, match=r"ModifiedResNet.*bitfit.*lora"):
         finetune(data_root, tmp_path, "lora")
 
 
@@ -77,7 +81,7 @@ def test_the_head_starts_from_what_it_is_told(data_root, tmp_path):
 
 
 @pytest.mark.parametrize(("backbone", "adapter"), PAIRS)
-def test_only_adapter_and_head_move(backbone, adapter, data_root, tmp_path):
+def test_training_changes_only_adapter_and_head(backbone, adapter, data_root, tmp_path):
     trainer = finetune(data_root, tmp_path, adapter, "OPTIM.MAX_EPOCH", 1, backbone=backbone)
     shared = {key: value.clone() for key, value in trainer.backbone.state_dict().items()}
     before = {key: value.clone() for key, value in torch.nn.Module.state_dict(trainer.model).items()}
@@ -87,12 +91,12 @@ def test_only_adapter_and_head_move(backbone, adapter, data_root, tmp_path):
     }
     trained = trainer.model.state_dict().keys() - {"backbone_id", "classes"}
     assert moved <= trained
-    assert moved >= {key for key in trained if ".down." not in key}  # its gradient is zero at the very first step
+    assert moved >= {key for key in trained if ".down." not in key}  # at the first step the gradient of down is zero
     assert {"head.weight"} < trained or adapter == "none"
     assert all(torch.equal(value, shared[key]) for key, value in trainer.backbone.state_dict().items())
 
 
-def test_the_loss_takes_log_p_off_the_logits(data_root, tmp_path):
+def test_the_loss_adds_log_p_to_the_logits(data_root, tmp_path):
     trainer = finetune(data_root, tmp_path, "none", shots=16)
     keep = [item for number, item in enumerate(trainer.dataset.train_x) if item.label < 8 or number % 8 == 0]
     counts = torch.bincount(torch.tensor([item.label for item in keep]), minlength=10)
@@ -108,7 +112,7 @@ def test_the_loss_takes_log_p_off_the_logits(data_root, tmp_path):
     assert trainer.forward_backward(batch)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_losses_by_name(data_root, tmp_path):
+def test_every_loss_trains(data_root, tmp_path):
     adjusted = {}
     for name in ("la", "ce", "balanced_softmax", "focal", "ldam", "class_balanced", "gla_train"):
         trainer = finetune(data_root, tmp_path / name, "", "TRAINER.FINETUNE.LOSS", name)
@@ -123,7 +127,7 @@ def test_losses_by_name(data_root, tmp_path):
 
 @pytest.mark.parametrize("precision", ["amp", "bf16", "fp16"])
 @pytest.mark.parametrize("backbone", ["micro", "micro-vit"])
-def test_other_precisions_train(backbone, precision, data_root, tmp_path):
+def test_other_precisions_give_finite_logits(backbone, precision, data_root, tmp_path):
     trainer = finetune(data_root, tmp_path, "", "TRAINER.PREC", precision, backbone=backbone)
     trainer.train()
     logits = trainer.predict(some_paths(trainer))
@@ -133,7 +137,7 @@ def test_other_precisions_train(backbone, precision, data_root, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_tower_of_real_size_takes_a_step(data_root, tmp_path):
+def test_a_vit_b_16_takes_a_step(data_root, tmp_path):
     opts = ("OPTIM.MAX_EPOCH", 1, "DATALOADER.TRAIN_X.BATCH_SIZE", 2, "TEST.NO_TEST", True)
     trainer = finetune(data_root, tmp_path, "", *opts, backbone="ViT-B-16@random")
     trainer.dm.dataset.train_x[:] = trainer.dataset.train_x[:2]
@@ -149,7 +153,7 @@ def test_a_tower_of_real_size_takes_a_step(data_root, tmp_path):
 
 
 @pytest.mark.parametrize("adapter", ["adaptformer", "lora", "vpt", "bottleneck"])
-def test_a_checkpoint_holds_adapter_and_head_and_loads_on_its_backbone_alone(adapter, data_root, tmp_path):
+def test_a_checkpoint_holds_adapter_and_head_and_fits_only_its_backbone(adapter, data_root, tmp_path):
     trainer = finetune(data_root, tmp_path, adapter, backbone="micro-vit")
     trainer.train()
     saved = torch.load(tmp_path / "finetune" / "model.pth.tar-2", weights_only=True)["state_dict"]
@@ -162,10 +166,10 @@ def test_a_checkpoint_holds_adapter_and_head_and_loads_on_its_backbone_alone(ada
     fresh.load_model(str(tmp_path))
     assert torch.equal(fresh.predict(some_paths(trainer)), trainer.predict(some_paths(trainer)))
     for missing in ("backbone_id", "head.weight"):
-        with pytest.raises(RuntimeError, match=rf"(?s)Missing key.*{missing}"):
+        with pytest.raises(RuntimeError, match=missing):
             fresh.model.load_state_dict({key: value for key, value in saved.items() if key != missing})
     other = finetune(data_root, tmp_path / "other", backbone="micro-a")
-    with pytest.raises(ValueError, match=r"backbone 'micro-vit@.*this one is 'micro-a@"):
+    with pytest.raises(ValueError, match=r"micro-vit@.*micro-a@"):
         other.load_model(str(tmp_path))
 
 
@@ -174,7 +178,7 @@ class Crash(Exception):
 
 
 @pytest.mark.parametrize("backbone", ["micro", "micro-vit"])
-def test_a_resumed_run_ends_in_the_same_bits(backbone, data_root, tmp_path):
+def test_a_resumed_run_ends_with_equal_weights(backbone, data_root, tmp_path):
     settings = ("TRAIN.CHECKPOINT_FREQ", 1, "OPTIM.MAX_EPOCH", 3, "TEST.NO_TEST", True)
 
     def make(folder):
@@ -216,7 +220,7 @@ def assert_same_training(first, second):
 
 
 @pytest.mark.parametrize("backbone", ["micro", "micro-vit"])
-def test_accumulated_batches_are_one_large_batch(backbone, data_root, tmp_path):
+def test_accumulated_batches_equal_one_large_batch(backbone, data_root, tmp_path):
     common = ("INPUT.TRANSFORMS", ["normalize"], "OPTIM.MAX_EPOCH", 2, "TEST.NO_TEST", True)
 
     def make(batch, n):
@@ -231,7 +235,7 @@ def test_accumulated_batches_are_one_large_batch(backbone, data_root, tmp_path):
     assert_same_training(small_weights, large_weights)
 
 
-def test_the_last_step_of_an_epoch_takes_what_remains(data_root, tmp_path):
+def test_the_last_step_of_an_epoch_uses_the_remaining_batches(data_root, tmp_path):
     opts = ("DATALOADER.TRAIN_X.BATCH_SIZE", 5, "TRAIN.ACCUMULATE", 3, "OPTIM.MAX_EPOCH", 1)
     trainer = finetune(data_root, tmp_path, "none", *opts, "OPTIM.MOMENTUM", 0.0, "OPTIM.WEIGHT_DECAY", 0.0)
     head = trainer.model.head.weight
@@ -250,10 +254,10 @@ def test_the_last_step_of_an_epoch_takes_what_remains(data_root, tmp_path):
     torch.testing.assert_close(head, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_accumulation_is_refused_where_it_cannot_work(data_root, tmp_path):
-    with pytest.raises(ValueError, match=r"ACCUMULATE.*got 0"):
+def test_accumulation_raises_if_unsupported(data_root, tmp_path):
+    with pytest.raises(ValueError, match=r"TRAIN\.ACCUMULATE.*0"):
         finetune(data_root, tmp_path, "", "TRAIN.ACCUMULATE", 0)
-    with pytest.raises(ValueError, match=r"ProGrad.*ACCUMULATE"):
+    with pytest.raises(ValueError, match=r"ProGrad.*TRAIN\.ACCUMULATE"):
         build("ProGrad", data_root, tmp_path, "TRAIN.ACCUMULATE", 2).train()
 
 
@@ -272,7 +276,7 @@ for backbone in ("micro", "micro-vit"):
 
 
 @pytest.mark.slow
-def test_two_processes_train_like_one_with_the_same_global_batch(data_root, tmp_path):
+def test_two_processes_equal_one_with_the_same_global_batch(data_root, tmp_path):
     common = ("INPUT.TRANSFORMS", ["normalize"], "OPTIM.MAX_EPOCH", 2, "TEST.NO_TEST", True, "USE_CUDA", False)
     names = {
         "folder": os.path.dirname(__file__),
@@ -301,7 +305,7 @@ def test_two_processes_train_like_one_with_the_same_global_batch(data_root, tmp_
 @pytest.mark.parametrize("crops", [5, 10])
 @pytest.mark.parametrize("trainer", ["FineTune on images", "FineTune on features", "ZeroshotCLIP", "GLA"])
 @torch.no_grad()
-def test_predictions_are_the_mean_over_torchvisions_crops(trainer, crops, data_root, tmp_path):
+def test_predictions_equal_the_mean_over_torchvisions_crops(trainer, crops, data_root, tmp_path):
     if trainer.startswith("FineTune"):
         adapter = "adaptformer" if trainer.endswith("images") else "bottleneck"
         trainer = finetune(data_root, tmp_path, adapter, "TEST.CROPS", crops, backbone="micro-vit")
@@ -324,9 +328,12 @@ def test_predictions_are_the_mean_over_torchvisions_crops(trainer, crops, data_r
     torch.testing.assert_close(ours, torch.stack(expected), rtol=1e-4, atol=1e-4)
 
 
-def test_other_numbers_of_crops_are_an_error(data_root, tmp_path):
-    with pytest.raises(ValueError, match=r"TEST\.CROPS must be 1, 5 or 10, got 3"):
+def test_an_invalid_number_of_crops_raises(data_root, tmp_path):
+    with pytest.raises(ValueError, match=r"TEST\.CROPS.*3"):
         finetune(data_root, tmp_path, "", "TEST.CROPS", 3)
+
+
+def test_each_crop_equals_torchvisions(data_root, tmp_path):
     cfg = finetune(data_root, tmp_path).cfg
     one = build_transform(cfg, backbones.load_backbone("micro"), False, crop=6)
     assert "number=6" in repr(one)  # the key of cached features
@@ -339,10 +346,10 @@ def test_other_numbers_of_crops_are_an_error(data_root, tmp_path):
 
 
 @pytest.mark.parametrize("backbone", ["micro", "micro-vit"])
-def test_gla_over_finetune_does_not_take_log_p_twice(backbone, data_root, tmp_path):
+def test_gla_over_finetune_does_not_subtract_log_p_twice(backbone, data_root, tmp_path):
     opts = ("TRAINER.GLA.BASE", "FineTune", "DATASET.NUM_VAL_SHOTS", 2)
     gla = build("GLA", data_root, tmp_path, *opts, backbone=backbone)
-    gla.dataset.train_x[:] = gla.dataset.train_x[:-1]  # one class has an image less
+    gla.dataset.train_x[:] = gla.dataset.train_x[:-1]  # one class has one image less
     assert gla.base.logit_adjusted
     gla.train()
     assert not gla.gla.log_p_.any()
@@ -352,7 +359,7 @@ def test_gla_over_finetune_does_not_take_log_p_twice(backbone, data_root, tmp_pa
     torch.testing.assert_close(gla.predict_parts(paths).parts["ft"], calibrated, rtol=1e-5, atol=1e-5)
 
 
-def test_gla_takes_log_p_off_where_the_loss_has_not(data_root, tmp_path):
+def test_gla_subtracts_log_p_unless_the_loss_is_logit_adjusted(data_root, tmp_path):
     gla = build("GLA", data_root, tmp_path, "TRAINER.GLA.BASE", "FineTune", "TRAINER.FINETUNE.LOSS", "ce")
     gla.dataset.train_x[:] = gla.dataset.train_x[:-1]
     assert not gla.base.logit_adjusted
@@ -361,7 +368,7 @@ def test_gla_takes_log_p_off_where_the_loss_has_not(data_root, tmp_path):
 
 
 @pytest.mark.parametrize("backbone", ["micro", pytest.param("micro-vit", marks=pytest.mark.slow)])
-def test_weights_between_the_start_and_a_run(backbone, data_root, tmp_path):
+def test_wiseft_interpolates_between_the_start_and_a_run(backbone, data_root, tmp_path):
     run = Run("digits", "FineTune", backbone=backbone, shots=1, root=data_root, folder=str(tmp_path), opts=SHORT)
     execute(run, False)
     logits = [wiseft.predict_test("init", str(tmp_path), alpha)[0] for alpha in (0, 0.5, 1)]

@@ -56,7 +56,7 @@ def default_width(classes: int, adapters: int) -> int:
     return max(1, 2 ** math.floor(math.log2(classes / (2 * adapters))))
 
 
-def _initialise(layer: nn.Linear, generator: torch.Generator) -> nn.Linear:
+def initialise_linear(layer: nn.Linear, generator: torch.Generator) -> nn.Linear:
     """Draw a layer's weights within PyTorch's default bounds from ``generator``; set the bias to zero."""
     with torch.no_grad():
         bound = 1 / math.sqrt(layer.in_features)
@@ -78,7 +78,7 @@ class Adapter(nn.Module):
     def __init__(self, channels: int, width: int, generator: torch.Generator) -> None:
         super().__init__()
         self.ln = nn.LayerNorm(channels)
-        self.down = _initialise(nn.Linear(channels, width), generator)
+        self.down = initialise_linear(nn.Linear(channels, width), generator)
         self.up = nn.Linear(width, channels)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
@@ -117,7 +117,7 @@ class _LowRank(nn.Module):
 
     def __init__(self, channels: int, rank: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.down = nn.ModuleList(_initialise(nn.Linear(channels, rank, bias=False), generator) for _ in "qv")
+        self.down = nn.ModuleList(initialise_linear(nn.Linear(channels, rank, bias=False), generator) for _ in "qv")
         self.up = nn.ParameterList(torch.zeros(channels, rank) for _ in "qv")
 
     def forward(self, weight: Tensor) -> Tensor:
