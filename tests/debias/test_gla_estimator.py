@@ -133,10 +133,11 @@ def test_a_state_dict_fits_an_unfitted_and_a_refitted_estimator():
     assert same(copied[0], fitted)
 
 
-def test_a_copy_is_independent():
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])
+def test_a_copy_is_independent(duplicate):
     fitted = GLA().fit(*halves())
     log_q = fitted.log_q_.clone()
-    copy.deepcopy(fitted).fit(*halves(seed=9))
+    duplicate(fitted).fit(*halves(seed=9))
     assert torch.equal(fitted.log_q_, log_q)
 
 
@@ -230,3 +231,68 @@ def test_arrays_that_do_not_fit_are_refused_in_one_line():
         with pytest.raises(ValueError, match=named) as error:
             call()
         assert "\n" not in str(error.value)
+
+
+def test_a_failed_fit_changes_nothing():
+    zs, ft, y = halves()
+    gla = GLA(strength=0).fit(zs, ft, y, train_counts=[100, 20, 30, 10])
+    before = gla.decision_function(zs, ft)
+    with pytest.raises(ValueError, match="strength 0"):
+        gla.fit(zs, ft, y % 3)
+    np.testing.assert_array_equal(gla.decision_function(zs, ft), before)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_a_fit_does_not_share_the_memory_of_the_prior(kind):
+    zs, ft, y = map(kind, halves())
+    log_q = kind(np.log(np.array([0.6, 0.2, 0.1, 0.1])))
+    gla = GLA(prior=log_q).fit(zs, ft, y)
+    before = gla.decision_function(zs, ft)
+    log_q[:] = 0
+    np.testing.assert_array_equal(gla.decision_function(zs, ft), before)
+
+
+def test_fine_tuned_logits_are_refused_after_a_fit_without_them():
+    zs, ft, y = halves()
+    gla = GLA().fit(zs, None, y)
+    assert "not fitted" in gla.summary()
+    for call in (gla.decision_function, gla.predict, gla.predict_proba, gla.parts):
+        with pytest.raises(ValueError, match="zero-shot half"):
+            call(zs, ft)
+    restored = GLA()
+    restored.load_state_dict(gla.state_dict())
+    with pytest.raises(ValueError, match="zero-shot half"):
+        restored.predict(zs, ft)
+    assert gla.fit(zs, ft, y).predict(zs, ft).shape == (len(zs),)
+
+
+def test_all_predictions_have_the_kind_of_all_arguments():
+    zs, ft, y = halves()
+    gla = GLA().fit(zs, ft, y)
+    for call in (gla.decision_function, gla.predict_proba, gla.predict):
+        assert isinstance(call(zs.tolist(), torch.from_numpy(ft)), torch.Tensor)
+        assert isinstance(call(zs.tolist(), ft.tolist()), np.ndarray)
+
+
+def test_the_summary_names_the_estimator_that_ran():
+    zs, ft, y = halves()
+    assert "(em, converged)" in GLA().fit(zs, ft).summary()
+    assert "(convex, converged)" in GLA().fit(zs, ft, y).summary()
+    assert "(given, converged)" in GLA(prior=np.log(np.full(4, 0.25))).fit(zs, ft, y).summary()
+
+
+@pytest.mark.parametrize("prior", ["em", np.log(np.array([0.4, 0.3, 0.2, 0.1]))])
+def test_scikit_learn_clones_and_sets_parameters(prior):
+    from sklearn.base import clone
+
+    zs, ft, y = halves()
+    gla = GLA(prior=prior, temperature="nll").fit(zs, ft, y)
+    twin = clone(gla)
+    with pytest.raises(ValueError, match="not fitted"):
+        twin.predict(zs, ft)
+    np.testing.assert_array_equal(twin.fit(zs, ft, y).decision_function(zs, ft), gla.decision_function(zs, ft))
+    assert twin.set_params(combine="sum").get_params()["combine"] == "sum"
+    for wrong in ({"combine": "product"}, {"C": 1}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            twin.set_params(**wrong)
+    assert twin.get_params()["temperature"] == "nll"

@@ -68,3 +68,69 @@ def test_every_public_name_is_covered_or_not_a_function_of_arrays():
 def test_values_that_are_not_numbers_are_refused():
     with pytest.raises(ValueError, match="numbers"):
         debias.fit_temperature(np.array([["a", "b"]]), [0])
+
+
+@pytest.mark.parametrize("name", ["adjust", "combine", "combine_members", "fit_combination", "fit_temperature"])
+@pytest.mark.parametrize("kind", [np.asarray, torch.tensor])
+def test_integer_logits_give_the_numbers_of_floating_point_logits(name, kind):
+    function, (logits, *rest), options = CALLS[name]
+    integers = (10 * logits).round()
+    rest = [(10 * value).round() if value is FT else value for value in rest]
+    expected = arrays(function(integers, *rest, **options), np.ndarray)
+
+    def integer(value):
+        is_logits = isinstance(value, np.ndarray) and value.ndim > 1
+        return kind(value.astype(np.int64) if is_logits else value)
+
+    given = function(*map(integer, (integers, *rest)), **options)
+    for left, right in zip(arrays(given, np.ndarray if kind is np.asarray else torch.Tensor), expected, strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [[True, False], np.array([1j, 2]), torch.tensor([1j, 2])])
+def test_logits_that_are_not_real_numbers_are_refused(value):
+    rows = torch.stack([value] * 2) if isinstance(value, torch.Tensor) else np.stack([value] * 2)
+    for function in (debias.classification_metrics, debias.estimate_log_prior, debias.fit_temperature):
+        with pytest.raises(ValueError, match="real numbers"):
+            function(rows, [0, 1])
+
+
+@pytest.mark.parametrize("position", [2, 3, 4])  # log q, log p, log target
+def test_a_prior_must_hold_finite_log_probabilities(position):
+    for bad, fact in (([np.nan, 0, 0, 0], "finite"), ([np.inf, 0, 0, 0], "finite"), (np.exp(LOG_Q), "logarithm")):
+        arguments = [ZS, FT, LOG_Q, LOG_P, TARGET]
+        arguments[position] = np.array(bad)
+        with pytest.raises(ValueError, match=fact):
+            debias.adjust(*arguments)
+
+
+def test_a_class_may_be_absent_from_the_target():
+    target = np.log(np.array([0.5, 0.5, 1, 1])) + np.array([0, 0, -np.inf, -np.inf])
+    assert set(debias.adjust(ZS, FT, LOG_Q, LOG_P, target).argmax(1)) == {0, 1}
+
+
+@pytest.mark.parametrize("weights", [[1.5, -0.5], [0.3, 0.3], [np.nan, 1.0]])
+@pytest.mark.parametrize("combine", ["logits", "probs"])
+def test_member_weights_must_be_probabilities(weights, combine):
+    with pytest.raises(ValueError, match="weights"):
+        debias.combine_members(MEMBERS, np.array(weights), combine)
+
+
+def test_metrics_refuse_labels_and_logits_that_would_give_wrong_numbers():
+    for labels in (Y.astype(float), Y > 1):
+        with pytest.raises(ValueError, match=r"labels|real numbers"):
+            debias.classification_metrics(ZS, labels)
+    with pytest.raises(ValueError, match="infinity"):
+        debias.classification_metrics(np.where(ZS > 2, np.inf, ZS), Y)
+    large = debias.classification_metrics(ZS * 1e39, Y)
+    assert large["ece"] == pytest.approx(100 - large["accuracy"], abs=1e-4)  # every confidence is 1
+    with pytest.raises(ValueError, match="NaN"):
+        debias.prior_groups(np.array([np.nan, 0.0]))
+
+
+@pytest.mark.parametrize("scale", [1e10, 1e156, 1e300])
+def test_fits_refuse_logits_of_an_impossible_size(scale):
+    calls = (debias.estimate_log_prior, debias.fit_temperature, lambda zs, y: debias.GLA().fit(zs, zs, y))
+    for function in calls:
+        with pytest.raises(ValueError, match="1e\\+08"):
+            function(ZS * scale, Y)

@@ -6,6 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# Fits refuse larger logits: no model gives them, and the solvers need thousands of passes beyond 1e10.
+LARGEST_LOGIT = 1e8
+
 # A function of two `Array` arguments takes two NumPy arrays or two tensors, and returns the same kind.
 Array = TypeVar("Array", np.ndarray, Tensor)
 
@@ -14,19 +17,29 @@ def to_tensor(array: Any) -> Tensor:
     """Convert an array, a tensor or a sequence of numbers to a detached tensor, without a copy if possible.
 
     Raises:
-        ValueError: The array does not hold numbers.
+        ValueError: The array does not hold real numbers.
     """
     if isinstance(array, Tensor):
+        if array.is_complex() or array.dtype == torch.bool:
+            raise ValueError(f"an array must hold real numbers (got {array.dtype})")
         return array.detach()
     values = np.asarray(array)
-    if values.dtype.kind not in "biuf":
-        raise ValueError(f"an array must hold numbers (got dtype {values.dtype})")
+    if values.dtype.kind not in "iuf":
+        raise ValueError(f"an array must hold real numbers (got dtype {values.dtype})")
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
     if values.dtype.kind == "u" and values.dtype.itemsize > 1:
         values = values.astype(np.int64)  # PyTorch cannot compare these
     if not values.flags.writeable or any(stride < 0 for stride in values.strides):
         values = values.copy()
     return torch.from_numpy(values)
+
+
+def to_logits(array: Any) -> Tensor:
+    """Convert as `to_tensor`, and integers to floating-point numbers of the library's default precision."""
+    tensor = to_tensor(array)
+    if tensor.is_floating_point():
+        return tensor
+    return tensor.to(torch.get_default_dtype() if isinstance(array, Tensor) else torch.float64)
 
 
 def uses_numpy(**arrays: Any) -> bool:
@@ -52,12 +65,19 @@ def to_kind(result: Tensor, numpy: bool) -> Any:
 def to_prior(values: Any, name: str, classes: int, like: Tensor | torch.device) -> Tensor:
     """Return a log prior ``[C]`` on a device or, given logits, on their device and in their precision.
 
+    A constant may be added to a log prior. Only ``log_target`` may be minus infinity, for classes that do not occur.
+
     Raises:
-        ValueError: The prior is not ``[C]``.
+        ValueError: The prior is not ``[C]``, not finite, or holds probabilities instead of their logarithms.
     """
-    prior = to_tensor(values)
+    prior = to_logits(values)
     if prior.shape != (classes,):
         raise ValueError(f"{name} must be [C] with C = {classes} (got {list(prior.shape)})")
+    finite = prior if name != "log_target" else prior[prior != -torch.inf]
+    if not len(finite) or not finite.isfinite().all():
+        raise ValueError(f"{name} must hold finite log probabilities (got {int((~prior.isfinite()).sum())} others)")
+    if classes > 1 and (prior >= 0).all() and abs(float(prior.double().sum()) - 1) < 1e-4:
+        raise ValueError(f"{name} holds probabilities: pass their logarithm")
     return prior.to(like)
 
 
@@ -67,17 +87,19 @@ def check_same_shape(zs: Tensor, ft: Tensor) -> None:
         raise ValueError(f"zs and ft must both be [N, C] (got {list(zs.shape)} and {list(ft.shape)})")
 
 
-def check_finite(logits: Tensor) -> None:
-    """Raise a ``ValueError`` unless the logits are ``[N, C]`` and finite."""
+def check_finite(logits: Tensor) -> Tensor:
+    """Raise a ``ValueError`` unless the logits are ``[N, C]`` and finite; return the largest absolute value."""
     if logits.ndim != 2 or 0 in logits.shape:
         raise ValueError(f"logits must be [N, C] with N and C of at least 1 (got {list(logits.shape)})")
-    if not all(end.isfinite() for end in logits.aminmax()):  # NaN is both ends; 20 times faster than each logit
+    ends = torch.stack(logits.aminmax())  # NaN is both ends; 20 times faster than a test of each logit
+    if not ends.isfinite().all():
         finite = logits.isfinite()
         row, column = (~finite).nonzero()[0].tolist()
         raise ValueError(
             f"{int((~finite).sum())} of {logits.numel()} logits are NaN or infinite, the first in row {row}, "
             f"column {column}"
         )
+    return ends.double().abs().max()
 
 
 @overload
@@ -93,16 +115,27 @@ def check_logits(logits: Any, labels: Any, dtype: torch.dtype | None = torch.flo
         dtype: Type of the returned logits; None keeps their type.
 
     Raises:
-        ValueError: Wrong shapes, labels out of range, or logits that are not finite.
+        ValueError: Wrong shapes, labels out of range, or logits that are not finite or above 1e8.
     """
-    logits = to_tensor(logits)
+    logits = to_logits(logits)
     device = "cpu" if logits.device.type == "mps" else logits.device  # mps has no float64
     logits = logits.to(device, dtype)
-    check_finite(logits)
+    largest = float(check_finite(logits))
+    if largest > LARGEST_LOGIT:
+        raise ValueError(f"logits must be at most {LARGEST_LOGIT:g} in size to be fitted (got {largest:.3g})")
     if labels is None:
         return logits, None
-    labels = to_tensor(labels).to(device)
-    if labels.shape != logits.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
+    return logits, check_labels(labels, logits)
+
+
+def check_labels(labels: Any, logits: Tensor) -> Tensor:
+    """Return labels ``[N]`` as an int64 tensor on the device of the logits ``[N, C]``.
+
+    Raises:
+        ValueError: The labels are not N integers in 0..C-1.
+    """
+    labels = to_tensor(labels).to(logits.device)
+    if labels.shape != logits.shape[:1] or labels.is_floating_point():
         raise ValueError(
             f"labels must be {len(logits)} integers, one for each row of logits "
             f"(got {labels.dtype} of shape {list(labels.shape)})"
@@ -110,4 +143,4 @@ def check_logits(logits: Any, labels: Any, dtype: torch.dtype | None = torch.flo
     low, high, classes = int(labels.min()), int(labels.max()), logits.shape[1]
     if low < 0 or high >= classes:
         raise ValueError(f"labels must be in 0..{classes - 1}, the columns of logits (got {low}..{high})")
-    return logits, labels.long()
+    return labels.long()

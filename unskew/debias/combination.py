@@ -20,6 +20,7 @@ from unskew.debias._validation import (
     check_logits,
     check_same_shape,
     to_kind,
+    to_logits,
     to_prior,
     to_tensor,
     uses_numpy,
@@ -60,7 +61,7 @@ def adjust(zs: Array, ft: Array, log_q: Array, log_p: Array | None = None, log_t
         log_target: ``[C]``; uniform if omitted.
 
     Raises:
-        ValueError: Shapes that do not fit; mixed kinds of arrays.
+        ValueError: Shapes that do not fit; priors that are not finite log probabilities; mixed kinds of arrays.
 
     Example:
         >>> import numpy as np
@@ -69,7 +70,7 @@ def adjust(zs: Array, ft: Array, log_q: Array, log_p: Array | None = None, log_t
         array([[2.29, 2.89]])
     """
     numpy = uses_numpy(zs=zs, ft=ft, log_q=log_q, log_p=log_p, log_target=log_target)
-    return to_kind(_adjust(to_tensor(zs), to_tensor(ft), log_q, log_p, log_target), numpy)
+    return to_kind(_adjust(to_logits(zs), to_logits(ft), log_q, log_p, log_target), numpy)
 
 
 def _adjust(zs: Tensor, ft: Tensor, log_q: object, log_p: object = None, log_target: object = None) -> Tensor:
@@ -92,7 +93,7 @@ def combine(
     """Return the weighted logits ``[N, C]`` of both halves; the arguments are those of `adjust`."""
     numpy = uses_numpy(zs=zs, ft=ft, log_q=log_q, log_p=log_p, log_target=log_target)
     rho, ft_weight, zs_weight = combination
-    zs_half, ft_half = to_tensor(zs), to_tensor(ft)
+    zs_half, ft_half = to_logits(zs), to_logits(ft)
     check_same_shape(zs_half, ft_half)
     classes, device = zs_half.shape[1], zs_half.device
     prior = to_prior(log_q, "log_q", classes, device)
@@ -112,8 +113,11 @@ def fit_combination(
         ValueError: Shapes or labels out of range; logits that are not finite; mixed kinds of arrays.
     """
     uses_numpy(zs=zs, ft=ft, labels=labels, log_q=log_q, log_p=log_p)
-    zs_half, ft_half, prior = (to_tensor(array) for array in (zs, ft, log_q))
-    ft_half = ft_half if log_p is None else ft_half - to_tensor(log_p)
+    zs_half, ft_half = to_logits(zs), to_logits(ft)
+    check_same_shape(zs_half, ft_half)
+    classes, device = zs_half.shape[1], zs_half.device
+    prior = to_prior(log_q, "log_q", classes, device)
+    ft_half = ft_half if log_p is None else ft_half - to_prior(log_p, "log_p", classes, device)
     rho = remaining_bias(ft_half, to_tensor(labels), prior)
     return Combination(rho, *_fit_weights(zs_half, ft_half, labels, PULL, (rho * prior, prior)))
 
@@ -174,7 +178,7 @@ def fit_weights(zs: Array, ft: Array, labels: Array | Sequence[int], pull: float
         ValueError: Shapes or labels out of range; logits that are not finite; mixed kinds of arrays.
     """
     uses_numpy(zs=zs, ft=ft, labels=labels)
-    return _fit_weights(to_tensor(zs), to_tensor(ft), labels, pull, (0.0, 0.0))
+    return _fit_weights(to_logits(zs), to_logits(ft), labels, pull, (0.0, 0.0))
 
 
 def _fit_weights(

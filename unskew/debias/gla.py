@@ -15,6 +15,7 @@ from unskew.debias._validation import (
     check_logits,
     check_same_shape,
     to_kind,
+    to_logits,
     to_prior,
     to_tensor,
     uses_numpy,
@@ -56,12 +57,13 @@ class GLA(torch.nn.Module):
 
     Attributes:
         zs_temperature_: Temperature of the zero-shot logits.
-        ft_temperature_: Temperature of the fine-tuned logits.
+        ft_temperature_: Temperature of the fine-tuned logits; NaN if only the zero-shot half is fitted.
         log_q_: ``[C]``, log prior of the pre-training data.
         log_p_: ``[C]``, log prior of the training images; zeros if balanced or if the loss was logit-adjusted.
         rho_: Share of log q that remains in the fine-tuned logits.
         ft_weight_: Weight a of the fine-tuned half.
         zs_weight_: Weight b of the zero-shot half.
+        method_: Estimator of log q: ``em`` if ``convex`` had no labels, "given" for a known log q.
         converged_: Whether the estimate of log q converged.
 
     Example:
@@ -98,9 +100,7 @@ class GLA(torch.nn.Module):
             if prior not in METHODS:
                 raise ValueError(unknown_name("prior method", prior, METHODS))
         else:
-            prior = to_tensor(prior)
-            if prior.ndim != 1 or not prior.isfinite().all():
-                raise ValueError(f"prior must be a method or a finite log q [C] (got shape {list(prior.shape)})")
+            to_prior(prior, "prior", len(prior) if hasattr(prior, "__len__") else 1, torch.device("cpu"))
         if strength != "cv" and not (isinstance(strength, Real) and math.isfinite(strength) and strength >= 0):
             raise ValueError(f"strength must be a number of 0 or more, or 'cv' (got {strength!r})")
         for name, choice in (("combine", combine), ("temperature", temperature), ("logit_scale", logit_scale)):
@@ -108,6 +108,7 @@ class GLA(torch.nn.Module):
                 raise ValueError(f"{name} must be {' or '.join(_CHOICES[name])} (got {choice!r})")
         self.prior, self.strength, self.combine = prior, strength, combine
         self.temperature, self.logit_scale = temperature, logit_scale
+        self.method_ = prior if isinstance(prior, str) else "given"
         self.converged_ = True
         for name in ("zs_temperature_", "ft_temperature_"):
             self.register_buffer(name, torch.ones((), dtype=torch.float64))
@@ -145,6 +146,14 @@ class GLA(torch.nn.Module):
             ValueError: Shapes or labels out of range; logits that are not finite; mixed kinds of arrays.
         """
         uses_numpy(zs=zs, ft=ft, y=y, zs_train=zs_train, y_train=y_train, train_counts=train_counts)
+        before = {"_buffers": dict(self._buffers), "method_": self.method_, "converged_": self.converged_}
+        try:
+            return self._fit(zs, ft, y, zs_train, y_train, train_counts)
+        except BaseException:  # a failed fit leaves the estimator as it was
+            self.__dict__.update(before)
+            raise
+
+    def _fit(self, zs: Any, ft: Any, y: Any, zs_train: Any, y_train: Any, train_counts: Any) -> "GLA":
         if (zs_train is None) != (y_train is None):
             raise ValueError("zs_train and y_train belong together: pass both or neither")
         zs_held, labels = check_logits(zs, y, None)
@@ -161,17 +170,20 @@ class GLA(torch.nn.Module):
                 zs_fit, labels_fit = torch.cat([zs_fit, zs_held]), torch.cat([labels_fit, labels])
         self.log_p_ = _log_frequencies(train_counts, classes, zs_held)
         self.fit_zeroshot(zs_fit, labels_fit)
-        return self if ft_held is None else self.fit_finetuned(zs_held, ft_held, labels)
+        if ft_held is not None:
+            return self.fit_finetuned(zs_held, ft_held, labels)
+        self._store("ft_temperature_", math.nan)
+        return self
 
     def fit_zeroshot(self, zs: Tensor, y: Tensor | None) -> "GLA":
-        """Fit the zero-shot half: its temperature and log q, from logits ``[N, C]`` and labels ``[N]``."""
+        """Fit temperature and log q from zero-shot logits ``[N, C]`` and labels ``[N]``; T_ft becomes 1."""
         temperature = self._fit_temperature(zs, y)
         if isinstance(self.prior, str):
-            method = "em" if y is None and self.prior == "convex" else self.prior
-            estimate = estimate_log_prior(zs / temperature, y, method=method, strength=self.strength)
+            self.method_ = "em" if y is None and self.prior == "convex" else self.prior
+            estimate = estimate_log_prior(zs / temperature, y, method=self.method_, strength=self.strength)
             log_q, self.converged_ = estimate.log_q, estimate.converged
         else:
-            log_q, self.converged_ = to_prior(self.prior, "prior", zs.shape[1], zs.device), True
+            log_q, self.converged_ = to_prior(self.prior, "prior", zs.shape[1], zs.device).clone(), True
         self._store("zs_temperature_", temperature)
         self.log_q_ = log_q
         if self._buffers["log_p_"] is None or len(self.log_p_) != len(log_q):
@@ -218,7 +230,7 @@ class GLA(torch.nn.Module):
         ``gla`` is `decision_function`. Without ``ft`` there are only ``zs`` and ``debiased``.
         """
         numpy = uses_numpy(zs=zs, ft=ft, log_target=log_target)
-        scores = self._parts(to_tensor(zs), None if ft is None else to_tensor(ft), log_target)
+        scores = self._parts(to_logits(zs), None if ft is None else to_logits(ft), log_target)
         return {name: to_kind(logits, numpy) for name, logits in scores.items()}
 
     def _parts(self, zs: Tensor, ft: Tensor | None, log_target: Any) -> dict[str, Tensor]:
@@ -227,6 +239,8 @@ class GLA(torch.nn.Module):
         scores = {"zs": zs, "debiased": (zs - log_q).to(zs.dtype)}
         if ft is None:
             return scores
+        if self.ft_temperature_.isnan():
+            raise ValueError("only the zero-shot half is fitted: pass ft to fit, or omit it here")
         ft = self._scaled(ft, "ft")
         check_same_shape(zs, ft)
         target = None if log_target is None else to_prior(log_target, "log_target", self.n_classes_, zs.device)
@@ -246,7 +260,7 @@ class GLA(torch.nn.Module):
             ValueError: Not fitted; shapes that do not fit; logits that are not finite; mixed kinds of arrays.
         """
         numpy = uses_numpy(zs=zs, ft=ft, log_target=log_target)
-        scores = self._parts(to_tensor(zs), None if ft is None else to_tensor(ft), log_target)
+        scores = self._parts(to_logits(zs), None if ft is None else to_logits(ft), log_target)
         if ft is not None:
             return to_kind(scores["gla"], numpy)
         logits = scores["debiased"]
@@ -257,12 +271,12 @@ class GLA(torch.nn.Module):
     def predict_proba(self, zs: Array, ft: Array | None = None, *, log_target: Array | None = None) -> Array:
         """Return class probabilities ``[N, C]``; the arguments are those of `decision_function`."""
         logits = self.decision_function(zs, ft, log_target=log_target)
-        return to_kind(to_tensor(logits).softmax(1), uses_numpy(zs=zs))
+        return to_kind(to_tensor(logits).softmax(1), uses_numpy(zs=zs, ft=ft, log_target=log_target))
 
     def predict(self, zs: Array, ft: Array | None = None, *, log_target: Array | None = None) -> Array:
         """Return labels ``[N]``; the arguments are those of `decision_function`."""
         logits = self.decision_function(zs, ft, log_target=log_target)
-        return to_kind(to_tensor(logits).argmax(1), uses_numpy(zs=zs))
+        return to_kind(to_tensor(logits).argmax(1), uses_numpy(zs=zs, ft=ft, log_target=log_target))
 
     def forward(self, zs: Tensor, ft: Tensor | None = None) -> Tensor:
         """Return `decision_function`."""
@@ -298,16 +312,38 @@ class GLA(torch.nn.Module):
     def summary(self) -> str:
         """Return the temperatures, the prior and the combination as three lines of text."""
         self._check_fitted()
-        method = self.prior if isinstance(self.prior, str) else "given"
         spread = float((self.log_q_.max() - self.log_q_.min()).exp())
         rho, a, b = (float(number) for number in (self.rho_, self.ft_weight_, self.zs_weight_))
+        ft_temperature = float(self.ft_temperature_)
+        zs_only = math.isnan(ft_temperature)
+        finetuned = "not fitted" if zs_only else f"{ft_temperature:.3g}"
         return "\n".join(
             [
-                f"T: zero-shot {float(self.zs_temperature_):.3g}, fine-tuned {float(self.ft_temperature_):.3g}",
-                f"q: max/min {spread:.3g} ({method}, {'converged' if self.converged_ else 'NOT converged'})",
-                f"GLA: {a:.2f} (ft - {rho:.2f} log q) + {b:.2f} (zs - log q)",
+                f"T: zero-shot {float(self.zs_temperature_):.3g}, fine-tuned {finetuned}",
+                f"q: max/min {spread:.3g} ({self.method_}, {'converged' if self.converged_ else 'NOT converged'})",
+                "GLA: zs - log q" if zs_only else f"GLA: {a:.2f} (ft - {rho:.2f} log q) + {b:.2f} (zs - log q)",
             ]
         )
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the constructor's arguments by name, as scikit-learn's estimators do."""
+        return {name: getattr(self, name) for name in ("prior", "strength", "combine", "temperature", "logit_scale")}
+
+    def set_params(self, **params: Any) -> "GLA":
+        """Set arguments of the constructor; the next `fit` uses them.
+
+        Raises:
+            ValueError: An unknown or invalid argument.
+        """
+        if unknown := params.keys() - self.get_params().keys():
+            raise ValueError(unknown_name("argument of GLA", min(unknown), self.get_params()))
+        GLA(**(self.get_params() | params))
+        for name, value in params.items():
+            setattr(self, name, value)
+        return self
+
+    def __copy__(self) -> "GLA":
+        return copy.deepcopy(self)  # a module's shallow copy would share its fitted numbers
 
     def extra_repr(self) -> str:
         """Return the constructor's arguments."""

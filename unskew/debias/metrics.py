@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from unskew.debias._validation import Array, to_kind, to_tensor, uses_numpy
+from unskew.debias._validation import Array, to_kind, to_logits, to_tensor, uses_numpy
 from unskew.debias.losses import cross_entropy
 
 MANY, FEW = 100, 20  # training images per class: more than MANY, fewer than FEW
@@ -30,7 +30,7 @@ def prior_groups(log_q: Array) -> dict[str, Array]:
     classes are one in the upper and one in the lower third.
 
     Raises:
-        ValueError: log q is not ``[C]``.
+        ValueError: log q is not ``[C]`` or holds NaN.
 
     Example:
         >>> import numpy as np
@@ -39,8 +39,8 @@ def prior_groups(log_q: Array) -> dict[str, Array]:
         {'p_many': array([1]), 'p_medium': array([0]), 'p_few': array([2])}
     """
     prior = to_tensor(log_q)
-    if prior.ndim != 1:
-        raise ValueError(f"log_q must be [C] (got {list(prior.shape)})")
+    if prior.ndim != 1 or prior.isnan().any():
+        raise ValueError(f"log_q must be [C] without NaN (got {list(prior.shape)})")
     classes = len(prior)
     order = prior.argsort(descending=True, stable=True)
     thirds = order.tensor_split((round(classes / 3), round(2 * classes / 3)))
@@ -85,7 +85,7 @@ def _calibration_error(logits: Tensor, labels: Tensor) -> Tensor:
         return logits.new_zeros(())
     from torchmetrics.functional.classification import multiclass_calibration_error
 
-    probabilities = logits.float().softmax(1)
+    probabilities = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1).float()
     return multiclass_calibration_error(probabilities, labels, logits.shape[1], n_bins=ECE_BINS, norm="l1")
 
 
@@ -96,7 +96,8 @@ def classification_metrics(logits: Array, labels: Array | Sequence[int]) -> dict
     of softmax(logits) over 15 bins.
 
     Raises:
-        ValueError: Shapes that do not fit, no images, a label out of range, NaN logits, or mixed kinds of arrays.
+        ValueError: Shapes that do not fit, no images, a label out of range, logits that are NaN or plus infinity,
+            or mixed kinds of arrays.
 
     Example:
         >>> import numpy as np
@@ -105,7 +106,10 @@ def classification_metrics(logits: Array, labels: Array | Sequence[int]) -> dict
         50.0
     """
     uses_numpy(logits=logits, labels=labels)
-    return _metrics(to_tensor(logits), to_tensor(labels))
+    scores, targets = to_logits(logits), to_tensor(labels)
+    if targets.is_floating_point():
+        raise ValueError(f"labels must be integers (got {targets.dtype})")
+    return _metrics(scores, targets)
 
 
 def _metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
@@ -115,9 +119,10 @@ def _metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
             f"(got {list(logits.shape)} and {list(labels.shape)})"
         )
     num_classes = logits.shape[1]
-    bad = torch.stack([logits.isnan().any(), (labels < 0).any() | (labels >= num_classes).any()])
+    bad = torch.stack([~(logits < math.inf).all(), (labels < 0).any() | (labels >= num_classes).any()])
     if bad.any():
-        problem = "the logits hold NaN" if bad[0] else f"labels must be in 0..{num_classes - 1}, the columns of logits"
+        columns = f"labels must be in 0..{num_classes - 1}, the columns of logits"
+        problem = "the logits hold NaN or infinity" if bad[0] else columns
         raise ValueError(f"cannot compute metrics: {problem}")
     predicted = logits.argmax(1)
     correct = predicted == labels

@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from unskew.debias._validation import Array, check_logits, to_kind, to_tensor, uses_numpy
+from unskew.debias._validation import Array, check_finite, check_logits, to_kind, to_logits, uses_numpy
 
 COMBINE = ("logits", "probs")
 
@@ -33,7 +33,8 @@ def combine_members(logits: Array, weights: Array, combine: str = "logits") -> A
         combine: ``logits`` or ``probs``.
 
     Raises:
-        ValueError: An unknown ``combine``; shapes that do not fit; mixed kinds of arrays.
+        ValueError: An unknown ``combine``; shapes that do not fit; logits that are not finite; weights that are
+            negative or do not sum to 1; mixed kinds of arrays.
 
     Example:
         >>> import numpy as np
@@ -43,11 +44,15 @@ def combine_members(logits: Array, weights: Array, combine: str = "logits") -> A
     """
     _check_combine(combine)
     numpy = uses_numpy(logits=logits, weights=weights)
-    members, shares = to_tensor(logits), to_tensor(weights)
-    if members.ndim != 3 or shares.shape != members.shape[:1]:
+    members, shares = to_logits(logits), to_logits(weights)
+    if not len(members) or members.ndim != 3 or shares.shape != members.shape[:1]:
         raise ValueError(
-            f"logits must be [M, N, C] and weights [M] (got {list(members.shape)} and {list(shares.shape)})"
+            f"logits must be [M, N, C] and weights [M], with M of at least 1 "
+            f"(got {list(members.shape)} and {list(shares.shape)})"
         )
+    if not ((shares >= 0).all() and abs(float(shares.double().sum()) - 1) < 1e-3):
+        raise ValueError(f"weights must be at least 0 and sum to 1 (got {[round(w, 4) for w in shares.tolist()]})")
+    check_finite(members.flatten(0, 1))
     shares = shares.to(members)
     if combine == "logits":
         return to_kind(torch.tensordot(shares, members, 1), numpy)
@@ -69,7 +74,7 @@ def fit_member_weights(logits: Array, labels: Array | Sequence[int], combine: st
     """
     _check_combine(combine)
     numpy = uses_numpy(logits=logits, labels=labels)
-    members = to_tensor(logits)
+    members = to_logits(logits)
     if members.ndim != 3:
         raise ValueError(f"logits must be [M, N, C] (got {list(members.shape)})")
     checked = [check_logits(member, labels) for member in members]

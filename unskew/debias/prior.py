@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unskew.debias._softmax import Exponentials, blocks
 from unskew.debias._solver import BiasProblem, ObservedClasses, cross_validate, solve
-from unskew.debias._validation import Array, check_logits, to_kind, to_tensor, uses_numpy
+from unskew.debias._validation import Array, check_logits, to_kind, to_logits, uses_numpy
 from unskew.utils.registry import unknown_name
 
 logger = logging.getLogger("unskew")
@@ -108,7 +108,7 @@ def estimate_log_prior(
     if not number and strength != "cv":
         raise ValueError(f"strength must be a number of 0 or more, or 'cv' (got {strength!r})")
     numpy = uses_numpy(logits=logits, labels=labels)
-    original = to_tensor(logits)
+    original = to_logits(logits)
     tensor, label_tensor = check_logits(original, labels, None)
     if label_tensor is None and method not in ("em", "eigen"):
         raise ValueError(f"method '{method}' needs labels; pass labels, or choose em or eigen")

@@ -23,8 +23,10 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     by_lower_case = {k.lower(): k for k in known}
     matches = difflib.get_close_matches(str(name).lower(), by_lower_case, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(by_lower_case[match] for match in matches)}?" if matches else "choose one of"
-    return f"unknown {kind} '{name}'; {hint} (known: {', '.join(known)})"
+    if not matches:
+        return f"unknown {kind} '{name}'; choose one of {', '.join(known)}"
+    hint = " or ".join(by_lower_case[match] for match in matches)
+    return f"unknown {kind} '{name}'; did you mean {hint}? (known: {', '.join(known)})"
 
 
 class Registry(Generic[Entry]):
