@@ -1,4 +1,4 @@
-"""What do the solvers cost: the label prior, temperatures and GLA's combination, at the size of ImageNet?
+"""Cost of the solvers for the label prior, the temperatures and GLA's combination at the size of ImageNet.
 
     OMP_NUM_THREADS=1 python benchmarks/prior.py --json prior.json
 

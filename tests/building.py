@@ -1,4 +1,4 @@
-"""What the trainers' tests share: a small run of any trainer."""
+"""A small run of any trainer, for the trainers' tests."""
 
 from unskew import config
 from unskew.engine.trainer import build_trainer

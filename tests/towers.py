@@ -1,4 +1,4 @@
-"""What the tests of text share: tiny towers with random weights, and an encoder's output with its gradient."""
+"""Tiny towers with random weights, and an encoder's output with its gradient, for the tests of text."""
 
 import json
 

@@ -333,7 +333,7 @@ VAL = {"val_zeroshot": "zs.npy", "val_finetuned": "ft.npy", "val_labels": "y.npy
         ({"out": "out.npy"}, ".safetensors"),
     ],
 )
-def test_a_users_mistake_is_said_with_exit_code_two_and_nothing_written(mistakes, flags, words, capsys):
+def test_a_users_mistake_ends_with_exit_code_two_and_writes_nothing(mistakes, flags, words, capsys):
     before = sorted(mistakes.folder.rglob("*"))
     try:
         code = main(mistakes.flags(**flags))

@@ -71,7 +71,7 @@ def test_a_quick_answer_needs_no_heavy_library(argv):
     assert subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, timeout=60).returncode == 0
 
 
-def test_an_output_folder_that_cannot_be_written_is_said_before_training(tmp_path, capsys):
+def test_an_output_folder_that_cannot_be_written_is_refused_before_training(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     where = str(tmp_path / "file" / "run")
     code, said = answer(capsys, "train", "-d", "digits", "-t", "ZeroshotCLIP", "--output-dir", where)

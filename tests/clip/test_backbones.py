@@ -113,7 +113,7 @@ def test_the_surface(random_micro):
     assert b.pad_id == 0 and b.end_id == max(b.tokenizer.encoder.values()) and len(b.start_ids) == 1
 
 
-def test_fp16_on_a_cpu_is_fp32_and_says_so_once():
+def test_fp16_on_a_cpu_is_fp32_with_one_warning():
     backbones._warn_fp16_once.cache_clear()
     with pytest.warns(UserWarning, match="fp16.*fp32") as caught:
         loaded = [backbones.load_backbone("micro@random", "fp16") for _ in range(3)]

@@ -1,4 +1,4 @@
-"""Features: each image is encoded once, whoever asks, and what is kept is what encoding gives."""
+"""Features: each image is encoded once for all callers, and stored features equal encoded ones."""
 
 import multiprocessing
 import os
@@ -60,17 +60,17 @@ def paths(tmp_path):
     return found
 
 
-def anew():
+def forget_loaded():
     """As another process that starts now."""
     features._open.cache_clear()
 
 
-def test_an_image_is_encoded_once_whoever_asks(cache, paths):
+def test_an_image_is_encoded_once_for_all_callers(cache, paths):
     tower = Tower()
     first = features.extract(tower, paths[:40], PLAIN)
     second = features.extract(tower, paths[20:], PLAIN)  # another sample: half of it is known
     assert tower.seen == 60
-    anew()
+    forget_loaded()
     other = Tower()
     again = features.extract(other, [*paths[:5], *paths[::-1]], PLAIN)
     assert other.seen == 0
@@ -89,7 +89,7 @@ def test_views_are_those_of_their_numbers(cache, paths):
     assert not torch.equal(rows[:, 0], rows[:, 1])
     state = torch.get_rng_state()
     features.extract(Tower("another"), paths, CROPS, views=[7])
-    assert torch.equal(torch.get_rng_state(), state)  # drawing views disturbs nobody's random numbers
+    assert torch.equal(torch.get_rng_state(), state)  # drawing views leaves the global generator alone
 
 
 class Pixels(Tower):
@@ -101,7 +101,7 @@ class Pixels(Tower):
 
 @pytest.mark.parametrize("last", [T.Normalize((0.4, 0.5, 0.6), (0.3, 0.2, 0.1)), T.RandomErasing(p=1.0)])
 def test_pixels_are_those_of_the_transform_bit_for_bit(last, cache, paths):
-    """Whether its tensors are made in batches, as where it ends in Normalize, or one by one."""
+    """The transform of a batch (one that ends in Normalize) equals the transform of single images."""
     transform = T.Compose([T.RandomResizedCrop((9, 7)), T.ToTensor(), last])
     rows = features.extract(Pixels(), paths, transform, views=[0, 3])
     for path, found in zip(paths, rows, strict=True):
@@ -161,7 +161,7 @@ def test_a_damaged_file_is_encoded_again(cache, paths, caplog, warned):
     features.extract(Tower(), paths, PLAIN)
     (file,) = cache.rglob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-100])
-    anew()
+    forget_loaded()
     tower = Tower()
     features.extract(tower, paths, PLAIN)
     assert tower.seen == 60 and file.name in warned()[0]

@@ -132,7 +132,7 @@ def test_what_classes_of_a_tile_have_in_common_is_encoded_once(monkeypatch, fres
 
 
 def kept_bytes(backbone, learner):
-    """What the forward pass keeps for the backward pass beside the weights and what the learner holds."""
+    """Bytes that the forward pass keeps for the backward pass, without the weights and the learner's tensors."""
     ours = {w.data_ptr() for w in [*backbone.parameters(), *learner.parameters(), *learner.buffers()]}
     kept = {}
 

@@ -1,4 +1,4 @@
-"""What is kept of fixed names from step to step is what would be made anew."""
+"""Values of fixed names that are kept from step to step equal freshly computed ones."""
 
 import copy
 import operator

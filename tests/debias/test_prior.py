@@ -219,7 +219,7 @@ def test_precision_of_the_result(dtype):
     assert torch.equal(given, before)
 
 
-def test_without_convergence_it_says_so(monkeypatch, caplog):
+def test_a_fit_that_does_not_converge_warns(monkeypatch, caplog):
     monkeypatch.setattr(logging.getLogger("unskew"), "propagate", True)
     monkeypatch.setattr(_solver, "NEWTON_PASSES", 2)
     assert not estimate_log_prior(*random_case(200, 10)).converged

@@ -58,7 +58,7 @@ def interrupted(server, tmp_path):
 
 
 def is_whole(path, content=CONTENT):
-    """Whether the file has the content and no other file is left in its folder."""
+    """Return whether the file has the content and is alone in its folder."""
     return path.read_bytes() == content and [p.name for p in path.parent.iterdir()] == [path.name]
 
 

@@ -59,7 +59,7 @@ def test_a_finished_run_with_another_config_is_an_error_that_names_the_keys(run)
         execute(replace(run, opts=(*SHORT, "TRAINER.COOP.N_CTX", 8)), console=False)
 
 
-def test_an_unfinished_run_of_another_config_starts_anew_and_spares_what_is_not_its_own(run, caplog):
+def test_an_unfinished_run_of_another_config_starts_again_and_keeps_foreign_files(run, caplog):
     execute(run, console=False)
     folder = Path(run.config.OUTPUT_DIR)
     (folder / "done").unlink()
@@ -95,7 +95,7 @@ def test_names_of_folders():
     assert run_folder(Run("shapes_lt", "CoOp", shots=4).config, "o").as_posix().split("/")[3] == "micro_4shots"
 
 
-def test_a_long_tailed_run_uses_all_images_and_its_table_says_so(run):
+def test_a_long_tailed_run_uses_all_images_and_is_labelled_long_tailed(run):
     metrics = execute(replace(run, dataset="digits_lt", trainer="ZeroshotCLIP", shots=None), console=False)
     assert (metrics["shots"], metrics["longtail"]) == (-1, True)
     assert (Path(run.output) / "digits_lt" / "ZeroshotCLIP" / "micro_lt" / "seed1" / "done").is_file()
@@ -119,7 +119,7 @@ def test_a_run_that_fails_does_not_stop_the_others(run, capsys):
     assert "2 of 4 runs failed" in said.err
     assert "GLA, 1 shot, seed 2: TEST.FINAL_MODEL is best_val, but 'digits' has no val split" in said.err
     assert "| ZeroshotCLIP | 69." in said.out
-    # No terminal, so there is a line for each run in place of a bar.
+    # No terminal, so there is a line for each run instead of a bar.
     assert "run 3 of 4, ZeroshotCLIP, 1 shot, seed 1, accuracy 69." in said.err and "\r" not in said.err
 
 
@@ -215,7 +215,7 @@ def test_finished_runs_are_said_to_be_and_so_is_a_method_that_was_changed_since(
     assert "%, finished earlier, in" in capsys.readouterr().out
 
 
-def test_a_long_tailed_set_is_swept_with_all_its_images_and_a_wrong_column_is_said(run, capsys):
+def test_a_long_tailed_set_is_swept_with_all_its_images_and_a_wrong_column_is_refused(run, capsys):
     argv = ["sweep", "-d", "digits_lt", "-t", "ZeroshotCLIP", "--seeds", "1", "--root", run.root]
     assert main([*argv, "--output", run.output, "--columns", "accuracy", "d_few", "acuracy"]) == 2
     assert "'acuracy'" in capsys.readouterr().err
@@ -239,7 +239,7 @@ def test_a_run_that_diverges_is_one_line(run, capsys):
     assert re.fullmatch(r"unskew: error: Loss is infinite or NaN! \(epoch \d\); lower OPTIM.LR", error)
 
 
-def test_a_wrong_key_is_said_once(run, capsys):
+def test_a_wrong_key_gives_one_error(run, capsys):
     argv = ["sweep", "-d", "digits", "-t", "ZeroshotCLIP", "--seeds", "1", "2", "--root", run.root]
     assert main([*argv, "--output", run.output, "--opts", "OPTIM.LRR", "1"]) == 2
     assert capsys.readouterr().err.count("OPTIM.LRR") == 1

@@ -109,7 +109,7 @@ LEARNS = [*QUICK, "OPTIM.LR", "0.1", "DATALOADER.TRAIN_X.BATCH_SIZE", "4"]
 
 @contextlib.contextmanager
 def as_a_process(folder):
-    """What plugins of ``folder`` leave in a process, which other tests share, is gone behind it."""
+    """Remove all traces of the plugins of ``folder`` from the process, which other tests share."""
     discover("unskew.trainers")
     discover("unskew.datasets")
     before, safe = set(sys.modules), torch.serialization.get_safe_globals()
@@ -169,7 +169,7 @@ def metrics_in(folder) -> dict:
 
 
 def failure(capsys, *argv) -> str:
-    """What is said of a command that ends with exit code 2, one line."""
+    """Return the one line on stderr of a command that ends with exit code 2."""
     assert main(argv) == 2
     said = capsys.readouterr().err.strip()
     assert len(said.splitlines()) == 1
@@ -357,7 +357,7 @@ def test_a_class_with_a_name_of_ours_is_left_out_and_said(tmp_path, warned):
     ]
 
 
-def test_a_plugin_that_registers_nothing_is_said(tmp_path, warned):
+def test_a_plugin_that_registers_nothing_gives_a_warning(tmp_path, warned):
     plugins.load([write(tmp_path / "nothing.py", "x = 1")])
     assert warned() == [f"plugin '{tmp_path / 'nothing.py'}' registers no dataset and no trainer"]
 

@@ -78,7 +78,7 @@ class Request:
 
     @property
     def fits_on_labels(self) -> bool:
-        """Whether there are labels to fit on."""
+        """True if there are labels to fit on."""
         return bool(self.val or self.labels)
 
 

@@ -172,7 +172,7 @@ def read_base(trainer: str) -> str | None:
 
 
 def has_members(trainer: str) -> bool:
-    """Whether a trainer's config names its backbones itself (``TRAINER.BACKDOOR.MEMBERS``)."""
+    """Return whether a trainer's config names its backbones itself (``TRAINER.BACKDOOR.MEMBERS``)."""
     return _own_key(trainer, "MEMBERS") is not None
 
 

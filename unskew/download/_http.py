@@ -99,7 +99,7 @@ def _headers(begin: int, origin: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _is_complete(response: requests.Response, begin: int, origin: Mapping[str, Any], partial: Path) -> bool:
-    """Whether the reply to a range request says that no bytes are missing.
+    """Return whether the reply to a range request means that no bytes are missing.
 
     Raises:
         ConnectionDropped: the file has changed; the partial file is deleted.

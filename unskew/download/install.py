@@ -55,7 +55,7 @@ def prepare(folder: str | Path, sources: Sequence[Source]) -> list[str]:
 
 
 def _is_installed(folder: Path, source: Source) -> bool:
-    """Whether all targets exist; if so, delete temporary files that a killed process has left."""
+    """Return whether all targets exist; if so, delete temporary files that a killed process has left."""
     if _missing_targets(folder, source):
         return False
     manual = folder / source.name

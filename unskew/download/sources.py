@@ -49,14 +49,14 @@ class Source:
         return tuple(target for _, target in self.pairs) or (self.name,)
 
     def is_there(self, folder: Path) -> bool:
-        """Whether a dataset's folder has all targets, or one of ``elsewhere`` exists."""
+        """Return whether a dataset's folder has all targets, or one of ``elsewhere`` exists."""
         return all(_has_content(folder / target) for target in self.targets) or any(
             _has_content(folder / place) for place in self.elsewhere
         )
 
 
 def _has_content(path: Path) -> bool:
-    """Whether the path is a file or a folder that is not empty."""
+    """Return whether the path is a file or a folder that is not empty."""
     return path.is_file() or (path.is_dir() and any(path.iterdir()))
 
 

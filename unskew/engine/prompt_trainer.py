@@ -43,7 +43,7 @@ class PromptTrainer(CLIPTrainer):
 
     @property
     def class_bound(self) -> bool:
-        """Whether the learned weights belong to the classes: a context per class does, a shared one does not."""
+        """True for a context per class, whose weights belong to the classes."""
         return self.node.CSC
 
     def build_model(self) -> None:

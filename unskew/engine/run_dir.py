@@ -35,11 +35,11 @@ class RunDir:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the folder holds a finished run."""
+        """True if the folder holds a finished run."""
         return self.done.is_file()
 
     def is_finished_run_of(self, cfg: CfgNode) -> bool:
-        """Whether the folder holds a finished run of this config."""
+        """Return whether the folder holds a finished run of this config."""
         return self.is_finished and self._fingerprint() == fingerprint.config_hash(cfg)
 
     def _fingerprint(self) -> str:

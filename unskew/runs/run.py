@@ -74,7 +74,7 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the folder holds a finished run, which `execute` only reads."""
+        """True if the folder holds a finished run, which `execute` only reads."""
         return RunDir(self.path).is_finished
 
     @property

@@ -111,7 +111,7 @@ class Registry(Generic[Entry]):
 
 
 def _is_bare(module: str) -> bool:
-    """Whether a module is a file of this project that was imported without the prefix ``unskew.``."""
+    """Return whether a module is a file of this project that was imported without the prefix ``unskew.``."""
     folder, file = module.partition(".")[0], getattr(sys.modules.get(module), "__file__", None)
     if folder not in ("trainers", "datasets") or file is None:  # other projects have packages of these names
         return False
