@@ -1,5 +1,6 @@
 """The files and commands in CONTRIBUTING.md for a new method and a new dataset work in a copy of the checkout."""
 
+import json
 import os
 import re
 import shlex
@@ -17,10 +18,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n.*?```", re.DOTALL)
 FILES = {match[1]: match[0].split("\n", maxsplit=1)[1].removesuffix("```") for match in BLOCK.finditer(PAGE)}
+END = "=== end of a command ==="
 
 
 def commands(section: str) -> list[list[str]]:
-    """The words of the ``unskew`` commands in a section of the page."""
+    """Return the words of the ``unskew`` commands in a section of the page."""
     text = PAGE.split(f"## {section}\n")[1].split("\n## ")[0]
     return [shlex.split(line)[1:] for line in text.splitlines() if line.startswith("unskew ")]
 
@@ -30,33 +32,55 @@ class Checkout:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.source = folder, folder / "source"
-        for name in ("unskew", "trainers", "datasets", "configs"):
+        for name in ("unskew", "trainers", "datasets", "configs", "tests"):
             shutil.copytree(ROOT / name, self.source / name, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "setup.py", self.source)
+        for name in ("setup.py", "pyproject.toml"):
+            shutil.copy(ROOT / name, self.source)
 
-    def write(self, *names: str) -> None:
-        for name in names:
+    def write(self) -> None:
+        for name, text in FILES.items():
             assert not (self.source / name).exists()
-            (self.source / name).write_text(FILES[name], encoding="utf-8")
+            (self.source / name).write_text(text, encoding="utf-8")
 
-    def run(self, words: list[str]) -> str:
-        """Run ``unskew`` from the copy, a training for one epoch; it must succeed. Return its output."""
-        short = ["OPTIM.MAX_EPOCH", "1"] if words[0] == "train" else []
+    def changed(self) -> list[str]:
+        """The files that the copy has and the checkout has not, or with another content."""
+        files = [path for path in self.source.rglob("*") if path.is_file() and path.suffix in (".py", ".pyi", ".yaml")]
+        names = [str(path.relative_to(self.source)) for path in files]
+        return sorted(name for name in names if not self._is_in_checkout(name))
+
+    def _is_in_checkout(self, name: str) -> bool:
+        return (ROOT / name).is_file() and (ROOT / name).read_bytes() == (self.source / name).read_bytes()
+
+    def run(self, *lines: list[str]) -> list[str]:
+        """Run ``unskew`` commands from the copy, with one epoch and one view; they must succeed. Return their outputs.
+
+        They share one process, because importing torch takes longer than most of them.
+        """
+        short = ["OPTIM.MAX_EPOCH", "1", "INPUT.VIEWS", "1"]
+        lines = tuple([*words, *short] if words[0] == "train" else words for words in lines)
+        code = "import sys, json\nfrom unskew.cli.main import main\nfor words in json.loads(sys.argv[1]):\n"
+        code += f"    code = main(words)\n    print('{END}', flush=True)\n    assert code == 0, words"
+        return self.python("-c", code, json.dumps(lines)).split(END)[:-1]
+
+    def python(self, *words: str, folder: Path | None = None) -> str:
+        """Run Python on the copy's package; it must succeed. Return its output."""
         done = subprocess.run(
-            [sys.executable, "-m", "unskew.cli", *words, *short],
-            cwd=self.folder,
+            [sys.executable, *words],
+            cwd=folder or self.folder,
             env={**os.environ, "PYTHONPATH": str(self.source), "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
 
-@pytest.fixture
-def checkout(tmp_path):
-    return Checkout(tmp_path)
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    copy = Checkout(tmp_path_factory.mktemp("contributing"))
+    copy.write()
+    return copy
 
 
 def accuracy(output: str) -> float:
@@ -68,8 +92,8 @@ def test_the_page_has_two_files_for_each():
     assert list(FILES) == [
         "trainers/mymethod.py",
         "configs/trainers/MyMethod.yaml",
-        "datasets/mydataset.py",
-        "configs/datasets/mydataset.yaml",
+        "datasets/gardens.py",
+        "configs/datasets/gardens.yaml",
     ]
 
 
@@ -84,25 +108,37 @@ def test_the_files_pass_ruff(tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_only_the_files_of_the_page_differ_and_both_names_are_found(checkout):
+    assert checkout.changed() == sorted(FILES)
+    code = "import unskew; print('MyMethod' in unskew.list_trainers(), 'gardens' in unskew.list_datasets())"
+    assert checkout.python("-c", code).split() == ["True", "True"]
+
+
+def test_the_contract_tests_find_the_method_and_the_dataset(checkout):
+    tests = ("tests/trainers/test_contract.py", "tests/data/test_catalogue.py")
+    names = "MyMethod or every_dataset or every_source"
+    report = checkout.python("-m", "pytest", "-vv", *tests, "-k", names, folder=checkout.source)
+    assert "test_contract[MyMethod] PASSED" in report and "every_dataset" in report and "every_source" in report
+
+
 def test_a_new_method_is_trained_alone_and_as_the_base_of_gla(checkout):
-    checkout.write("trainers/mymethod.py", "configs/trainers/MyMethod.yaml")
-    alone, over = commands("Add a method")
-    assert 50 < accuracy(checkout.run(alone)) < 100
-    assert 50 < accuracy(checkout.run(over)) < 100
+    alone, over = checkout.run(*commands("Add a method"))
+    assert 50 < accuracy(alone) < 100
+    assert 50 < accuracy(over) < 100
     for name, alpha in (("MyMethod", 0.2), ("GLA-MyMethod", 0.5)):
         config = checkout.folder / "output" / "digits" / name / "micro_1shots" / "seed1" / "config.yaml"
         assert f"ALPHA: {alpha}\n" in config.read_text(encoding="utf-8")
 
 
 def test_a_new_dataset_is_listed_prepared_verified_and_trained_on(checkout):
-    checkout.write("datasets/mydataset.py", "configs/datasets/mydataset.yaml")
-    draw_archive(checkout.folder / "data" / "mydataset" / "images.zip")
-    listed, prepared, verified, trained = commands("Add a dataset")
-    assert re.search(r"\| mydataset +\| missing +\| +2 \| +20 \|", checkout.run(listed))
-    checkout.run(prepared)
-    assert re.search(r"\| mydataset +\| ready ", checkout.run(listed))
-    assert re.search(r"\| train +\| +10 \| +2 \| +5 \| +5 \|", checkout.run(verified))
-    assert 0 <= accuracy(checkout.run(trained)) <= 100
+    draw_archive(checkout.folder / "data" / "gardens" / "images.zip")
+    listing, *others = commands("Add a dataset")
+    missing, prepared, ready, verified, trained = checkout.run(listing, others[0], listing, *others[1:])
+    assert re.search(r"\| gardens +\| missing +\| +2 \| +20 \|", missing)
+    assert "gardens" in prepared
+    assert re.search(r"\| gardens +\| ready ", ready)
+    assert re.search(r"\| train +\| +10 \| +2 \| +5 \| +5 \|", verified)
+    assert 0 <= accuracy(trained) <= 100
 
 
 def draw_archive(path: Path) -> None:

@@ -1,5 +1,6 @@
-"""What the README and the docs tell people to type is understood."""
+"""The commands, names, paths, code and tables of the README and the docs are right."""
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -8,17 +9,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import unskew
 from unskew import config
 from unskew.cli import main
 from unskew.data.catalogue import dataset_class
 from unskew.runs.launch import check_shots
 
 ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def commands(start: str) -> list[str]:
-    """The commands of all pages that start so; test_contributing.py runs those of CONTRIBUTING.md."""
+    """Return the commands of all pages with this start; test_contributing.py runs those of CONTRIBUTING.md."""
     pages = [path.read_text(encoding="utf-8") for path in DOCS if path.name != "CONTRIBUTING.md"]
     text = "\n".join(pages).replace("\\\n", " ")
     return sorted({line.strip() for line in text.splitlines() if line.strip().startswith(start)})
@@ -34,7 +37,7 @@ def test_a_command_of_the_docs_parses(command, monkeypatch):
 
 
 @pytest.mark.parametrize("command", commands("bash scripts/run_fewshot.sh "))
-def test_a_script_call_of_the_docs_names_what_exists(command):
+def test_a_few_shot_script_of_the_docs_has_known_names(command):
     _, _, dataset, shots, *trainers = shlex.split(command, comments=True)
     if dataset != "DATASET":
         config.check_name("datasets", dataset)
@@ -43,16 +46,17 @@ def test_a_script_call_of_the_docs_names_what_exists(command):
 
 
 @pytest.mark.parametrize("command", commands("bash scripts/run_longtail.sh "))
-def test_a_long_tailed_script_call_of_the_docs_names_what_exists(command):
+def test_a_long_tail_script_of_the_docs_has_known_names(command):
     _, _, dataset, *trainers = shlex.split(command, comments=True)
     if dataset != "DATASET":
         config.check_name("datasets", dataset)
         assert all(config.check_name("trainers", trainer) for trainer in trainers)
 
 
-def test_the_three_lines_for_ones_own_images_run(tmp_path, monkeypatch, capsys):
-    """As they stand in the README, but for the backbone, whose weights are not at hand, and fewer epochs."""
-    lines = (ROOT / "README.md").read_text(encoding="utf-8").split("## Your own images")[1].split("```")[1].splitlines()
+def test_the_three_commands_for_your_own_images_run(tmp_path, monkeypatch, capsys):
+    """The README's commands, with a backbone that needs no download, two epochs and one view."""
+    section = README.split("## Use your own images")[1]
+    lines = section.split("```")[1].splitlines()
     rng = np.random.default_rng(0)
     for name in ("one", "two", "seven"):
         for number in range(12):
@@ -68,27 +72,94 @@ def test_the_three_lines_for_ones_own_images_run(tmp_path, monkeypatch, capsys):
     assert "folder-birds" in table and "macro f1" in table
 
 
-def test_the_table_of_datasets_has_their_cards():
+def test_the_table_of_datasets_agrees_with_their_code():
     rows = (ROOT / "docs" / "DATASETS.md").read_text(encoding="utf-8").splitlines()
-    for name in config.names("datasets"):
+    listed = {match[1]: row for row in rows if (match := re.match(r"\| `(\w+)` \| `", row))}
+    assert {"digits", "eurosat", "imagenet"} <= set(listed) <= set(config.names("datasets"))
+    for name, row in listed.items():
         dataset = dataset_class(name)
-        (row,) = (row for row in rows if row.startswith(f"| `{name}` |"))
         if info := getattr(dataset, "info", None):
             prompt = "80" if getattr(dataset, "imagenet_templates", False) else dataset.template
             images = f"{info.train:,} / {info.val:,} / {info.test:,}"
-            cells = (
-                f"`{name}`",
-                f"`{dataset.dataset_dir}`",
-                f"{info.classes:,}",
-                images,
-                prompt,
-                info.size,
-                info.licence,
-            )
+            folder, classes = f"`{dataset.dataset_dir}`", f"{info.classes:,}"
+            cells = (f"`{name}`", folder, classes, images, prompt, info.size, info.licence)
             assert row == f"| {' | '.join(cells)} |"
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
-def test_links_lead_somewhere(path):
+def test_links_have_a_target(path):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8")):
         assert (path.parent / target).exists(), target
+
+
+def is_name(dotted: str) -> bool:
+    """Return whether a dotted name is a module, or an attribute of a module or class."""
+    value, parts = unskew, dotted.split(".")
+    for depth, part in enumerate(parts[1:], start=2):
+        if hasattr(value, part):
+            value = getattr(value, part)
+        elif not hasattr(value, "__path__") or importlib.util.find_spec(".".join(parts[:depth])) is None:
+            return False
+        elif depth < len(parts):  # the last module need not be importable: one needs an installed Dassl
+            value = importlib.import_module(".".join(parts[:depth]))
+    return True
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_dotted_names_exist(path):
+    names = set(re.findall(r"\bunskew(?:\.[A-Za-z]\w*)+", path.read_text(encoding="utf-8")))
+    assert [name for name in sorted(names) if not is_name(name)] == []
+
+
+@pytest.mark.parametrize("name", ["unskew.gla", "unskew.debias.gla.combined", "unskew.GLA.train_it"])
+def test_a_dotted_name_that_does_not_exist_is_noticed(name):
+    assert not is_name(name)
+
+
+FOLDERS = "unskew|configs|benchmarks|scripts|trainers|datasets|tests|docs"
+NEW_FILES = {  # the files that CONTRIBUTING.md tells the reader to create
+    "trainers/mymethod.py",
+    "configs/trainers/MyMethod.yaml",
+    "datasets/gardens.py",
+    "configs/datasets/gardens.yaml",
+}
+OTHER_FILES = {"configs/trainers/CoOp/rn50_ep50.yaml"}  # in a clone of CoOp
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_repository_paths_exist(path):
+    text = path.read_text(encoding="utf-8")
+    paths = set(re.findall(rf"(?<![\w./-])((?:{FOLDERS})/[\w./-]*\w)", text)) - NEW_FILES - OTHER_FILES
+    assert [name for name in sorted(paths) if not (ROOT / name).exists()] == []
+
+
+def python_blocks(path: Path) -> str:
+    """Return the Python code of a page, one block after the other."""
+    return "\n".join(re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL))
+
+
+def test_the_python_code_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    """The reader's arrays are random: two models of 4 classes, of which the zero-shot one prefers the first."""
+    rng = np.random.default_rng(0)
+    y_val, y_test = np.arange(200) % 4, np.arange(400) % 4
+    bias = np.log([0.6, 0.2, 0.1, 0.1])
+    zs_val, zs = (rng.normal(size=(len(y), 4)) + 2 * np.eye(4)[y] + bias for y in (y_val, y_test))
+    ft_val, ft = (rng.normal(size=(len(y), 4)) + 2 * np.eye(4)[y] for y in (y_val, y_test))
+    names = {"zs_val": zs_val, "ft_val": ft_val, "y_val": y_val, "zs": zs, "ft": ft}
+    monkeypatch.chdir(tmp_path)
+    code = python_blocks(ROOT / "README.md")
+    before, _, after = code.partition("run = ")  # the second section uses `labels` for those of a run
+    exec(before, names)
+    assert (names["labels"] == y_test).mean() > (zs.argmax(1) == y_test).mean() + 0.1
+    assert names["probabilities"].shape == (400, 4) and abs(np.exp(names["log_q"]) - np.exp(bias)).max() < 0.15
+    exec(f"run = {after}", names)
+    assert names["logits"].shape == (536, 10) and names["frame"]["accuracy"].tolist() == [
+        names["run"].metrics["accuracy"]
+    ]
+    assert str(names["run"].metrics["p_few"])[:5] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["GLA", "ADJUST"])
+def test_the_python_code_of_the_docs_runs(name, capsys):
+    exec(python_blocks(ROOT / "docs" / f"{name}.md"), {})
+    assert capsys.readouterr().out
