@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -100,9 +101,9 @@ def test_an_unknown_name_lists_the_near_ones(arguments, near):
 
 
 def test_broken_yaml_names_its_file(tmp_path):
-    for text in ("OPTIM: [1", "just words"):
+    for text in (b"OPTIM: [1", b"just words", b"\xff\xfe\x00", b"[" * 5000):
         path = tmp_path / "x.yaml"
-        path.write_text(text)
+        path.write_bytes(text)
         with pytest.raises(ValueError, match=r"x\.yaml"):
             load(config_file=str(path))
     with pytest.raises(FileNotFoundError, match=r"none\.yaml"):
@@ -156,8 +157,37 @@ def test_a_method_without_its_yaml_is_told_so(tmp_path, monkeypatch):
 @pytest.mark.parametrize("rows", ["{shot: [1], set: {}}", "{sets: {}, set: {}}"])
 def test_a_typo_in_schedules_is_an_error(tmp_path, rows):
     (tmp_path / "mine.yaml").write_text(f"SCHEDULES: [{rows}]")
-    with pytest.raises(ValueError, match="key of SCHEDULES"):
+    with pytest.raises(ValueError, match="SCHEDULES"):
         config.load("digits", trainer="CoOp", config_file=str(tmp_path / "mine.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("SCHEDULES: {shots: [1]}", "SCHEDULES"),
+        ("SCHEDULES: 3", "SCHEDULES"),
+        ("SCHEDULES: [{set: {}}, words]", "row 2"),
+        ("SCHEDULES: [{shots: 1, set: {}}]", "'shots'"),
+        ("SCHEDULES: [{shots: [1]}]", "'set'"),
+        ("SCHEDULES: [{datasets: digits, set: {}}]", "'datasets'"),
+        ("SCHEDULES: [{set: [OPTIM.LR, 1]}]", "'set'"),
+        ("TRAINER: [NAME, CoOp]", "TRAINER"),
+        ("TRAINER: {COOP: 3}", "TRAINER.COOP"),
+        ("OVERRIDES: [CoOp]", "OVERRIDES"),
+        ("OVERRIDES: {CoOp: 3}", "OVERRIDES.CoOp"),
+        ("DATASET: 3", "DATASET"),
+    ],
+)
+def test_a_yaml_of_another_shape_is_one_line_with_its_name(text, place, tmp_path, monkeypatch):
+    path = tmp_path / "trainers" / "CoOp.yaml"
+    path.parent.mkdir()
+    path.write_text(text)
+    original = _files.folder_of("trainers").parent
+    monkeypatch.setattr(_files, "folder_of", lambda axis: path.parent if axis == "trainers" else original / axis)
+    for kwargs in ({}, {"config_file": str(path)}):
+        with pytest.raises(ValueError, match=rf"CoOp\.yaml.*{re.escape(place)}") as error:
+            load(**kwargs)
+        assert "\n" not in str(error.value)
 
 
 def test_a_trainers_keys_and_defaults_are_in_the_yaml_of_its_class(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from unskew.cli.main import main
-from unskew.engine.run_dir import run_folder, trainer_label
+from unskew.engine.run_dir import RunDir, run_folder, trainer_label
 from unskew.runs import report
 from unskew.runs.launch import launch, sweep
 from unskew.runs.run import Run, execute, load_run, train
@@ -73,6 +73,55 @@ def test_an_unfinished_run_of_another_config_starts_again_and_keeps_foreign_file
     (folder / "done").unlink()
     (folder / "config.yaml").write_text("")
     assert execute(other, console=False)["shots"] == 2
+
+
+def test_a_run_resumes_only_its_own_checkpoints(run, tmp_path, capsys):
+    """The same config may have more epochs; the result is that of a run without an interruption."""
+    execute(run, console=False)
+    folder = str(run.path)
+    argv = ["train", "-d", "digits", "-t", "CoOp", "--root", run.root, "--resume"]
+
+    def error(*more):
+        assert main([*argv, *more]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and not (tmp_path / "other").exists()
+        return lines[0]
+
+    same = ["--shots", "2", *map(str, SHORT)]
+    other = ["--output-dir", str(tmp_path / "other")]
+    assert "DATASET.NUM_SHOTS, OPTIM.LR, SEED)" in error(
+        folder, "--shots", "1", "--seed", "2", *other, *map(str, SHORT), "OPTIM.LR", "0.1", "OPTIM.MAX_EPOCH", "3"
+    )
+    assert "MODEL.BACKBONE.NAME" in error(folder, "-b", "micro-a", *other, *same)
+    assert "TRAINER.NAME" in error(folder, "-t", "ProGrad", *other, *same)
+    assert "OPTIM.MAX_EPOCH" in error(folder, *other, *same, "OPTIM.MAX_EPOCH", "1")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert f"'{empty}' holds no checkpoints" in error(str(empty), *other, *same)
+    more = [*same, "OPTIM.MAX_EPOCH", "3", "TRAIN.CHECKPOINT_FREQ", "1"]
+    assert main([*argv, folder, *other, *more]) == 0
+    log = (tmp_path / "other" / "log.txt").read_text()
+    assert "epoch [3/3]" in log and "epoch [2/3]" not in log
+    (run.path / "config.yaml").unlink()  # as a folder of CoOp
+    assert main([*argv, folder, "--output-dir", str(tmp_path / "again"), *more]) == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"TRAINER: 3", b"DATASET: {NAME: digits}", b"SEED: [", b"- 1"])
+def test_a_damaged_config_starts_an_unfinished_run_again_and_names_the_file_of_a_finished_one(run, content, capsys):
+    first = execute(run, console=False)
+    run.path.joinpath("config.yaml").write_bytes(content)
+    assert execute(run, console=False) == first  # its fingerprint is in `done`
+    changed = replace(run, opts=(*SHORT, "OPTIM.LR", 0.1))
+    for action in (lambda: execute(changed, console=False), lambda: load_run(run.path), lambda: restored(run.path)):
+        with pytest.raises(ValueError, match=rf"config\.yaml'.*delete the folder '{run.path}'"):
+            action()
+    (run.path / "done").write_bytes(b"")  # as after a power cut
+    assert not run.is_finished
+    assert execute(run, console=False)["accuracy"] == first["accuracy"]
+
+
+def restored(folder):
+    return RunDir(folder).read_config()
 
 
 def test_without_a_test_there_is_no_accuracy(run):

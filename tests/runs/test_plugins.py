@@ -20,6 +20,7 @@ from unskew.config import plugins as declared
 from unskew.data.dataset import DATASET_REGISTRY
 from unskew.engine import fingerprint
 from unskew.engine.evaluator import EVALUATOR_REGISTRY
+from unskew.engine.run_dir import backbone_label, trainer_label
 from unskew.engine.trainer import TRAINER_REGISTRY
 from unskew.runs import plugins
 from unskew.runs.run import Run, execute
@@ -465,6 +466,70 @@ def test_defaults_beside_a_trainer_as_ours_have_them(tmp_path):
     """
     plugins.load([write(tmp_path / "mine.py", defaults)])
     assert config.load("digits", trainer="Deeper", opts=("TRAINER.DEEPER.DEPTH", "4")).TRAINER.DEEPER.DEPTH == 4
+
+
+SUBCLASSES = """
+    from unskew.engine.trainer import TRAINER_REGISTRY
+    from unskew.trainers.ensemble import Ensemble
+
+
+    def defaults():
+        return {"BASE": "CoOp", "BASE_DIR": "", "TEMPERATURE": "confidence"}
+
+
+    @TRAINER_REGISTRY.register()
+    class MyEnsemble(Ensemble):
+        pass
+"""
+
+MORE_SUBCLASSES = """
+    from unskew.engine.trainer import TRAINER_REGISTRY
+    from unskew.trainers.backdoor import Backdoor
+    from unskew.trainers.finetune import FineTune
+    from unskew.trainers.gla import GLA
+
+
+    class Unregistered(GLA):
+        pass
+
+
+    for name, base in (("MyGLA", Unregistered), ("MyFineTune", FineTune), ("MyBackdoor", Backdoor)):
+        TRAINER_REGISTRY.register(name, type(name, (base,), {"__module__": __name__}))
+    TRAINER_REGISTRY.register("MyGLA2", type("MyGLA2", (TRAINER_REGISTRY.get("MyGLA"),), {"__module__": __name__}))
+"""
+
+
+@pytest.mark.parametrize("dataset", ["digits", "digits_lt", "eurosat"])
+def test_a_subclass_has_the_config_layers_of_its_class_and_of_its_base(dataset, tmp_path):
+    plugins.load([write(tmp_path / "one.py", SUBCLASSES), write(tmp_path / "more.py", MORE_SUBCLASSES)])
+
+    def layers(trainer, *opts):
+        cfg = config.load(dataset, "micro", trainer, ("DATASET.NUM_SHOTS", 16, *opts))
+        return {node: value for node, value in cfg.items() if node != "TRAINER"}
+
+    for ours, theirs in (("GLA", "MyGLA"), ("GLA", "MyGLA2"), ("FineTune", "MyFineTune"), ("Backdoor", "MyBackdoor")):
+        assert layers(theirs) == layers(ours)
+    assert layers("MyGLA2", "TRAINER.GLA.BASE", "TaskRes") == layers("GLA", "TRAINER.GLA.BASE", "TaskRes")
+    assert layers("MyEnsemble") == layers("Ensemble", "TRAINER.ENSEMBLE.BASE", "CoOp")
+    assert layers("MyBackdoor", "TRAINER.BACKDOOR.BASE", "MyFineTune") == layers("Backdoor")
+    assert layers("GLA", "TRAINER.GLA.BASE", "MyFineTune") == layers("GLA", "TRAINER.GLA.BASE", "FineTune")
+    with pytest.raises(ValueError, match=r"GLA over MyGLA over MyGLA has no end"):
+        layers("GLA", "TRAINER.GLA.BASE", "MyGLA")
+
+
+def test_folders_of_subclasses_are_named_as_those_of_their_classes(tmp_path):
+    plugins.load([write(tmp_path / "one.py", SUBCLASSES), write(tmp_path / "more.py", MORE_SUBCLASSES)])
+
+    def labels(trainer, *opts):
+        cfg = config.load("digits", trainer=trainer, opts=opts)
+        return trainer_label(cfg), backbone_label(cfg)
+
+    assert labels("MyGLA") == ("MyGLA", "micro")
+    assert labels("MyGLA2", "TRAINER.GLA.BASE", "CoOp") == ("MyGLA2-CoOp", "micro")
+    assert labels("MyEnsemble") == ("MyEnsemble", "micro")
+    assert labels("MyEnsemble", "TRAINER.MYENSEMBLE.BASE", "TaskRes") == ("MyEnsemble-TaskRes", "micro")
+    assert labels("MyBackdoor") == ("MyBackdoor", "micro-a+micro-b+micro-c")
+    assert config.has_members("MyBackdoor") and not config.has_members("MyGLA")
 
 
 def test_a_plugins_keys_are_accepted_in_every_run_and_kept_in_its_own(mine):

@@ -6,17 +6,16 @@ from unskew.config._files import (
     check_name,
     class_name,
     dataset_layer,
-    has_members,
     list_backbones,
     list_datasets,
     list_trainers,
     names,
-    read_base,
     read_yaml,
+    trainer_node,
 )
 from unskew.config._keys import flatten, set_key
 from unskew.config.defaults import COMMON, get_cfg_default
-from unskew.config.load import all_defaults, dataset_values, derive, dump, load, restore
+from unskew.config.load import all_defaults, dataset_values, derive, dump, has_members, load, read_base, restore
 
 __all__ = [
     "COMMON",
@@ -41,4 +40,5 @@ __all__ = [
     "read_yaml",
     "restore",
     "set_key",
+    "trainer_node",
 ]

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from collections.abc import Container
 from pathlib import Path
 
 import yaml
@@ -102,13 +103,35 @@ def read_yaml(path: Path) -> dict:
 def _parse(path: Path, _mtime: int, _size: int) -> dict:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise ValueError(f"'{path}' is not valid YAML: {' '.join(str(error).split())}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ValueError(f"'{path}' must hold a mapping of config keys, got {type(content).__name__}")
+    content = {} if content is None else content
+    _check_kind(f"'{path}'", content, dict)
+    for name in ("TRAINER", "OVERRIDES"):
+        _check_kind(f"'{path}': {name}", content.get(name) or {}, dict)
+    for trainer, keys in (content.get("OVERRIDES") or {}).items():
+        _check_kind(f"'{path}': OVERRIDES.{trainer}", keys, dict)
+    node = path.stem.upper()
+    _check_kind(f"'{path}': TRAINER.{node}", (content.get("TRAINER") or {}).get(node) or {}, dict)
+    _check_schedules(f"'{path}': SCHEDULES", content.get("SCHEDULES") or [])
     return content
+
+
+def _check_kind(place: str, value: object, kind: type[dict] | type[list]) -> None:
+    if not isinstance(value, kind):
+        expected = "a list" if kind is list else "a mapping of keys to values"
+        raise ValueError(f"{place} must be {expected}, got {value!r:.80}")
+
+
+def _check_schedules(place: str, rows: list) -> None:
+    _check_kind(place, rows, list)
+    for number, row in enumerate(rows, 1):
+        _check_kind(f"{place}, row {number}", row, dict)
+        for key in row.keys() - {"shots", "datasets", "set"}:
+            raise ValueError(f"{place}, row {number}: {unknown_name('key', key, ('shots', 'datasets', 'set'))}")
+        for key, kind in (("shots", list), ("datasets", list), ("set", dict)):
+            if key in row or key == "set":
+                _check_kind(f"{place}, row {number}: '{key}'", row.get(key), kind)
 
 
 def read_layer(axis: str, name: str) -> dict:
@@ -143,45 +166,45 @@ def backbone_layer(name: str) -> dict[str, object]:
 # --- facts about trainers ---------------------------------------------------------------------------
 
 
+def trainer_tree(name: str) -> dict:
+    """Read what a trainer's YAML has below TRAINER."""
+    return read_layer("trainers", name).get("TRAINER") or {}
+
+
 def trainer_nodes() -> dict[str, dict]:
     """Return the keys of each ``TRAINER.<X>`` with their defaults, read from the YAML whose stem is the class X.
 
     A YAML with ``TRAINER.CLASS`` configures another class under a name of its own and defines no keys.
     """
-    trees = {name.upper(): _trainer_tree(name) for name in sorted(names("trainers"), key=str.lower)}
+    trees = {name.upper(): trainer_tree(name) for name in sorted(names("trainers"), key=str.lower)}
     return {node: tree[node] for node, tree in trees.items() if tree.get(node) and "CLASS" not in tree}
+
+
+def stem_of(trainer: str) -> str:
+    """Return the stem of a trainer's YAML; a plugin's trainer has that of its nearest base class."""
+    return next((name for name in (trainer, *plugins.bases(trainer)) if name in names("trainers")), trainer)
 
 
 def trainer_layer(trainer: str) -> dict:
     """Read a trainer's YAML without the keys of its class's own node, which are defaults (see `trainer_nodes`)."""
-    tree = read_layer("trainers", trainer)
+    stem = stem_of(trainer)
+    tree = read_layer("trainers", stem)
     if tree.get("TRAINER") and "CLASS" not in tree["TRAINER"]:
-        tree["TRAINER"].pop(trainer.upper(), None)
+        tree["TRAINER"].pop(stem.upper(), None)
     return tree
 
 
 def class_name(trainer: str) -> str:
     """Return the registered class of a trainer config: its ``TRAINER.CLASS``, or its own name without one."""
-    return str(_trainer_tree(trainer).get("CLASS", trainer))
+    return str(trainer_tree(trainer).get("CLASS", trainer))
 
 
-def read_base(trainer: str) -> str | None:
-    """Return the default base of a trainer (``TRAINER.GLA.BASE``), if it has one."""
-    base = _own_key(trainer, "BASE")
-    return None if base is None else str(base)
+def trainer_node(trainer: str, nodes: Container[str]) -> str:
+    """Return the name of the node below TRAINER that a trainer reads: that of its class or of its nearest base class.
 
-
-def has_members(trainer: str) -> bool:
-    """Return whether a trainer's config names its backbones itself (``TRAINER.BACKDOOR.MEMBERS``)."""
-    return _own_key(trainer, "MEMBERS") is not None
-
-
-def _trainer_tree(name: str) -> dict:
-    return read_layer("trainers", name).get("TRAINER") or {}
-
-
-def _own_key(trainer: str, key: str) -> object:
-    """Return a key of the trainer's own node, as its YAML or else the YAML of its class sets it."""
+    Args:
+        trainer: the trainer's name.
+        nodes: the names of all nodes.
+    """
     cls = class_name(trainer)
-    own, default = ((_trainer_tree(name).get(cls.upper()) or {}) for name in (trainer, cls))
-    return own.get(key, default.get(key))
+    return next((name.upper() for name in (cls, *plugins.bases(cls)) if name.upper() in nodes), cls.upper())

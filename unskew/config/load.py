@@ -17,11 +17,12 @@ from unskew.config._files import (
     check_name,
     class_name,
     dataset_layer,
-    has_members,
-    read_base,
     read_yaml,
+    stem_of,
     trainer_layer,
+    trainer_node,
     trainer_nodes,
+    trainer_tree,
 )
 from unskew.config._keys import flatten, merge, node_of, set_key
 from unskew.config.defaults import COMMON, get_cfg_default
@@ -52,10 +53,10 @@ def load(dataset: str, backbone: str = "", trainer: str = "", opts: Sequence = (
         ValueError: an unknown name or key (the message suggests similar ones), or a value of the wrong type.
     """
     pairs, extra = _pairs(opts), read_yaml(Path(config_file)) if config_file else {}
-    extra_schedules = extra.pop("SCHEDULES", [])
+    extra_schedules = extra.pop("SCHEDULES", None) or []
     given = {**dict(flatten(extra)), **dict(pairs)}
     dataset, dataset_tree, dataset_source = dataset_layer(dataset)
-    overrides = dataset_tree.pop("OVERRIDES", {})
+    overrides = dataset_tree.pop("OVERRIDES", None) or {}
     layers = _trainer_layers(check_name("trainers", trainer), given)
 
     cfg = all_defaults()
@@ -71,12 +72,13 @@ def load(dataset: str, backbone: str = "", trainer: str = "", opts: Sequence = (
 
     shots = _integer("DATASET.NUM_SHOTS", given.get("DATASET.NUM_SHOTS", cfg.DATASET.NUM_SHOTS))
     for layer in layers:
-        tree, source = trainer_layer(layer), f"configs/trainers/{layer}.yaml"
-        schedules = tree.pop("SCHEDULES", [])
+        stem = stem_of(layer)
+        tree, source = trainer_layer(layer), f"configs/trainers/{stem}.yaml"
+        schedules = tree.pop("SCHEDULES", None) or []
         cfg.TRAINER.CLASS = ""  # the class of a base is not that of the trainer around it
         merge(cfg, tree, source)
         _merge_schedules(cfg, schedules, shots, dataset, source)
-        merge(cfg, overrides.get(layer, {}), f"{dataset_source}, OVERRIDES")
+        merge(cfg, overrides.get(layer, overrides.get(stem, {})), f"{dataset_source}, OVERRIDES")
     merge(cfg, extra, config_file)
     _merge_schedules(cfg, extra_schedules, shots, dataset, config_file)
     merge(cfg, dict(pairs), "the command line")
@@ -105,7 +107,8 @@ def _trainer_layers(trainer: str, given: Mapping[str, object], above: tuple[str,
         given: values that override the trainer's base.
         above: the classes of the trainers around this one.
     """
-    base = given.get(f"TRAINER.{class_name(trainer).upper()}.BASE", read_base(trainer))
+    node, keys = _trainer_keys(trainer)
+    base = given.get(f"TRAINER.{node}.BASE", keys.get("BASE"))
     if base is None:
         return [trainer]
     chain = (*above, class_name(trainer))
@@ -117,10 +120,30 @@ def _trainer_layers(trainer: str, given: Mapping[str, object], above: tuple[str,
     return [*_trainer_layers(str(base), given, chain), trainer]
 
 
+def _trainer_keys(trainer: str) -> tuple[str, dict]:
+    """Return the name of a trainer's node below TRAINER and its keys, as its YAML or that of its class has them."""
+    nodes: Mapping[str, dict] = trainer_nodes()
+    if class_name(trainer) in plugins.names("trainers"):
+        cfg = all_defaults()
+        plugins.extend(cfg, (trainer,))
+        nodes = cfg.TRAINER
+    node = trainer_node(trainer, nodes)
+    return node, {**nodes.get(node, {}), **(trainer_tree(trainer).get(node) or {})}
+
+
+def read_base(trainer: str) -> str | None:
+    """Return the default base of a trainer (``TRAINER.GLA.BASE``), if it has one."""
+    base = _trainer_keys(trainer)[1].get("BASE")
+    return None if base is None else str(base)
+
+
+def has_members(trainer: str) -> bool:
+    """Return whether a trainer's config names its backbones itself (``TRAINER.BACKDOOR.MEMBERS``)."""
+    return "MEMBERS" in _trainer_keys(trainer)[1]
+
+
 def _merge_schedules(cfg: CfgNode, rows: Sequence[dict], shots: int, dataset: str, source: str) -> None:
     for row in rows:
-        for key in row.keys() - {"shots", "datasets", "set"}:
-            raise ValueError(f"{source}: {unknown_name('key of SCHEDULES', key, ('shots', 'datasets', 'set'))}")
         if shots in row.get("shots", [shots]) and dataset in row.get("datasets", [dataset]):
             merge(cfg, row["set"], f"{source}, SCHEDULES")
 

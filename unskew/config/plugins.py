@@ -16,12 +16,14 @@ class Plugin:
     Attributes:
         source: the file or module as the user gave it.
         names: the new names by axis: "datasets", "trainers", "backbones" or "evaluators".
+        bases: the registered names of the base classes of each trainer, the nearest first.
         defaults: functions that return the keys of ``TRAINER.<NODE>`` with their defaults, by node.
         extend_cfg: a function that adds keys to a config in place, as Dassl's scripts have.
     """
 
     source: str
     names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    bases: Mapping[str, Sequence[str]] = field(default_factory=dict)
     defaults: Mapping[str, Callable[[], Mapping]] = field(default_factory=dict)
     extend_cfg: Callable[[CfgNode], object] | None = None
 
@@ -49,6 +51,11 @@ def add(plugin: Plugin) -> None:
 def names(axis: str) -> list[str]:
     """Return the declared names of an axis."""
     return list(_names.get(axis, ()))
+
+
+def bases(trainer: str) -> Sequence[str]:
+    """Return the registered names of the base classes of a plugin's trainer, the nearest first."""
+    return next((plugin.bases[trainer] for plugin in _plugins if trainer in plugin.bases), ())
 
 
 def extend(cfg: CfgNode, used: Sequence[str]) -> list[str]:

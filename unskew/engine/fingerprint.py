@@ -27,13 +27,14 @@ def _nodes_read(cfg: Mapping) -> set[str]:
 
     A plugin's trainer may read any node, so all count for it.
     """
-    trainer, known = cfg.get("TRAINER", {}), names("trainers")
+    trainer, known = cfg.get("TRAINER") or {}, names("trainers")
     nodes, name = set(), trainer.get("CLASS") or trainer.get("NAME")
     while name and name.upper() not in nodes:
         if name not in known:
             return set(trainer)
         nodes.add(name.upper())
-        base = trainer.get(name.upper(), {}).get("BASE")
+        node = trainer.get(name.upper())
+        base = node.get("BASE") if isinstance(node, Mapping) else None
         name = class_name(base) if base in known else base
     return nodes
 

@@ -1,6 +1,7 @@
 """The folder of a run, and the names of folders and tables."""
 
 import logging
+import re
 from pathlib import Path
 
 from yacs.config import CfgNode
@@ -16,6 +17,19 @@ _CHECKPOINTS = "*/model*.pth.tar*"
 
 # The first line of config.yaml, with the fingerprint behind it.
 _FIRST_LINE = "# identity "
+
+# Keys that `load_run` needs in every config.yaml.
+_NEEDED = {
+    **dict.fromkeys(("DATASET.NAME", "DATASET.ROOT", "TRAINER.NAME", "MODEL.BACKBONE.NAME"), str),
+    **dict.fromkeys(("DATASET.NUM_SHOTS", "SEED"), int),
+}
+
+# Keys in which a run may differ from the run that it resumes: none of them matters for the epochs that are done. The
+# scheduler's state is loaded, so MAX_EPOCH may grow, as CoOp's users do.
+_FREE_ON_RESUME = ("OPTIM.MAX_EPOCH", "TRAIN.CHECKPOINT_FREQ", "TRAIN.PRINT_FREQ")
+
+_FILE = "a file that it names"  # the difference of equal configs with different fingerprints
+_MOST_KEYS = 8  # in an error message
 
 
 class RunDir:
@@ -35,35 +49,67 @@ class RunDir:
 
     @property
     def is_finished(self) -> bool:
-        """True if the folder holds a finished run."""
-        return self.done.is_file()
+        """True if the folder holds a finished run; an empty or damaged ``done`` is that of an interrupted one."""
+        return bool(re.fullmatch("[0-9a-f]{16}", self._fingerprint()))
 
     def is_finished_run_of(self, cfg: CfgNode) -> bool:
         """Return whether the folder holds a finished run of this config."""
         return self.is_finished and self._fingerprint() == fingerprint.config_hash(cfg)
 
     def _fingerprint(self) -> str:
-        return self.done.read_text(encoding="utf-8").strip()
+        return self.done.read_text(encoding="utf-8", errors="replace").strip() if self.done.is_file() else ""
 
     def read_config(self) -> dict:
         """Return the tree in ``config.yaml`` of a finished run.
 
         Raises:
             FileNotFoundError: the folder holds no finished run.
+            ValueError: the file is damaged.
         """
         if not self.is_finished:
             raise FileNotFoundError(f"'{self.path}' is not the folder of a finished run (it has no file 'done')")
-        return config.read_yaml(self.config)
+        return self._read_config()
+
+    def _read_config(self) -> dict:
+        try:
+            tree = config.read_yaml(self.config)
+            leaves = dict(config.flatten(tree))
+            wrong = [key for key, kind in _NEEDED.items() if not isinstance(leaves.get(key), kind)]
+            if wrong:
+                raise ValueError(f"'{self.config}' is damaged: {wrong[0]} is {leaves.get(wrong[0])!r}")
+        except (ValueError, FileNotFoundError) as error:
+            raise ValueError(f"{error}; delete the folder '{self.path}' and run again") from error
+        return tree
 
     def check_same(self, cfg: CfgNode) -> None:
         """Raise ``ValueError``, with the keys that differ, if the folder holds a finished run of another config."""
         if not self.is_finished or self.is_finished_run_of(cfg):
             return
-        keys = fingerprint.differing_keys(cfg, config.read_yaml(self.config))
+        difference = self._difference(cfg) or _FILE
         raise ValueError(
-            f"'{self.path}' holds a finished run with another config (it differs in "
-            f"{', '.join(keys) or 'a file that it names'}); choose another output folder or delete this one"
+            f"'{self.path}' holds a finished run with another config (it differs in {difference}); choose another "
+            "output folder or delete this one"
         )
+
+    def check_resumable(self, cfg: CfgNode) -> None:
+        """Raise ``ValueError`` unless the folder holds checkpoints of this config, perhaps for fewer epochs.
+
+        A folder of CoOp has no ``config.yaml`` to compare.
+        """
+        if not self._has_checkpoints():
+            raise ValueError(f"--resume '{self.path}' holds no checkpoints: pass the folder of an interrupted run")
+        if not self.config.is_file():
+            return
+        saved = dict(config.flatten(self._read_config()))
+        free = {key: saved[key] for key in _FREE_ON_RESUME if key in saved}
+        if free.get("OPTIM.MAX_EPOCH", 0) > cfg.OPTIM.MAX_EPOCH:
+            del free["OPTIM.MAX_EPOCH"]
+        difference = self._difference(config.derive(cfg, free))
+        if difference:
+            raise ValueError(
+                f"--resume '{self.path}' holds a run with another config (it differs in {difference}); resume with "
+                "the same config, in which only OPTIM.MAX_EPOCH may be larger"
+            )
 
     def prepare(self, cfg: CfgNode) -> None:
         """Create the folder and save the config; delete the checkpoints of an unfinished run of another config.
@@ -73,7 +119,10 @@ class RunDir:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            difference = self._difference(cfg) if self.config.is_file() else ""
+            try:
+                difference = self._difference(cfg) if self.config.is_file() else ""
+            except ValueError as error:
+                difference = f"its config ({error})"
             if difference and self._has_checkpoints():
                 logger.warning(f"'{self.path}' holds an unfinished run that differs in {difference}: starting again")
                 self.drop_checkpoints()
@@ -87,10 +136,12 @@ class RunDir:
 
     def _difference(self, cfg: CfgNode) -> str:
         """Return the keys in which the saved config differs; if only its fingerprint does, a named file has changed."""
+        keys = fingerprint.differing_keys(cfg, self._read_config())
         first = self.config.read_text(encoding="utf-8").partition("\n")[0]
-        same = first in (f"{_FIRST_LINE}{fingerprint.config_hash(cfg)}", "") or not first.startswith(_FIRST_LINE)
-        keys = fingerprint.differing_keys(cfg, config.read_yaml(self.config))
-        return ", ".join(keys) or ("" if same else "a file that it names")
+        same = first == f"{_FIRST_LINE}{fingerprint.config_hash(cfg)}" or not first.startswith(_FIRST_LINE)
+        if len(keys) > _MOST_KEYS:
+            keys = [*keys[:_MOST_KEYS], f"{len(keys) - _MOST_KEYS} more"]
+        return ", ".join(keys) or ("" if same else _FILE)
 
     def _has_checkpoints(self) -> bool:
         return any(self.path.glob(_CHECKPOINTS))
@@ -139,15 +190,17 @@ def dataset_label(cfg: CfgNode) -> str:
 
 def trainer_label(cfg: CfgNode) -> str:
     """Return the trainer config's name; over another base than its default, `GLA-CoOp`."""
-    name, default = cfg.TRAINER.NAME, config.read_base(cfg.TRAINER.NAME)
-    base = cfg.TRAINER.get((cfg.TRAINER.CLASS or name).upper(), {}).get("BASE")
-    return name if not base or base == default else f"{name}-{base}"
+    name, base = cfg.TRAINER.NAME, _node(cfg).get("BASE")
+    return name if not base or base == config.read_base(name) else f"{name}-{base}"
 
 
 def backbone_label(cfg: CfgNode) -> str:
     """Return the backbone's name; the members of a trainer (`TRAINER.BACKDOOR.MEMBERS`) are joined by `+`."""
-    node = cfg.TRAINER.get((cfg.TRAINER.CLASS or cfg.TRAINER.NAME).upper(), {})
-    return "+".join(node.get("MEMBERS") or [cfg.MODEL.BACKBONE.NAME])
+    return "+".join(_node(cfg).get("MEMBERS") or [cfg.MODEL.BACKBONE.NAME])
+
+
+def _node(cfg: CfgNode) -> dict:
+    return cfg.TRAINER.get(config.trainer_node(cfg.TRAINER.CLASS or cfg.TRAINER.NAME, cfg.TRAINER), {})
 
 
 def run_folder(cfg: CfgNode, output: str | Path) -> Path:

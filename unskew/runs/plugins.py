@@ -125,12 +125,19 @@ def _import(place: _Place) -> declared.Plugin:
         for axis, registry in registries.items()
     }
     homes = {name.upper(): sys.modules[registries["trainers"].get(name).__module__] for name in new_names["trainers"]}
+    bases = {name: _bases(registries["trainers"], name) for name in new_names["trainers"]}
     functions = {node: function for node, home in homes.items() if (function := _function(home, "defaults", place))}
     extend_cfg = _function(module, "extend_cfg", place)
     if not (was_loaded or extend_cfg or left_out or any(new_names.values())):
         logger.warning(f"plugin '{place.given}' registers no dataset and no trainer")
     declared.declare("backbones", *registries["backbones"].registered_names())  # Dassl's names, which plugins may use
-    return declared.Plugin(place.given, new_names, functions, extend_cfg)
+    return declared.Plugin(place.given, new_names, bases, functions, extend_cfg)
+
+
+def _bases(trainers: Registry, name: str) -> list[str]:
+    """Return the registered names of a trainer's base classes, the nearest first."""
+    classes = getattr(trainers.get(name), "__mro__", ())  # a function may be registered too
+    return [base for cls in classes for base in trainers.names_of(cls) if base != name]
 
 
 def _import_module(place: _Place, registries: dict[str, Registry]) -> tuple[ModuleType, bool]:

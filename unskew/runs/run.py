@@ -195,6 +195,8 @@ def execute(run: Run, console: bool = True) -> dict:
         folder.check_same(cfg)
         _warn_if_method_changed(cfg, folder)
         return run.metrics
+    if cfg.RESUME:
+        RunDir(cfg.RESUME).check_resumable(cfg)
     main = int(os.environ.get("RANK", 0)) == 0  # only one of several processes writes
     if main:
         folder.prepare(cfg)
