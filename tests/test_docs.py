@@ -151,7 +151,9 @@ def test_the_python_code_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     before, _, after = code.partition("run = ")  # the second section uses `labels` for those of a run
     exec(before, names)
     assert (names["labels"] == y_test).mean() > (zs.argmax(1) == y_test).mean() + 0.1
-    assert names["probabilities"].shape == (400, 4) and abs(np.exp(names["log_q"]) - np.exp(bias)).max() < 0.15
+    assert (
+        names["probabilities"].shape == (400, 4) and abs(np.exp(np.asarray(names["log_q"])) - np.exp(bias)).max() < 0.15
+    )
     exec(f"run = {after}", names)
     assert names["logits"].shape == (536, 10) and names["frame"]["accuracy"].tolist() == [
         names["run"].metrics["accuracy"]
