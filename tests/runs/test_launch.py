@@ -6,13 +6,14 @@ import weakref
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
 from unskew.cli.main import main
 from unskew.engine.run_dir import RunDir, run_folder, trainer_label
 from unskew.runs import report
-from unskew.runs.launch import launch, sweep
+from unskew.runs.launch import launch, plan, sweep
 from unskew.runs.run import Run, execute, load_run, train
 
 SHORT = ("OPTIM.MAX_EPOCH", 2, "INPUT.VIEWS", 1, "DATALOADER.NUM_WORKERS", 0)
@@ -264,10 +265,26 @@ def test_finished_runs_are_said_to_be_and_so_is_a_method_that_was_changed_since(
     assert "%, finished earlier, in" in capsys.readouterr().out
 
 
-def test_a_long_tailed_set_is_swept_with_all_its_images_and_a_wrong_column_is_refused(run, capsys):
-    argv = ["sweep", "-d", "digits_lt", "-t", "ZeroshotCLIP", "--seeds", "1", "--root", run.root]
-    assert main([*argv, "--output", run.output, "--columns", "accuracy", "d_few", "acuracy"]) == 2
-    assert "'acuracy'" in capsys.readouterr().err
+def test_a_long_tailed_set_is_swept_with_all_its_images(run, capsys):
+    argv = [
+        "sweep",
+        "-d",
+        "digits_lt",
+        "-t",
+        "ZeroshotCLIP",
+        "--seeds",
+        "1",
+        "--root",
+        run.root,
+        "--output",
+        run.output,
+    ]
+    for wrong in ("acuracy", "p_feww", "d_foo"):
+        assert main([*argv, "--columns", "accuracy", wrong]) == 2
+        assert f"'{wrong}'" in capsys.readouterr().err
+    assert not Path(run.output).exists()  # before the first run
+    assert main([*argv, "--columns", "accuracy", "d_few"]) == 0
+    assert "d few" in capsys.readouterr().out
     assert (Path(run.output) / "digits_lt" / "ZeroshotCLIP" / "micro_lt" / "seed1" / "done").is_file()
 
 
@@ -278,6 +295,8 @@ def test_weights_of_another_backbone_are_not_evaluated(run, capsys):
     assert "MODEL.BACKBONE.NAME micro, " in capsys.readouterr().err
     assert main([*argv, "-t", "ProGrad"]) == 2
     assert "TRAINER.NAME CoOp, " in capsys.readouterr().err
+    assert main([*argv[:-1], "nope", "-t", "ZeroshotCLIP"]) == 2
+    assert "'nope'" in capsys.readouterr().err
     assert main([*argv, "-t", "CoOp"]) == 0
 
 
@@ -329,6 +348,7 @@ def test_train_then_eval_only_gives_the_same_accuracy(run, tmp_path, capsys):
 def test_more_shots_than_images_take_all_and_say_so_once(run, tmp_path):
     import shutil
 
+    execute(replace(run, trainer="ZeroshotCLIP"), console=False)  # renders the images
     shutil.copytree(Path(run.root) / "digits", tmp_path / "data" / "digits", ignore=shutil.ignore_patterns("split_*"))
     opts = (*SHORT, "DATASET.NUM_VAL_SHOTS", 4)
     run = replace(run, trainer="ZeroshotCLIP", shots=100_000, root=str(tmp_path / "data"), opts=opts)
@@ -419,6 +439,72 @@ def test_sweep_returns_its_runs_and_results_reads_them(run):
         sweep("digits", ["GLA"], shots=[1], seeds=[1], root=run.root, output=run.output, opts=opts)
 
 
+@pytest.mark.parametrize("key", ["SEED", "DATASET.NUM_SHOTS", "OUTPUT_DIR"])
+def test_a_sweep_refuses_overrides_that_would_make_its_runs_one(key, run, capsys):
+    argv = ["sweep", "-d", "digits", "-t", "ZeroshotCLIP", "--shots", "1", "--root", run.root, "--output", run.output]
+    assert main([*argv, "--opts", key, "9"]) == 2
+    assert f"{key} " in capsys.readouterr().err
+    with pytest.raises(ValueError, match=key):
+        sweep("digits", ["ZeroshotCLIP"], root=run.root, output=run.output, opts={key: 9})
+    assert not Path(run.output).exists()
+
+
+def test_two_spellings_of_a_name_are_one_run(run):
+    backbones = ["ViT-B/16", "ViT-B-16", "RN50"]
+    runs = plan("digits", ["CoOp", "CoOp"], backbones=backbones, shots=[1], seeds=[2, 1, 2], output=run.output)
+    assert [(one.backbone, one.seed) for one in runs] == [(b, s) for b in ("ViT-B/16", "RN50") for s in (2, 1)]
+
+
+def test_overrides_may_not_contradict_the_names_of_a_run(run):
+    """They may repeat them, and name the backbone and the folder if no argument does."""
+    for key, value in (
+        *(("TRAINER.NAME", "GLA"), ("TRAINER.CLASS", "LinearProbe")),
+        *(("DATASET.NAME", "shapes"), ("MODEL.BACKBONE.NAME", "micro-a")),
+    ):
+        other = replace(run, backbone="micro", opts=(*SHORT, key, value))
+        with pytest.raises(ValueError, match=f"{key} is '{value}'"):
+            other.config  # noqa: B018
+        file = Path(run.output).with_name("extra.yaml")
+        file.write_text(f"{key}: {value}")
+        with pytest.raises(ValueError, match=f"{key} is '{value}'"):
+            replace(run, backbone="micro", config_file=str(file)).config  # noqa: B018
+    same = ("TRAINER.NAME", "CoOp", "DATASET.NAME", "digits", "TRAINER.CLASS", "", "OUTPUT_DIR", "there")
+    cfg = replace(run, opts=(*same, "MODEL.BACKBONE.NAME", "ViT-B-16")).config
+    assert (cfg.MODEL.BACKBONE.NAME, cfg.OUTPUT_DIR) == ("ViT-B/16", "there")
+    assert replace(run, backbone="ViT-B/16", opts=("MODEL.BACKBONE.NAME", "ViT-B-16")).config
+
+
+def test_numbers_paths_and_lists_of_other_kinds_make_the_same_run(run, tmp_path):
+    plain = Run("digits", "CoOp", shots=2, seed=3, opts=("OPTIM.LR", 0.5, "INPUT.RRCROP_SCALE", (0.5, 1.0)))
+    opts = {"OPTIM": {"LR": np.float32(0.5)}, "INPUT.RRCROP_SCALE": [0.5, np.float64(1)]}
+    numpy = Run("digits", "CoOp", shots=np.int64(2), seed=np.int64(3), output=Path("output"), opts=opts)
+    assert numpy == plain and hash(numpy) == hash(plain) and numpy.config == plain.config
+    one = plan("digits", "CoOp", shots=2, seeds=3, opts=opts)
+    assert [(r.trainer, r.shots, r.seed) for r in one] == [("CoOp", 2, 3)]
+    assert [r.seed for r in plan("digits", "CoOp", shots=["2"], seeds=np.arange(2), opts=None)] == [0, 1]
+    assert Run("digits", "CoOp", plugins=Path("x.py")).plugins == ("x.py",)
+    for wrong in ({"dataset": None}, {"output": None}, {"shots": "many"}, {"seed": 1.5}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Run(**({"dataset": "digits", "trainer": "CoOp"} | wrong))
+    with pytest.raises(ValueError, match="None"):
+        sweep("digits", "CoOp", output=None)
+    with pytest.raises(ValueError, match=r"OPTIM\.LR"):
+        replace(run, opts=("OPTIM.LR", None)).config  # noqa: B018
+    with pytest.raises(ValueError, match="-1"):
+        plan("digits", "CoOp", seeds=[-1])
+
+
+def test_a_run_is_found_after_a_change_of_the_folder(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trained = train("digits", "ZeroshotCLIP", shots=1, seed=1, root=run.root, output="here")
+    loaded = load_run("here/digits/ZeroshotCLIP/micro_1shots/seed1")
+    monkeypatch.chdir("/")
+    assert trained.is_finished and loaded.metrics == trained.metrics
+    (trained.path / "predictions.safetensors").write_bytes(b"\xff" * 9)
+    with pytest.raises(ValueError, match=r"predictions\.safetensors"):
+        trained.predictions  # noqa: B018
+
+
 def test_dry_run_lists_the_runs_with_state_and_folder(run, capsys):
     execute(replace(run, trainer="ZeroshotCLIP", shots=1, seed=1), console=False)
     other = replace(run, trainer="ZeroshotCLIP", shots=2, seed=1, opts=(*SHORT, "DATASET.SEED", 5))
@@ -431,4 +517,5 @@ def test_dry_run_lists_the_runs_with_state_and_folder(run, capsys):
     assert states[("ZeroshotCLIP", "1")] == "finished" and states[("ZeroshotCLIP", "2")].startswith("finished with")
     assert states[("CoOp", "1")] == states[("CoOp", "2")] == "new"
     assert lines[0][5] == f"{run.output}/digits/ZeroshotCLIP/micro_1shots/seed1"
+    assert "1 of 4 runs are finished; 1 would fail" in out
     assert not (Path(run.output) / "digits" / "CoOp").exists()

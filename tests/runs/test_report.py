@@ -1,10 +1,12 @@
 import json
+import re
 import statistics
 
 import pytest
 
 from unskew.cli.main import main
 from unskew.runs import report
+from unskew.runs.run import Run
 
 
 def row(trainer, shots, seed, accuracy, **more):
@@ -87,7 +89,7 @@ def test_unknown_column_lists_the_numbers(unknown):
 def test_the_table_command_shows_columns(tmp_path, capsys):
     (tmp_path / "run").mkdir()
     report.write_metrics(tmp_path / "run" / "metrics.json", row("Z", 16, 1, 50.0, macro_f1=48.0))
-    (tmp_path / "run" / "done").write_text("x")
+    (tmp_path / "run" / "done").write_text("0123456789abcdef\n")
     assert main(["table", str(tmp_path), "--columns", "accuracy", "macro_f1"]) == 0
     assert cells(capsys.readouterr().out.splitlines()[-1:]) == [["Z", "50.0", "48.0"]]
     assert main(["table", str(tmp_path), "--columns", "accuracy", "p_few"]) == 2
@@ -111,7 +113,7 @@ def test_collect_takes_finished_runs_only(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.json").write_text(json.dumps(ROWS[0]))
         if finished:
-            (tmp_path / name / "done").write_text("x")
+            (tmp_path / name / "done").write_text("0123456789abcdef\n")
     assert report.collect(tmp_path) == [{**ROWS[0], "folder": str(tmp_path / "a")}]
     (tmp_path / "a" / "metrics.json").write_text("{")
     with pytest.raises(ValueError, match=r"metrics\.json"):
@@ -119,6 +121,49 @@ def test_collect_takes_finished_runs_only(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         report.collect(tmp_path / "nowhere")
     assert report.table([]) == "no finished runs"
+
+
+@pytest.mark.parametrize(
+    ("text", "fact"),
+    [
+        (b"{", "JSON"),
+        (b"\xff", "JSON"),
+        (b"[" * 100_000, "JSON"),
+        (b"[1]", "metrics by name"),
+        (b'{"accuracy": 50.0}', "dataset is None"),
+        (json.dumps({**ROWS[0], "shots": "1"}).encode(), "shots is '1'"),
+        (json.dumps({**ROWS[0], "dataset": 3}).encode(), "dataset is 3"),
+        (json.dumps({**ROWS[0], "accuracy": None}).encode(), "accuracy is None"),
+        (json.dumps({**ROWS[0], "accuracy": "high"}).encode(), "accuracy is 'high'"),
+    ],
+)
+def test_damaged_metrics_are_one_line_with_their_file(text, fact, tmp_path):
+    (tmp_path / "run").mkdir()
+    path = tmp_path / "run" / "metrics.json"
+    path.write_bytes(text)
+    (tmp_path / "run" / "done").write_text("0123456789abcdef\n")
+    for read in (lambda: report.collect(tmp_path), lambda: report.read_metrics(path), lambda: load_metrics(path)):
+        with pytest.raises(ValueError, match=re.escape(f"'{path}'")) as error:
+            read()
+        assert fact in str(error.value) and f"delete the folder '{path.parent}'" in str(error.value)
+
+
+def load_metrics(path):
+    return Run("digits", "CoOp", folder=str(path.parent)).metrics
+
+
+def test_a_metric_that_is_no_number_in_one_row_names_its_folder():
+    with pytest.raises(ValueError, match="'there'"):
+        report.table([row("Z", 1, 1, 50.0, ece=1.0), row("Z", 1, 2, 50.0, ece="low", folder="there")], "ece")
+
+
+def test_a_finished_run_without_metrics_is_reported(tmp_path, caplog):
+    for name in ("run", "run/members/micro"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "done").write_text("0123456789abcdef\n")
+    (tmp_path / "run" / "log.txt").write_text("")
+    assert report.collect(tmp_path) == []
+    assert caplog.text.count("metrics.json") == 1
 
 
 def test_runs_that_no_row_tells_apart_are_said(caplog):

@@ -7,7 +7,7 @@ import argparse
 import functools
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from unskew import __version__, config
 from unskew.cli import data
@@ -30,9 +30,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_code(lambda: arguments.command(arguments))
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; ``command`` is the function that runs the chosen one."""
-    parser = argparse.ArgumentParser(prog="unskew", description="Remove the label bias of foundation models.")
+    parser: argparse.ArgumentParser = _Parser(prog="unskew", description="Remove the label bias of foundation models.")
     parser.add_argument("--version", action="version", version=f"unskew {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_train(commands)
@@ -125,7 +132,7 @@ def _described_run(arguments: argparse.Namespace) -> "Run":
         shots=arguments.shots,
         seed=arguments.seed,
         root=arguments.root,
-        folder=arguments.output_dir or pairs.get("OUTPUT_DIR", ""),
+        folder=arguments.output_dir,
         opts=(*opts, "RESUME", arguments.resume) if arguments.resume else tuple(opts),
         config_file=arguments.config_file,
         plugins=tuple(arguments.plugin),
@@ -178,13 +185,14 @@ def _sweep(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         print(launch.overview(runs))
         return
+    report.check_columns(arguments.columns, others=bool(arguments.plugin))
     _check_writable(arguments.output)
     outcomes = list(launch.launch(runs))
     rows = [outcome for outcome in outcomes if isinstance(outcome, dict)]
     if rows:
         # A dataset without groups of classes has no columns for them.
         known: set[str] = set().union(*rows)
-        columns = [name for name in arguments.columns if name in known or not name.startswith(("d_", "p_"))]
+        columns = [name for name in arguments.columns if name in known or not report.is_group(name)]
         together = arguments.backbone == ["members"] or len(arguments.backbone) > 1
         print(f"\n{report.table(rows, columns=columns, together=together)}")
     launch.check_outcomes(outcomes)

@@ -15,7 +15,17 @@ from unskew.config._files import (
 )
 from unskew.config._keys import flatten, set_key
 from unskew.config.defaults import COMMON, get_cfg_default
-from unskew.config.load import all_defaults, dataset_values, derive, dump, has_members, load, read_base, restore
+from unskew.config.load import (
+    all_defaults,
+    dataset_values,
+    derive,
+    dump,
+    has_members,
+    integer,
+    load,
+    read_base,
+    restore,
+)
 
 __all__ = [
     "COMMON",
@@ -31,6 +41,7 @@ __all__ = [
     "flatten",
     "get_cfg_default",
     "has_members",
+    "integer",
     "list_backbones",
     "list_datasets",
     "list_trainers",

@@ -47,6 +47,8 @@ def set_key(cfg: CfgNode, key: str, value: object, source: str) -> None:
         old = cfg
     if isinstance(old, dict):
         raise ValueError(f"{source}: {_unknown_key(str(key), dict(flatten(cfg)))}")
+    if value is None and old is not None:
+        raise ValueError(f"{source}: {key} takes a value of type {type(old).__name__}, got none")
     if isinstance(old, str):  # yacs would read "2024" as a number
         node[last] = str(value)
         return
@@ -73,5 +75,5 @@ def _unknown_key(key: str, leaves: Iterable[str]) -> str:
     if same:
         return f"unknown config key '{key}'; did you mean {' or '.join(same[:3])}?"
     place = "the YAML files in configs/trainers" if key.startswith("TRAINER.") else "unskew/config/defaults.py"
-    message = unknown_name("config key", key, leaves).split(" (known:")[0]
-    return f"{message.removesuffix('; choose one of')}; see {place} for all keys".replace("?;", "? Or")
+    message = unknown_name("config key", key, leaves).split(" (known:")[0].split("; choose one of")[0]
+    return f"{message}; see {place} for all keys".replace("?;", "? Or")

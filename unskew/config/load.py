@@ -28,6 +28,12 @@ from unskew.config._keys import flatten, merge, node_of, set_key
 from unskew.config.defaults import COMMON, get_cfg_default
 from unskew.utils.registry import unknown_name
 
+_FLAGS = {
+    "DATASET.NAME": "--dataset",
+    "TRAINER.NAME": "--trainer",
+    "TRAINER.CLASS": "--trainer",
+    "MODEL.BACKBONE.NAME": "--backbone",
+}
 FINAL_MODELS = ("last_step", "best_val")
 
 
@@ -70,7 +76,7 @@ def load(dataset: str, backbone: str = "", trainer: str = "", opts: Sequence = (
     merge(cfg, backbone_layer(backbone), f"configs/backbones, {backbone}")
     backbone = cfg.MODEL.BACKBONE.NAME
 
-    shots = _integer("DATASET.NUM_SHOTS", given.get("DATASET.NUM_SHOTS", cfg.DATASET.NUM_SHOTS))
+    shots = integer("DATASET.NUM_SHOTS", given.get("DATASET.NUM_SHOTS", cfg.DATASET.NUM_SHOTS))
     for layer in layers:
         stem = stem_of(layer)
         tree, source = trainer_layer(layer), f"configs/trainers/{stem}.yaml"
@@ -79,6 +85,10 @@ def load(dataset: str, backbone: str = "", trainer: str = "", opts: Sequence = (
         merge(cfg, tree, source)
         _merge_schedules(cfg, schedules, shots, dataset, source)
         merge(cfg, overrides.get(layer, overrides.get(stem, {})), f"{dataset_source}, OVERRIDES")
+    names = (dataset, trainer, cfg.TRAINER.CLASS, backbone)
+    for (key, flag), name in zip(_FLAGS.items(), names, strict=True):
+        if str(given.get(key, name)).replace("/", "-") != name.replace("/", "-"):
+            raise ValueError(f"{key} is '{given[key]}' in the overrides but '{name}' in this run; set it with {flag}")
     merge(cfg, extra, config_file)
     _merge_schedules(cfg, extra_schedules, shots, dataset, config_file)
     merge(cfg, dict(pairs), "the command line")
@@ -94,6 +104,9 @@ def load(dataset: str, backbone: str = "", trainer: str = "", opts: Sequence = (
 
 def _pairs(opts: Sequence) -> list[tuple[str, object]]:
     opts = list(opts)
+    flags = [part for place, part in enumerate(opts) if str(part).startswith("--" if place % 2 else "-")]
+    if flags:
+        raise ValueError(f"'{flags[0]}' is not a config key: put flags before the KEY VALUE pairs")
     if len(opts) % 2:
         raise ValueError(f"config overrides come in pairs KEY VALUE; '{opts[-1]}' has no value")
     return list(zip(opts[::2], opts[1::2], strict=True))
@@ -148,7 +161,8 @@ def _merge_schedules(cfg: CfgNode, rows: Sequence[dict], shots: int, dataset: st
             merge(cfg, row["set"], f"{source}, SCHEDULES")
 
 
-def _integer(key: str, value: object) -> int:
+def integer(key: str, value: object) -> int:
+    """Return a whole number, perhaps NumPy's or a text; a ``ValueError`` names the key."""
     try:
         return int(str(value))
     except ValueError as error:

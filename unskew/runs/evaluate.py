@@ -23,6 +23,8 @@ def evaluate(run: Run, model_dir: str = "", epoch: int | None = None) -> None:
     from unskew.utils.seeds import set_random_seed
 
     if model_dir:
+        if not Path(model_dir).is_dir():
+            raise FileNotFoundError(f"--model-dir '{model_dir}' is not a folder: pass the folder of a finished run")
         _check_weights(run.config, model_dir)
     set_random_seed(run.config.SEED)
     trainer = build_trainer(run.config)

@@ -8,10 +8,12 @@ from pathlib import Path
 from unskew import config
 from unskew.engine.run_dir import RunDir, backbone_label, shots_label
 from unskew.runs import plugins as plugin_files
-from unskew.runs.run import Run, execute, flat
+from unskew.runs.run import Run, absolute, execute, flat, several
 from unskew.utils.errors import format_error
 
 ALL_SHOTS = (1, 2, 4, 8, 16)
+_FLAGS = {"SEED": "--seeds", "DATASET.NUM_SHOTS": "--shots", "OUTPUT_DIR": "--output"}
+_OTHER = "finished with another config"
 
 
 def plan(
@@ -27,30 +29,37 @@ def plan(
     plugins: Sequence[str] = (),
 ) -> list[Run]:
     """Return the runs of a sweep, each once; their names and configs are checked. See `sweep` for the arguments."""
+    plugins, trainers, backbones, opts = several(plugins), several(trainers), several(backbones), flat(opts)
     plugin_files.load(plugins)
     config.check_name("datasets", dataset)
     for trainer in trainers:
         config.check_name("trainers", trainer)
-    opts = flat(opts)
+    for key in opts[::2]:
+        if key in _FLAGS:
+            raise ValueError(f"{key} would be the same in all runs of a sweep: use {_FLAGS[key]} instead")
+    seeds = [config.integer("seeds", seed) for seed in several(seeds)]
+    if min(seeds, default=0) < 0:
+        raise ValueError(f"the seeds of a sweep must be 0 or more (got {min(seeds)})")
     if list(backbones) == ["members"]:
         members = config.load(dataset, trainer="Backdoor", opts=opts).TRAINER.BACKDOOR.MEMBERS
         backbones = list(dict.fromkeys(member.partition("#")[0] for member in members))
     for backbone in filter(None, backbones):
         config.check_backbone(backbone)
+    shots = [check_shots(config.integer("shots", k)) for k in several(shots)]
     if not shots:
         longtail = dict(config.flatten(config.dataset_layer(dataset)[1])).get("DATASET.LONGTAIL", False)
         shots = [-1 if longtail else 16]
     runs = [
-        Run(dataset, trainer, backbone, k, seed, root, str(output), opts=opts, plugins=tuple(plugins))
+        Run(dataset, trainer, backbone, k, seed, root, os.fspath(output), opts=opts, plugins=plugins)
         for trainer in trainers
         for backbone in ([""] if config.has_members(trainer) else backbones)
-        for k in map(check_shots, shots)
+        for k in shots
         for seed in seeds
     ]
-    runs = list(dict.fromkeys(runs))
-    for run in runs:
-        run.config  # noqa: B018 - a wrong key is in every run: it is one error, before the first run
-    return runs
+    unique: dict[Path, Run] = {}  # two spellings of a name are one run
+    for run in runs:  # a wrong key is in every run: it is one error, before the first run
+        unique.setdefault(run.path, run)
+    return list(unique.values())
 
 
 def check_shots(shots: int) -> int:
@@ -104,7 +113,7 @@ def sweep(
         shots=shots,
         seeds=seeds,
         root=root,
-        output=output,
+        output=absolute(output),
         opts=opts,
         plugins=plugins,
     )
@@ -121,13 +130,17 @@ def overview(runs: Sequence[Run]) -> str:
         for run in runs
     ]
     table = tabulate(lines, ["trainer", "backbone", "shots", "seed", "state", "folder"], "github")
-    return f"{table}\n\n{sum(run.is_finished for run in runs)} of {len(runs)} runs are finished"
+    states = [line[4] for line in lines]
+    text = f"{table}\n\n{states.count('finished')} of {len(runs)} runs are finished"
+    if other := states.count(_OTHER):
+        text += f"; {other} would fail: choose another output folder, or delete the folders with another config"
+    return text
 
 
 def _state(run: Run) -> str:
     folder = RunDir(run.path)
     if folder.is_finished:
-        return "finished" if folder.is_finished_run_of(run.config) else "finished with another config"
+        return "finished" if folder.is_finished_run_of(run.config) else _OTHER
     return "unfinished" if folder.config.is_file() else "new"
 
 

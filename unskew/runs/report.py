@@ -2,18 +2,25 @@
 
 import json
 import logging
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unskew.engine.run_dir import shots_label
-from unskew.utils.files import write_atomically
+from unskew.engine.run_dir import RunDir, shots_label
+from unskew.utils.files import read_json, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
 
 logger = logging.getLogger("unskew")
+
+# Keys of each metrics.json; the other values are numbers, texts or lists.
+_TEXTS, _WHOLE_NUMBERS, _NUMBERS = ("dataset", "trainer", "backbone"), ("shots", "seed"), ("accuracy", "seconds")
+
+_FIXED = ("accuracy", "error_rate", "macro_f1", "ece", "seconds")
+_GROUP = "(many|medium|few)"
 
 
 def collect(folder: str | Path) -> list[dict]:
@@ -21,16 +28,18 @@ def collect(folder: str | Path) -> list[dict]:
 
     Raises:
         FileNotFoundError: the folder does not exist.
-        ValueError: a ``metrics.json`` is not JSON.
+        ValueError: a ``metrics.json`` is damaged.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder '{folder}'; give the output folder of finished runs")
     rows = []
     for done in sorted(folder.rglob("done")):
-        path = done.with_name("metrics.json")
-        if path.is_file():
-            rows.append({**read_metrics(path), "folder": str(done.parent)})
+        run = RunDir(done.parent)
+        if run.is_finished and run.metrics.is_file():
+            rows.append({**read_metrics(run.metrics), "folder": str(run.path)})
+        elif run.is_finished and run.log.is_file():  # the members of a run have neither log nor metrics
+            logger.warning(f"'{run.path}' has no metrics.json and is left out: delete the folder and run again")
     return rows
 
 
@@ -61,13 +70,24 @@ def results(folder: str | Path = "output") -> "pd.DataFrame":
 
 
 def read_metrics(path: Path) -> dict:
-    """Read one run's ``metrics.json``."""
+    """Read one run's ``metrics.json``.
+
+    Raises:
+        ValueError: the file is damaged; the message names it.
+    """
     try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"'{path}' is not valid JSON ({error}); delete its folder and run again") from error
-    if not isinstance(metrics, dict):
-        raise ValueError(f"'{path}' must hold metrics by name; delete its folder and run again")
+        metrics = read_json(path)
+        if not isinstance(metrics, dict):
+            raise ValueError(f"'{path}' must hold metrics by name")
+        for keys, kind in ((_TEXTS, str), (_WHOLE_NUMBERS, int)):
+            for key in keys:
+                if not isinstance(metrics.get(key), kind):
+                    raise ValueError(f"'{path}' is damaged: {key} is {metrics.get(key)!r}")
+        for key in _NUMBERS:
+            if not isinstance(metrics.get(key, 0), int | float):
+                raise ValueError(f"'{path}' is damaged: {key} is {metrics[key]!r}")
+    except ValueError as error:
+        raise ValueError(f"{error}; delete the folder '{path.parent}' and run again") from error
     return metrics
 
 
@@ -75,6 +95,24 @@ def write_metrics(path: Path, metrics: Mapping[str, object]) -> None:
     """Write metrics as a JSON object with one line for each key."""
     lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in metrics.items())
     write_atomically(path, f"{{\n{lines}\n}}\n")
+
+
+def check_columns(columns: Sequence[str], others: bool = False) -> None:
+    """Raise ``ValueError`` for a column that no run of a sweep can have.
+
+    Args:
+        columns: names of metrics.
+        others: accept other names too, because a plugin may report them.
+    """
+    for name in columns:
+        if not (others or name in _FIXED or name.endswith("_accuracy") or is_group(name)):
+            known = ", ".join(_FIXED)
+            raise ValueError(f"no run has the metric '{name}'; choose from {known}, <part>_accuracy, p_few, d_few")
+
+
+def is_group(name: str) -> bool:
+    """Return whether a metric is the accuracy of a group of classes: "p_few", "d_many" or "d_many_p_few"."""
+    return bool(re.fullmatch(f"[dp]_{_GROUP}|d_{_GROUP}_p_{_GROUP}", name))
 
 
 def _unique(values: Iterable[tuple]) -> list[tuple]:
@@ -134,7 +172,11 @@ def _check_metrics(rows: Sequence[dict], wanted: Sequence[str]) -> None:
     numbers -= {"seed", "shots", "longtail"}
     for metric in wanted:
         if metric not in numbers:
-            raise ValueError(f"no run has the metric '{metric}'; choose from {', '.join(sorted(numbers))}")
+            known = f"choose from {', '.join(sorted(numbers))}" if numbers else "no run has been tested"
+            raise ValueError(f"no run has the metric '{metric}'; {known}")
+        for row in rows:
+            if not isinstance(row.get(metric, 0), int | float):
+                raise ValueError(f"the metric '{metric}' in '{row.get('folder')}' is no number: {row[metric]!r}")
 
 
 def _warn_of_mixtures(rows: Sequence[dict]) -> None:

@@ -4,10 +4,10 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from yacs.config import CfgNode
 
@@ -35,7 +35,7 @@ class Run:
         root: the folder of the datasets; empty: as the config says.
         output: the folder below which the run has its place.
         folder: the run's folder; empty: the place below ``output`` that its names give.
-        opts: KEY VALUE pairs, flat.
+        opts: KEY VALUE pairs, flat; ``OUTPUT_DIR`` is another way to set ``folder``.
         config_file: one more YAML, merged after the trainer's own.
         plugins: files or modules that bring datasets and trainers, see `plugins.load`.
 
@@ -58,6 +58,24 @@ class Run:
     config_file: str = ""
     plugins: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Turn paths, NumPy's numbers and lists into strings, Python's numbers and tuples.
+
+        Raises:
+            ValueError: a value is of another kind.
+        """
+        values: dict[str, object] = {"opts": flat(self.opts), "plugins": tuple(map(os.fspath, several(self.plugins)))}
+        for name in ("dataset", "trainer", "backbone", "root", "output", "folder", "config_file"):
+            value = getattr(self, name)
+            if not isinstance(value, str | os.PathLike):
+                raise ValueError(f"{name} must be a string or a path (got {value!r})")
+            values[name] = os.fspath(value)
+        for name in ("shots", "seed"):
+            if (value := getattr(self, name)) is not None:
+                values[name] = config.integer(name, value)
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
     @functools.cached_property
     def config(self) -> CfgNode:
         """The frozen config, built once; its OUTPUT_DIR is the run's folder."""
@@ -65,7 +83,8 @@ class Run:
         flags = {"DATASET.ROOT": self.root or None, "DATASET.NUM_SHOTS": self.shots, "SEED": self.seed}
         pairs = [part for key, value in flags.items() if value is not None for part in (key, value)]
         cfg = config.load(self.dataset, self.backbone, self.trainer, (*pairs, *self.opts), self.config_file)
-        return config.derive(cfg, {"OUTPUT_DIR": self.folder or str(run_folder(cfg, self.output))})
+        folder = self.folder or dict(zip(self.opts[::2], self.opts[1::2], strict=True)).get("OUTPUT_DIR")
+        return config.derive(cfg, {"OUTPUT_DIR": folder or str(run_folder(cfg, self.output))})
 
     @property
     def path(self) -> Path:
@@ -85,9 +104,14 @@ class Run:
     @property
     def predictions(self) -> "dict[str, Tensor]":
         """The finished run's ``logits`` [N, C] and ``labels`` [N] of the test images, and what else it saved."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        return load_file(self._file("predictions"))
+        file = self._file("predictions")
+        try:
+            return load_file(file)
+        except SafetensorError as error:
+            raise ValueError(f"'{file}' is damaged ({error}); delete the folder '{self.path}' and run again") from error
 
     def _file(self, name: str) -> Path:
         file: Path = getattr(RunDir(self.path), name)
@@ -104,6 +128,7 @@ def load_run(folder: str | Path) -> Run:
 
     Raises:
         FileNotFoundError: the folder holds no finished run.
+        ValueError: its ``config.yaml`` is damaged.
 
     Example:
         >>> import tempfile, unskew
@@ -112,7 +137,7 @@ def load_run(folder: str | Path) -> Run:
         >>> run.trainer, run.metrics == trained.metrics, run.predictions["logits"].shape[1]
         ('ZeroshotCLIP', True, 10)
     """
-    place = RunDir(folder)
+    place = RunDir(absolute(folder))
     saved = dict(config.flatten(place.read_config()))
     return Run(
         dataset=saved["DATASET.NAME"],
@@ -121,7 +146,7 @@ def load_run(folder: str | Path) -> Run:
         shots=saved["DATASET.NUM_SHOTS"],
         seed=saved["SEED"],
         root=saved["DATASET.ROOT"],
-        folder=str(folder),
+        folder=str(place.path),
         config_file=str(place.config),
     )
 
@@ -164,16 +189,35 @@ def train(
         >>> run.metrics["accuracy"] > 50
         True
     """
-    run = Run(
-        dataset, trainer, backbone, shots, seed, root, str(output), str(folder), flat(opts), plugins=tuple(plugins)
-    )
+    place = {"output": absolute(output), "folder": folder and absolute(folder)}
+    run = Run(dataset, trainer, backbone, shots, seed, root, **place, opts=flat(opts), plugins=several(plugins))
     execute(run, console)
     return run
 
 
-def flat(opts: Mapping[str, object] | Sequence) -> tuple:
-    """Return config values by key as flat KEY VALUE pairs."""
-    return tuple(part for pair in opts.items() for part in pair) if isinstance(opts, Mapping) else tuple(opts)
+def flat(opts: Mapping[str, object] | Sequence | None) -> tuple:
+    """Return config values by key as flat KEY VALUE pairs; lists become tuples, NumPy's numbers Python's."""
+    if isinstance(opts, Mapping):
+        opts = [part for pair in config.flatten(opts) for part in pair]
+    return tuple(map(_plain, opts or ()))
+
+
+def _plain(value: Any) -> object:
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+
+
+def several(values: Any) -> tuple:
+    """Return several values as a tuple; a single name, path or number counts as a sequence of one."""
+    single = isinstance(values, str | os.PathLike) or not isinstance(values, Iterable)
+    return (values,) if single else tuple(values)
+
+
+def absolute(path: str | Path) -> str:
+    """Make a path absolute, so that a change of the current folder does not matter."""
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"the output folder must be a path (got {path!r})")
+    return os.path.abspath(path)
 
 
 def execute(run: Run, console: bool = True) -> dict:

@@ -1,5 +1,6 @@
 """Atomic writes, JSON files, and the folders of caches."""
 
+import errno
 import hashlib
 import json
 import os
@@ -30,7 +31,9 @@ def write_atomically(path: str | Path, content: str | bytes | Callable[[BinaryIO
                 file.write(content.encode() if isinstance(content, str) else content)
         os.replace(temporary, path)
     except OSError as error:  # a failed write() does not name its file
-        reason = f"cannot write '{path}': {error.strerror}; make room on the disk and run the same command again"
+        full = errno.errorcode.get(error.errno or 0) in ("ENOSPC", "EDQUOT")
+        advice = "make room on the disk and run the same command again" if full else "choose another place"
+        reason = f"cannot write '{path}': {error.strerror}; {advice}"
         raise type(error)(error.errno, reason) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -73,7 +76,7 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file '{path}'") from None
-    except ValueError as error:  # bad JSON or bad UTF-8
+    except (ValueError, RecursionError) as error:  # bad JSON or bad UTF-8
         raise ValueError(f"'{path}' is not a JSON file: {error}") from None
 
 
