@@ -189,7 +189,7 @@ def train(
         >>> run.metrics["accuracy"] > 50
         True
     """
-    place = {"output": absolute(output), "folder": folder and absolute(folder)}
+    place = {"output": absolute(output), "folder": absolute(folder) if folder else ""}
     run = Run(dataset, trainer, backbone, shots, seed, root, **place, opts=flat(opts), plugins=several(plugins))
     execute(run, console)
     return run
