@@ -8,7 +8,7 @@ SHORT = ("OPTIM.MAX_EPOCH", 2, "INPUT.VIEWS", 2, "DATALOADER.TRAIN_X.BATCH_SIZE"
 
 
 def build(name, data_root, output, *opts, seed=1, shots=2, dataset="digits", backbone=""):
-    """A trainer that is quick to train; ``opts`` are KEY, VALUE, ..."""
+    """Return a trainer that trains quickly; ``opts`` are KEY, VALUE, ..."""
     flags = ("DATASET.ROOT", data_root, "OUTPUT_DIR", str(output), "DATASET.NUM_SHOTS", shots, "SEED", seed)
     cfg = config.load(dataset, backbone, name, (*SHORT, *flags, *opts))
     set_random_seed(cfg.SEED)

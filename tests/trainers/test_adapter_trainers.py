@@ -2,9 +2,11 @@
 
 import math
 
+import building
 import pytest
 import torch
 import torch.nn.functional as F
+from building import some_paths
 
 from unskew import config
 from unskew.clip.prompts import fill
@@ -12,26 +14,14 @@ from unskew.clip.text import encode_prompts
 from unskew.data.dataset import Datum
 from unskew.debias import losses
 from unskew.engine import checkpoint
-from unskew.engine.trainer import build_trainer
-from unskew.utils.seeds import set_random_seed
 
-SHORT = ("OPTIM.MAX_EPOCH", 3, "INPUT.VIEWS", 2, "DATALOADER.TRAIN_X.BATCH_SIZE", 16, "DATALOADER.NUM_WORKERS", 0)
+SHORT = ("OPTIM.MAX_EPOCH", 3, "DATALOADER.TRAIN_X.BATCH_SIZE", 16)
 TIP_GRID = (0.1, 1.825, 3.55, 5.275), (0.1, 1.55)  # betas and alphas of SEARCH_SCALE [7, 3] and SEARCH_STEP [4, 2]
 METHODS = ("TipAdapter", "TipAdapterF", "CLIPAdapter", "TaskRes")
 
 
 def build(name, data_root, output, *opts, seed=1, shots=4):
-    flags = ("DATASET.ROOT", data_root, "OUTPUT_DIR", str(output), "DATASET.NUM_SHOTS", shots, "SEED", seed)
-    cfg = config.load("digits", "", name, (*SHORT, *flags, *opts))
-    set_random_seed(cfg.SEED)
-    return build_trainer(cfg)
-
-
-def test_images(trainer, n=30):
-    return [item.impath for item in trainer.dataset.test[:n]]
-
-
-test_images.__test__ = False
+    return building.build(name, data_root, output, *SHORT, *opts, seed=seed, shots=shots)
 
 
 def small_grid(name):
@@ -64,7 +54,7 @@ def test_tip_adapter_equals_its_formula(data_root, tmp_path):
     keys = torch.stack([row / row.norm() for row in mean])
     torch.testing.assert_close(trainer.cache.keys.double(), keys, rtol=1e-5, atol=1e-6)
     assert trainer.cache.values.argmax(1).tolist() == [item.label for item in items]
-    paths = test_images(trainer)
+    paths = some_paths(trainer)
     expected = slow_tip_logits(trainer, paths, trainer.cache.alpha.item(), trainer.cache.beta.item())
     torch.testing.assert_close(trainer.predict(paths).double(), expected, rtol=1e-4, atol=1e-4)
 
@@ -112,7 +102,7 @@ def test_search_never_opens_the_test_split(name, data_root, tmp_path):
     blind.dataset.test[:] = [Datum("/missing.png", 0, 0, item.classname) for item in blind.dataset.test]
     plain.train()
     blind.train()
-    assert torch.equal(plain.predict(test_images(plain)), blind.predict(test_images(plain)))
+    assert torch.equal(plain.predict(some_paths(plain)), blind.predict(some_paths(plain)))
 
 
 def test_without_val_alpha_and_beta_keep_the_values_of_the_config(data_root, tmp_path):
@@ -139,7 +129,7 @@ def test_tip_adapter_f_starts_from_tip_adapter(data_root, tmp_path):
     for trainer in (plain, start, trained):
         trainer.train()
     assert torch.equal(plain.cache.keys, start.cache.keys)
-    assert torch.equal(plain.predict(test_images(plain)), start.predict(test_images(plain)))
+    assert torch.equal(plain.predict(some_paths(plain)), start.predict(some_paths(plain)))
     assert not torch.equal(plain.cache.keys, trained.cache.keys)
     assert [name for name, parameter in trained.cache.named_parameters() if parameter.requires_grad] == ["keys"]
 
@@ -171,17 +161,17 @@ def test_clip_adapter_equals_its_formula(data_root, tmp_path):
     trainer = build("CLIPAdapter", data_root, tmp_path, "TRAINER.CLIPADAPTER.RATIO", 0.3)
     down, up = (trainer.adapter[i].weight.detach().double() for i in (0, 2))
     assert (down.shape, up.shape) == ((16, 64), (64, 16))
-    features = trainer.encode(test_images(trainer)).double()
+    features = trainer.encode(some_paths(trainer)).double()
     adapted = ((features @ down.T).clamp(min=0) @ up.T).clamp(min=0)
     blended = 0.3 * adapted + 0.7 * features
     blended = blended / blended.norm(dim=1, keepdim=True)
     expected = math.exp(trainer.backbone.logit_scale.item()) * blended @ trainer.zeroshot_weights.double().T
-    torch.testing.assert_close(trainer.predict(test_images(trainer)).double(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(trainer.predict(some_paths(trainer)).double(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_clip_adapter_with_ratio_zero_is_zero_shot(data_root, tmp_path):
     trainer = build("CLIPAdapter", data_root, tmp_path, "TRAINER.CLIPADAPTER.RATIO", 0.0)
-    paths = test_images(trainer)
+    paths = some_paths(trainer)
     assert torch.equal(trainer.predict(paths), trainer.zeroshot_logits(paths))
 
 
@@ -209,7 +199,7 @@ def test_clip_adapter_rejects_invalid_values(key, value, data_root, tmp_path):
 
 def test_taskres_starts_at_zero_shot(data_root, tmp_path):
     trainer = build("TaskRes", data_root, tmp_path)
-    paths = test_images(trainer)
+    paths = some_paths(trainer)
     assert torch.equal(trainer.predict(paths), trainer.zeroshot_logits(paths))
 
 
@@ -220,9 +210,9 @@ def test_taskres_equals_its_formula(data_root, tmp_path):
     texts = encode_prompts(trainer.backbone, fill(trainer.dataset.templates[0], trainer.classnames))
     weights = texts.double() + 0.7 * residual.double()  # t' = t + alpha x, before normalisation
     weights = weights / weights.norm(dim=1, keepdim=True)
-    features = F.normalize(trainer.encode(test_images(trainer)).double(), dim=1)
+    features = F.normalize(trainer.encode(some_paths(trainer)).double(), dim=1)
     expected = math.exp(trainer.backbone.logit_scale.item()) * features @ weights.T
-    torch.testing.assert_close(trainer.predict(test_images(trainer)).double(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(trainer.predict(some_paths(trainer)).double(), expected, rtol=1e-4, atol=1e-4)
 
 
 # --- all methods ------------------------------------------------------------------------------------
@@ -246,7 +236,7 @@ def test_mixed_precision_gives_finite_logits(name, data_root, tmp_path):
     opts = small_grid(name) if "Tip" in name else ()
     trainer = build(name, data_root, tmp_path, "TRAINER.PREC", "amp", *opts)
     trainer.train()
-    logits = trainer.predict(test_images(trainer))
+    logits = trainer.predict(some_paths(trainer))
     assert logits.dtype == torch.float32
     assert torch.isfinite(logits).all()
 
@@ -257,7 +247,7 @@ def test_gla_accepts_each_method_as_its_base(base, data_root, tmp_path):
     trainer = build("GLA", data_root, tmp_path, *opts)
     trainer.train()
     assert type(trainer.base).__name__ == base
-    paths = test_images(trainer)
+    paths = some_paths(trainer)
     ft, zs = trainer.base.predict(paths), trainer.zeroshot_logits(paths)
     assert not torch.allclose(ft, zs)
     fresh = build("GLA", data_root, tmp_path / "fresh", *opts)
@@ -283,5 +273,5 @@ def test_a_second_tip_adapter_f_run_in_the_same_folder_gives_equal_logits(data_r
     resumed = build("TipAdapterF", data_root, tmp_path, *opts, shots=4)
     resumed.train()
     assert resumed.start_epoch == 5
-    paths = [item.impath for item in trained.dataset.test[:40]]
+    paths = some_paths(trained)
     assert torch.equal(resumed.predict(paths), trained.predict(paths))
