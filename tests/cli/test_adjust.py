@@ -280,6 +280,8 @@ def mistakes(files):
     )
     for name in ("a.pkl", "a.pt"):
         (files.folder / name).write_bytes(pickle.dumps([zs]))
+    (files.folder / "names.csv").write_text("d,1\nc,2\nb,3\na,4\n")
+    np.save(files.folder / "complex.npy", np.ones((40, 4), dtype=complex))
     np.save(files.folder / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
     (files.folder / "cut.npy").write_bytes((files.folder / "zs.npy").read_bytes()[:500])
     save_file({"one": torch.from_numpy(zs), "two": torch.from_numpy(ft)}, files.folder / "two.safetensors")
@@ -311,6 +313,10 @@ VAL = {"val_zeroshot": "zs.npy", "val_finetuned": "ft.npy", "val_labels": "y.npy
         ({"prior": "a.pkl"}, "a.pkl"),
         ({"prior": "nowhere.json"}, "nowhere.json"),
         ({"train_counts": "q0.npy"}, "class 1 has 0"),
+        ({"train_counts": "names.csv"}, "names"),
+        ({"target": "names.csv"}, "names"),
+        ({"prior": "names.csv"}, "names"),
+        ({"zeroshot": "complex.npy"}, "complex128"),
         ({"target": "q3.npy"}, "4 values"),
         ({"zeroshot": "a.pkl"}, "a.pkl"),
         ({"zeroshot": "a.pt"}, "Python objects"),

@@ -39,6 +39,8 @@ def answer(capsys, *argv):
         (["sweep", "-d", "digits", "-t", "GLA", "--shots", "many"], "shots must be a number"),
         (["train", "-d", "digits", "-t", "GLA", "--shots", "16", "OPTIM.MAX_EPOCH"], "'OPTIM.MAX_EPOCH' has no value"),
         (["sweep", "-d", "digits", "-t", "GLA", "--output", "/dev/null/x"], "'/dev/null/x'"),
+        (["train", "-d", "folder", "-t", "ZeroshotCLIP", "--root", "/nope dir"], "'/nope dir'"),
+        (["train", "-d", "csv", "-t", "GLA", "--root", "/nope.csv", "--no-train"], "'/nope.csv'"),
         (["table", "nowhere"], "nowhere"),
         (["micro", "pretrain", "macro"], "micro"),
     ],

@@ -246,3 +246,8 @@ def test_shipped_models_load_at_once(name):
     assert time.time() - start < 5
     assert backbone.encode_image(images(backbone)).isfinite().all()
     assert backbone.id != backbones.load_backbone(f"{name}@random").id
+
+
+def test_an_unknown_device_is_an_error():
+    with pytest.raises(ValueError, match="'cud'"):
+        backbones.load_backbone("micro", device="cud")

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -289,3 +290,11 @@ def test_one_process_at_a_time(tmp_path):
         order.append("first")
     thread.join(10)
     assert order == ["first", "second"]
+
+
+def test_images_to_encode_are_a_list_of_paths_or_pil_images():
+    backbone = backbones.load_backbone("micro")
+    for images, fact in (("i.png", "i.png"), (Path("i.png"), "i.png"), ([np.zeros((8, 8, 3))], "ndarray")):
+        with pytest.raises(ValueError, match=fact) as error:
+            features.encode_images(backbone, images)
+        assert "\n" not in str(error.value)

@@ -252,3 +252,12 @@ def test_the_zeroshot_classifier_needs_templates():
         text.zeroshot_classifier(load("tiny"), NAMES, [])
     with pytest.raises(ValueError, match=r"\{\}"):
         text.zeroshot_classifier(load("tiny"), NAMES, ["a photo of a { }."])
+
+
+@pytest.mark.parametrize("names", ["zero", [], [0, 1]])
+def test_the_names_and_templates_of_a_classifier_are_lists_of_texts(names):
+    backbone = load("tiny")
+    with pytest.raises(ValueError, match="classnames"):
+        text.zeroshot_classifier(backbone, names, ["a photo of a {}."])
+    with pytest.raises(ValueError, match="templates"):
+        text.zeroshot_classifier(backbone, ["zero"], names)

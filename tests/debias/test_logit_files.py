@@ -126,3 +126,11 @@ def test_logits_are_float32_at_least_and_labels_any_integers(tmp_path):
         sample = read_sample(logits, logits, str(tmp_path / "y.npy"))
         assert (sample.zs.dtype, sample.labels.dtype) == (torch.float32, torch.int64)
         assert sample.labels.tolist() == [0, 2]
+
+
+def test_a_tensor_that_is_not_dense_and_real_is_refused(tmp_path):
+    for number, odd in enumerate((LOGITS.to_sparse(), LOGITS.cfloat(), LOGITS.to("meta"))):
+        with pytest.raises(ValueError, match=f"odd{number}"):
+            read_tensor(write(tmp_path / f"odd{number}.pt", odd))
+    with pytest.raises(ValueError, match="complex128"):
+        read_tensor(write(tmp_path / "odd.npy", LOGITS.to(torch.cdouble)))

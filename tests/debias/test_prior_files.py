@@ -64,7 +64,11 @@ def test_names_may_be_in_any_order(tmp_path):
     for mark in ("", "\ufeff"):  # as spreadsheets write it
         path.write_text(mark + "dog,30\nfox,60\ncat,10\n", encoding="utf-8")
         torch.testing.assert_close(read_prior(path, ["cat", "dog", "fox"]).exp(), torch.tensor([0.1, 0.3, 0.6]))
-    torch.testing.assert_close(read_prior(path, 3).exp(), torch.tensor([0.3, 0.6, 0.1]))
+    for classes in (3, np.int64(3)):
+        with pytest.raises(ValueError, match=r"q\.csv.*names"):
+            read_prior(path, classes)
+    (tmp_path / "column.csv").write_text("30\n60\n10\n")
+    torch.testing.assert_close(read_prior(tmp_path / "column.csv", np.int64(3)).exp(), torch.tensor([0.3, 0.6, 0.1]))
     for names, odd in ((["cat", "dog", "owl"], "fox"), (["cat", "dog", "fox", "owl"], "owl")):
         with pytest.raises(ValueError, match=odd):
             read_prior(path, names)

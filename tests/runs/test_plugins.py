@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
 
@@ -23,7 +24,7 @@ from unskew.engine.evaluator import EVALUATOR_REGISTRY
 from unskew.engine.run_dir import backbone_label, trainer_label
 from unskew.engine.trainer import TRAINER_REGISTRY
 from unskew.runs import plugins
-from unskew.runs.run import Run, execute
+from unskew.runs.run import Run, execute, load_run
 from unskew.utils import logging
 from unskew.utils.registry import discover
 
@@ -418,6 +419,29 @@ def test_a_plugin_that_is_not_there(given, words, tmp_path, capsys, monkeypatch)
 )
 def test_names_near_a_plugins(argv, words, mine, capsys):
     assert words in failure(capsys, "train", "--plugin", mine, *argv)
+
+
+@pytest.mark.parametrize("value", ["3", "None", "{'N_CTX': object()}", "[1, 2]"])
+def test_defaults_that_are_no_config_keys_are_one_line(value, tmp_path, capsys):
+    plugin = write(tmp_path / "mine.py", TRAINER, f"def defaults():\n    return {value}\n")
+    error = failure(capsys, "train", "--plugin", plugin, "-d", "digits", "-t", "Tiny")
+    assert plugin in error and "defaults()" in error
+
+
+def test_a_yaml_beside_a_plugin_is_reported(tmp_path, warned):
+    write(tmp_path / "Tiny.yaml", "OPTIM: {MAX_EPOCH: 2}")
+    plugins.load([write(tmp_path / "mine.py", EXTEND_CFG, TRAINER)])
+    assert len(warned()) == 1 and "Tiny.yaml" in warned()[0] and "--config-file" in warned()[0]
+
+
+def test_a_run_of_an_unknown_plugin_names_the_flag(mine, data_root, tmp_path):
+    run = Run("digits", "Tiny", shots=1, root=data_root, folder=str(tmp_path / "run"), opts=QUICK, plugins=(mine,))
+    with as_a_process(tmp_path):
+        execute(run, console=False)
+    loaded = load_run(tmp_path / "run")
+    with pytest.raises(ValueError, match="--plugin"):
+        loaded.config  # noqa: B018
+    assert replace(loaded, plugins=(mine,)).config.TRAINER.TINY.WIDTH == 1
 
 
 # --- config ------------------------------------------------------------------------------------------

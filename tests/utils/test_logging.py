@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from unskew.utils.errors import format_error
 from unskew.utils.logging import setup_logger
 
 logger = logging.getLogger("unskew")
@@ -34,6 +35,29 @@ def test_a_full_disk_does_not_hide_an_error(tmp_path, capsys):
     log = tmp_path / "log.txt"
     assert capsys.readouterr().err == f"the log '{log}' cannot be written (No space left on device)\n"
     assert not logger.handlers
+
+
+def test_a_run_continues_when_the_reader_of_its_lines_has_ended(tmp_path):
+    code = (
+        "import sys, logging\nfrom unskew.utils.logging import setup_logger\n"
+        "with setup_logger(sys.argv[1]):\n"
+        "    for number in range(3):\n        logging.getLogger('unskew').info(f'line {number}')\n"
+        "print('done', flush=True)"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "log.txt").read_text() == "line 0\nline 1\nline 2\n"
+
+
+def test_an_error_is_one_line():
+    worker = "Caught ValueError in worker 0.\nOriginal Traceback (most recent call last):\n  ...\nValueError: one.png\n"
+    assert format_error(ValueError(worker)) == "one.png"
+    assert format_error(RuntimeError("my own bug\n  second line\n")) == "my own bug second line"
+    assert format_error(KeyError()) == "KeyError"
 
 
 SCRIPT = """

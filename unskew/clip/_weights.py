@@ -40,7 +40,11 @@ def resolve(name: str) -> tuple[str, str, Path | None]:
         raise ValueError(f"{unknown_name('backbone', name, (*OPENAI, *micro.NAMES))}; {hint}")
     arch = arch.replace("/", "-")
     if arch not in open_clip.list_models():
-        similar = unknown_name("open_clip architecture", arch, open_clip.list_models()).partition(" (known")[0]
+        similar = (
+            unknown_name("open_clip architecture", arch, open_clip.list_models())
+            .partition(" (known")[0]
+            .partition("; choose one of")[0]
+        )
         raise ValueError(f"{similar} (open_clip.list_models() has all {len(open_clip.list_models())})")
     if weights == "random":
         return arch, "", None

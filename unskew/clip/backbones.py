@@ -177,7 +177,10 @@ def load_backbone(name: str, precision: str = "fp32", device: str | torch.device
     """
     if precision not in PRECISIONS:
         raise ValueError(unknown_name("precision", precision, PRECISIONS))
-    device = torch.device(device)
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device '{device}'; choose cpu, cuda or cuda:0") from error
     if precision == "fp16" and device.type == "cpu":
         _warn_fp16_once()
         precision = "fp32"

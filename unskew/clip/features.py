@@ -128,6 +128,8 @@ def encode_images(backbone: Backbone, images: Sequence[str | Path | Image.Image]
         >>> unskew.encode_images(unskew.load_backbone("micro"), images).shape
         torch.Size([2, 64])
     """
+    if isinstance(images, str | Path | Image.Image):
+        raise ValueError(f"images must be a list of images (got {images!r})")
     if not len(images):
         raise ValueError("no images to encode")
     if isinstance(images, Tensor):
@@ -144,6 +146,8 @@ def encode_images(backbone: Backbone, images: Sequence[str | Path | Image.Image]
 
 
 def _as_rgb(image: str | Path | Image.Image) -> Image.Image:
+    if not isinstance(image, str | Path | Image.Image):
+        raise ValueError(f"an image must be a path or a PIL image (got {type(image).__name__})")
     return image.convert("RGB") if isinstance(image, Image.Image) else read_image(str(image))
 
 

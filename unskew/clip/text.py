@@ -91,7 +91,8 @@ def zeroshot_classifier(backbone: Backbone, classnames: Sequence[str], templates
         [C, D], float32, rows of norm one.
 
     Raises:
-        ValueError: no templates, a template without ``{}``, or a prompt longer than the tower's context.
+        ValueError: no names, no templates, or one text instead of a list; a template without ``{}``, or a prompt
+            longer than the tower's context.
 
     Example:
         >>> import unskew
@@ -99,8 +100,9 @@ def zeroshot_classifier(backbone: Backbone, classnames: Sequence[str], templates
         >>> unskew.zeroshot_classifier(backbone, ["red circle", "blue star"], ["a photo of a {}."]).shape
         torch.Size([2, 64])
     """
-    if not templates:
-        raise ValueError("a zero-shot classifier needs at least one template")
+    for name, texts in (("classnames", classnames), ("templates", templates)):
+        if isinstance(texts, str) or not len(texts) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{name} must be a list of one or more texts (got {texts!r:.80})")
     total = torch.zeros((), device=backbone.device)
     for template in templates:  # one at a time, because the texts of one template begin alike
         texts = fill(template, classnames)

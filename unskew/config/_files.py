@@ -71,10 +71,11 @@ def check_name(axis: str, name: str) -> str:
     """
     known = [*names(axis), *plugins.names(axis)]
     if name not in known:
-        module = folder_of(axis).parents[1] / axis / f"{name.lower()}.py"
+        module = folder_of(axis).parents[1] / axis / f"{str(name).lower()}.py"
         if module.is_file() and name.lower() not in map(str.lower, known):
             raise ValueError(f"'{module}' needs a config: add configs/{axis}/{name}.yaml, which may be empty")
-        raise ValueError(unknown_name(axis.removesuffix("s"), name, known))
+        hint = "" if axis == "backbones" or plugins.names(axis) else "; a plugin's name needs --plugin"
+        raise ValueError(f"{unknown_name(axis.removesuffix('s'), name, known)}{hint}")
     return name
 
 

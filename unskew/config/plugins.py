@@ -87,7 +87,13 @@ def _extend(cfg: CfgNode, plugin: Plugin) -> list[str]:
     added: list[str] = []
     kept: list[str] = []
     for node, defaults in plugin.defaults.items():
-        _add_missing(cfg, CfgNode({"TRAINER": {node: dict(defaults())}}), added, kept)
+        keys = defaults()
+        try:
+            tree = CfgNode({"TRAINER": {node: dict(keys)}})
+        except (AssertionError, TypeError, ValueError) as error:  # no mapping, or a value that YAML cannot hold
+            reason = f"its defaults() must return config keys with plain values (got {keys!r:.80})"
+            raise ValueError(f"plugin '{plugin.source}' fails: {reason}") from error
+        _add_missing(cfg, tree, added, kept)
     if plugin.extend_cfg:
         extended = cfg.clone()
         plugin.extend_cfg(extended)

@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import operator
 import pickle
 import struct
 import zipfile
@@ -33,7 +34,8 @@ def read_prior(path: str | Path, classes: Sequence[str] | int) -> Tensor:
     """Read log q ``[C]``, float32, from a file of probabilities or counts, which are normalised.
 
     ``.json`` (a list, or an object with the list "q"), ``.npy``, ``.pt`` (a tensor) and ``.csv`` (a column) hold the
-    values in class order; a ``.csv`` of ``name,value`` lines may be in any order. Pickles are refused.
+    values in class order. A ``.csv`` of ``name,value`` lines may be in any order, but needs the class names. Pickles
+    are refused.
 
     Args:
         path: The file.
@@ -53,6 +55,8 @@ def read_prior(path: str | Path, classes: Sequence[str] | int) -> Tensor:
         tensor([0.7500, 0.2500])
     """
     path = Path(path)
+    if not isinstance(classes, Sequence):
+        classes = operator.index(classes)  # perhaps NumPy's
     if path.suffix not in _PRIOR_READERS:
         raise ValueError(f"the prior '{path}' must be a {', '.join(_PRIOR_READERS)} file")
     if not path.is_file():
@@ -68,7 +72,7 @@ def read_prior(path: str | Path, classes: Sequence[str] | int) -> Tensor:
         raise ValueError(f"the prior '{path}' must hold {count} values, one per class (got shape {list(values.shape)})")
     bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
     if len(bad):
-        raise ValueError(f"the prior '{path}' must be finite and above 0; class {bad[0]} has {values[bad[0]]}")
+        raise ValueError(f"the values in '{path}' must be finite and above 0; class {bad[0]} has {values[bad[0]]}")
     if values.max() <= 1 and abs(values.sum() - 1) > 0.01:  # neither counts nor probabilities
         logger.warning(f"the prior '{path}' sums to {values.sum():.3f} instead of 1; normalising it")
     return torch.from_numpy(np.log(values.astype(np.float64))).log_softmax(0).float()
@@ -111,7 +115,7 @@ def _prior_of_csv(path: Path, classes: Sequence[str] | int) -> list[float]:
     if not all(len(row) == 2 for row in rows):
         raise ValueError("expected lines of 'value' or of 'name,value'")
     if isinstance(classes, int):
-        return [float(value) for _, value in rows]
+        raise ValueError("its lines have names, but only the number of classes is known; give a column in class order")
     values = {name: float(value) for name, value in rows}
     if len(values) < len(rows) or values.keys() != set(classes):
         wrong = [name for name, _ in rows if name not in set(classes)] or [n for n in classes if n not in values]
@@ -233,7 +237,11 @@ def _pick(path: Path, tensors: Mapping[str, Tensor], key: str, preferred: Sequen
     keys = [key] if key else list(tensors) if len(tensors) == 1 else [name for name in preferred if name in tensors]
     if not keys:
         raise ValueError(f"'{path}' holds {names}; choose one as '{path}:KEY'")
-    return tensors[keys[0]].detach()
+    tensor = tensors[keys[0]].detach()
+    if tensor.is_complex() or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        kind = f"{tensor.dtype}, {tensor.layout}, {tensor.device}"
+        raise ValueError(f"'{path}' must hold a dense tensor of real numbers (got {kind})")
+    return tensor
 
 
 def _read_npy(path: Path) -> Tensor:

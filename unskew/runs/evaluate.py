@@ -5,7 +5,7 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from unskew import config
-from unskew.runs.run import Run
+from unskew.runs.run import Run, check_root
 
 
 def evaluate(run: Run, model_dir: str = "", epoch: int | None = None) -> None:
@@ -22,6 +22,7 @@ def evaluate(run: Run, model_dir: str = "", epoch: int | None = None) -> None:
     from unskew.engine.trainer import build_trainer
     from unskew.utils.seeds import set_random_seed
 
+    check_root(run.config)
     if model_dir:
         if not Path(model_dir).is_dir():
             raise FileNotFoundError(f"--model-dir '{model_dir}' is not a folder: pass the folder of a finished run")
@@ -39,6 +40,7 @@ def build(run: Run) -> None:
     from unskew.engine.trainer import build_trainer
     from unskew.utils.seeds import set_random_seed
 
+    check_root(run.config)
     set_random_seed(run.config.SEED)
     build_trainer(run.config)
 

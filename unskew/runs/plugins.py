@@ -130,6 +130,11 @@ def _import(place: _Place) -> declared.Plugin:
     extend_cfg = _function(module, "extend_cfg", place)
     if not (was_loaded or extend_cfg or left_out or any(new_names.values())):
         logger.warning(f"plugin '{place.given}' registers no dataset and no trainer")
+    for name in (*new_names["datasets"], *new_names["trainers"]):
+        if (config := place.root / f"{name}.yaml").is_file():
+            logger.warning(
+                f"plugin '{place.given}': '{config}' is read only as --config-file; defaults() sets keys too"
+            )
     declared.declare("backbones", *registries["backbones"].registered_names())  # Dassl's names, which plugins may use
     return declared.Plugin(place.given, new_names, bases, functions, extend_cfg)
 

@@ -13,8 +13,9 @@ from yacs.config import CfgNode
 
 import unskew
 from unskew import config
-from unskew.engine.run_dir import RunDir, backbone_label, dataset_label, run_folder, trainer_label
+from unskew.engine.run_dir import USER_DATASETS, RunDir, backbone_label, dataset_label, run_folder, trainer_label
 from unskew.runs import plugins, report
+from unskew.utils.files import expand
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -239,6 +240,7 @@ def execute(run: Run, console: bool = True) -> dict:
         folder.check_same(cfg)
         _warn_if_method_changed(cfg, folder)
         return run.metrics
+    check_root(cfg)
     if cfg.RESUME:
         RunDir(cfg.RESUME).check_resumable(cfg)
     main = int(os.environ.get("RANK", 0)) == 0  # only one of several processes writes
@@ -260,6 +262,12 @@ def execute(run: Run, console: bool = True) -> dict:
             report.write_metrics(folder.metrics, metrics)
             folder.finish(cfg)
     return metrics
+
+
+def check_root(cfg: CfgNode) -> None:
+    """Raise ``FileNotFoundError`` if the user's own images do not exist, before a backbone is loaded for them."""
+    if cfg.DATASET.NAME in USER_DATASETS and not expand(cfg.DATASET.ROOT).exists():
+        raise FileNotFoundError(f"there is no '{cfg.DATASET.ROOT}': give your own images with --root")
 
 
 def _train_and_test(cfg: CfgNode) -> "tuple[dict, dict[str, Tensor]]":

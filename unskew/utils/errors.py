@@ -11,12 +11,12 @@ DAMAGE = (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeE
 def format_error(error: BaseException) -> str:
     """Return an error's message as one line.
 
-    It is the last line of the message, because a loader's worker process puts a traceback and the error's type before
-    it.
+    A loader's worker process puts a traceback and the error's type before the message, which is then the last line.
     """
     text = error.strerror if isinstance(error, OSError) and error.filename is None and error.strerror else str(error)
-    lines = text.strip().splitlines() or [type(error).__name__]
-    return lines[-1].removeprefix(f"{type(error).__name__}: ")
+    if "Traceback (most recent call last)" in text:
+        text = text.strip().splitlines()[-1].removeprefix(f"{type(error).__name__}: ")
+    return " ".join(text.split()) or type(error).__name__
 
 
 def exit_code(command: Callable[[], object], hint: str = "") -> int:

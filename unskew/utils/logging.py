@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,8 +24,11 @@ class LinesOnStream(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
         stream = getattr(sys, self.stream_name)
-        tqdm.write(self.format(record), file=stream)
-        stream.flush()
+        try:
+            tqdm.write(self.format(record), file=stream)
+            stream.flush()
+        except BrokenPipeError:  # the reader of the pipe, such as head, has ended; the run continues
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class _LogFile(logging.FileHandler):
