@@ -191,6 +191,12 @@ def test_missing_files_are_named(tmp_path):
         utils.resume_from_checkpoint(tmp_path, nn.Linear(1, 1))
 
 
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"\0\0"])
+def test_a_damaged_note_names_no_checkpoint(content, tmp_path):
+    (tmp_path / "checkpoint").write_bytes(content)
+    assert checkpoint.last_checkpoint(tmp_path) is None
+
+
 def test_last_checkpoint_stays_in_its_folder(tmp_path):
     (tmp_path / "run").mkdir()
     checkpoint.save({"epoch": 1}, tmp_path / "outside")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from unskew.micro import weights as micro
-from unskew.utils.registry import unknown_name
+from unskew.utils.registry import suggestion, unknown_name
 
 # CLIP's short names. They mean OpenAI's weights, which were trained with QuickGELU.
 OPENAI = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px")
@@ -40,11 +40,7 @@ def resolve(name: str) -> tuple[str, str, Path | None]:
         raise ValueError(f"{unknown_name('backbone', name, (*OPENAI, *micro.NAMES))}; {hint}")
     arch = arch.replace("/", "-")
     if arch not in open_clip.list_models():
-        similar = (
-            unknown_name("open_clip architecture", arch, open_clip.list_models())
-            .partition(" (known")[0]
-            .partition("; choose one of")[0]
-        )
+        similar = suggestion("open_clip architecture", arch, open_clip.list_models())
         raise ValueError(f"{similar} (open_clip.list_models() has all {len(open_clip.list_models())})")
     if weights == "random":
         return arch, "", None

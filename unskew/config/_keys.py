@@ -5,7 +5,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from unskew.utils.registry import unknown_name
+from unskew.utils.registry import suggestion
 
 
 def flatten(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -75,5 +75,5 @@ def _unknown_key(key: str, leaves: Iterable[str]) -> str:
     if same:
         return f"unknown config key '{key}'; did you mean {' or '.join(same[:3])}?"
     place = "the YAML files in configs/trainers" if key.startswith("TRAINER.") else "unskew/config/defaults.py"
-    message = unknown_name("config key", key, leaves).split(" (known:")[0].split("; choose one of")[0]
+    message = suggestion("config key", key, leaves)
     return f"{message}; see {place} for all keys".replace("?;", "? Or")

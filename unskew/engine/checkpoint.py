@@ -223,7 +223,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str | 
 def last_checkpoint(folder: str | Path) -> Path | None:
     """Return the file that ``folder/checkpoint`` names, if both exist."""
     note = Path(folder) / "checkpoint"
-    lines = note.read_text(encoding="utf-8").split() if note.is_file() else []
+    lines = note.read_text(encoding="utf-8", errors="replace").split() if note.is_file() else []
     path = Path(folder) / Path(lines[0]).name if lines else None
     return path if path is not None and path.is_file() else None
 

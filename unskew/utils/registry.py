@@ -21,12 +21,16 @@ Entry = TypeVar("Entry")
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Return the error message for an unknown name: it suggests similar names and lists the known ones."""
     known = sorted(known)
+    message, names = suggestion(kind, name, known), ", ".join(known)
+    return f"{message} (known: {names})" if message.endswith("?") else f"{message}; choose one of {names}"
+
+
+def suggestion(kind: str, name: str, known: Iterable[str]) -> str:
+    """Return the error message for an unknown name with similar names, if there are any."""
     by_lower_case = {k.lower(): k for k in known}
     matches = difflib.get_close_matches(str(name).lower(), by_lower_case, n=3, cutoff=0.5)
-    if not matches:
-        return f"unknown {kind} '{name}'; choose one of {', '.join(known)}"
     hint = " or ".join(by_lower_case[match] for match in matches)
-    return f"unknown {kind} '{name}'; did you mean {hint}? (known: {', '.join(known)})"
+    return f"unknown {kind} '{name}'" + (f"; did you mean {hint}?" if hint else "")
 
 
 class Registry(Generic[Entry]):
