@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from unskew import config
@@ -199,3 +200,15 @@ def test_the_groups_config_equals_a_zeroshot_run(data_root):
             expected[node] for node in ("INPUT", "DATASET", "MODEL")
         ]
         assert derived.SEED == 1
+
+
+def test_the_sample_for_the_groups_gives_no_warning(tmp_path, warned):
+    """The folder has 12 images per class: enough for the 2 shots of the run, not for the 16 of the groups."""
+    rng = np.random.default_rng(0)
+    for name in ("one", "two", "three"):
+        (tmp_path / name).mkdir()
+        for number in range(12):
+            Image.fromarray(rng.integers(256, size=(32, 32, 3), dtype=np.uint8)).save(tmp_path / name / f"{number}.png")
+    opts = ("DATASET.ROOT", str(tmp_path), "DATASET.NUM_SHOTS", 2)
+    groups = dataset_groups.dataset_groups(config.load("folder", trainer="ZeroshotCLIP", backbone="micro", opts=opts))
+    assert set(groups) == {"p_many", "p_medium", "p_few"} and warned() == []

@@ -17,6 +17,7 @@ from unskew.debias.metrics import prior_groups
 from unskew.debias.prior import estimate_log_prior
 from unskew.debias.temperature import fit_temperature
 from unskew.engine.fingerprint import USER_DATASETS
+from unskew.utils.logging import errors_only
 
 logger = logging.getLogger("unskew")
 
@@ -75,7 +76,8 @@ def _estimate_groups(cfg: CfgNode, device: str | torch.device) -> dict[str, Tens
             f"{error}"
         )
         return {}
-    dataset = build_dataset(cfg)
+    with errors_only():  # the sample of 16 shots is not the user's
+        dataset = build_dataset(cfg)
     train = sample_up_to(dataset.train_x, SHOTS, random.Random(SEED)) if cfg.DATASET.LONGTAIL else dataset.train_x
     items = [*train, *(dataset.val or [])]
     transform = build_transform(cfg, backbone, train=False)

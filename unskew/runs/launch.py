@@ -148,7 +148,8 @@ def check_outcomes(outcomes: Sequence[dict | Exception]) -> None:
     """Raise ``ValueError`` if runs failed."""
     failed = sum(isinstance(outcome, Exception) for outcome in outcomes)
     if failed:
-        raise ValueError(f"{failed} of {len(outcomes)} runs failed, see above; the same command repeats only these")
+        advice = "mend the cause, then repeat the command, which skips finished runs"
+        raise ValueError(f"{failed} of {len(outcomes)} runs failed, see above: {advice}")
 
 
 def launch(runs: Sequence[Run]) -> Iterator[dict | Exception]:

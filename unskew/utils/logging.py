@@ -5,7 +5,7 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -97,6 +97,17 @@ def _log_traceback(
 
 
 _warned: set[str] = set()
+
+
+@contextlib.contextmanager
+def errors_only() -> Iterator[None]:
+    """Drop warnings, for work that the user did not ask for."""
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def warn_once(message: str) -> None:
