@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unskew.debias import _softmax, combination, prior, temperature
+from unskew.debias import _joint, _softmax, combination, prior, temperature
+from unskew.debias.joint import DEVIATION, fit_joint
 
 logging.getLogger("unskew").setLevel(logging.ERROR)
 
@@ -113,6 +114,24 @@ def plain_temperature(logits: Tensor, labels: Tensor, method: str) -> float:
     return float(low.exp())
 
 
+def plain_joint(logits: Tensor, labels: Tensor) -> Tensor:
+    """The bias b of the joint fit, and log s, by L-BFGS; without the average over "no bias"."""
+    logits = logits.double()
+    counts = labels.bincount(minlength=logits.shape[1]).double()
+    seen, samples = counts > 0, len(labels)
+    variances = DEVIATION**2 - 1 / counts[seen]
+    log_pi = torch.full_like(counts, -torch.inf).masked_scatter(seen, (counts[seen] / samples).log())
+
+    def loss(x: Tensor) -> Tensor:
+        s, b = x[0].exp(), torch.zeros_like(counts).masked_scatter(seen, x[1:])
+        prior_terms = s - 1 - x[0] + 0.5 * (x[1:].square() / variances).sum()
+        return F.cross_entropy(s * logits - b + log_pi, labels) + prior_terms / samples
+
+    x = minimise(loss, torch.zeros(1 + int(seen.sum()), dtype=torch.float64))
+    beta = torch.zeros_like(counts).masked_scatter(seen, x[1:] * DEVIATION**2 / variances)
+    return beta.log_softmax(0)
+
+
 def plain_combination(zs: Tensor, ft: Tensor, labels: Tensor, log_q: Tensor) -> Tensor:
     """rho, then both weights; the bounds are left out, as they do not bind here."""
     ft, zs = ft.double(), zs.double()
@@ -152,10 +171,12 @@ def calls(samples: int, classes: int, imbalance: float) -> dict[str, tuple[Calla
         "convex, strength cv": (lambda: estimate(strength="cv"), None),
         "em, no labels": (lambda: estimate(None, method="em"), exact if balanced else None),
         "em": (lambda: estimate(method="em"), exact),
+        "map": (lambda: fit_joint(zs, labels, no_bias=0.0).log_q, lambda: plain_joint(zs, labels)),
         "eigen": (lambda: estimate(method="eigen"), lambda: plain_eigen(zs, labels, 1.0)),
         "temperature, confidence": temperatures("confidence"),
         "temperature, nll": temperatures("nll"),
-        "combination": (lambda: combination.fit_combination(*val), lambda: plain_combination(*val)),
+        "combination": (lambda: combination.fit_combination(*val)[:3], lambda: plain_combination(*val)),
+        "combination, map": (lambda: combination.fit_combination(*val, method="map").offset, None),
     }
     if bool((torch.bincount(labels, minlength=classes) == 0).any()):
         del found["convex, strength 0"]
@@ -175,7 +196,7 @@ def counted_passes(samples: int):
         counted.append(len(tensor) / samples)
         return blocks(tensor)
 
-    modules = [_softmax, prior, temperature, combination]
+    modules = [_softmax, _joint, prior, temperature, combination]
     for module in modules:
         module.blocks = counting
     try:
@@ -219,7 +240,7 @@ def row(name: str, call: Callable, plain: Callable | None, size: tuple, repeats:
         "passes": round(sum(passes), 1),
         "floor_seconds": sum(passes) * softmax_seconds(samples, classes, repeats),
         "peak_bytes": peak,
-        "copies": None if peak is None else peak / (4 * samples * classes * (1 + (name == "combination"))),
+        "copies": None if peak is None else peak / (4 * samples * classes * (1 + name.startswith("combination"))),
         "reference_seconds": reference,
         "ratio": None if reference is None else reference / seconds,
         "difference": difference,

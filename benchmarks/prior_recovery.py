@@ -97,7 +97,7 @@ def gla(r: Record, log_q: Tensor, fit: str = "all", temperature: str = "confiden
     def combine_epoch(epoch: dict[str, Tensor]) -> dict[str, Tensor]:
         t_ft = fit_temperature(epoch["val"], r.labels["val"], method=temperature)
         ft = {s: epoch[s] / t_ft for s in epoch}
-        rho, a, b = SUM
+        rho, a, b, _ = SUM
         if fit in ("all", "rho"):
             rho = remaining_bias(ft["val"], r.labels["val"], log_q)
         if fit in ("all", "weights"):

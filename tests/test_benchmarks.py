@@ -125,9 +125,10 @@ def test_prior(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "convex, strength cv" in done.stdout and "20 classes" in done.stdout
     rows = {row["name"]: row for row in json.loads((tmp_path / "rows.json").read_text())["rows"]}
-    assert len(rows) == 9 and rows["eigen"]["passes"] == 1
+    assert len(rows) == 11 and rows["eigen"]["passes"] == 1
     for name, row in rows.items():
         assert row["seconds"] > 0 and row["floor_seconds"] > 0
-        assert "cv" in name or row["passes"] <= 30
+        assert "cv" in name or "map" in name or row["passes"] <= 30
         # The plain way knows no bounds of the weights, which bind on so few images.
-        assert name == "combination" or row["difference"] is None or row["difference"] < 1e-5
+        tolerance = 1e-4 if name == "map" else 1e-5
+        assert name == "combination" or row["difference"] is None or row["difference"] < tolerance

@@ -19,6 +19,7 @@ _SAVED = {
     "rho": "rho_",
     "ft_weight": "ft_weight_",
     "zs_weight": "zs_weight_",
+    "offset": "offset_",
 }
 
 
@@ -35,7 +36,7 @@ class GLA(ensemble.Ensemble):
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
         check_prior(cfg, self.node_name)
-        check_choice(cfg, f"{self.node_name}.COMBINE", ("fitted", "sum"))
+        check_choice(cfg, f"{self.node_name}.COMBINE", ("map", "fitted", "sum"))
         check_choice(cfg, f"{self.node_name}.TARGET", ("uniform", "train"), file=True)
 
     def build_gla(self) -> SavedGLA:

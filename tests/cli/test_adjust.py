@@ -150,7 +150,7 @@ def test_the_bias_that_fine_tuning_has_left_is_taken_out(files, capsys, counts):
         assert math.isclose(float(facts[name]), value, abs_tol=0.05), name
     assert np.allclose(out["logits"].softmax(1), torch.from_numpy(true).softmax(1), atol=0.05)
     rho, a, b = (float(facts[name]) for name in ("rho", "ft_weight", "zs_weight"))
-    assert f"GLA: {a:.2f} (ft - {rho:.2f} log q) + {b:.2f} (zs - log q)" in capsys.readouterr().out
+    assert f"GLA: {a:.2f} (ft/T - {rho:.2f} log q) + {b:.2f} (zs/T - log q)" in capsys.readouterr().out
     out = files.adjust(**common, combine="sum")["logits"].numpy()
     assert np.allclose(out, ft + zs - log_q - (log_p if counts else 0), atol=1e-6)
 
@@ -170,7 +170,7 @@ def test_labels_of_the_scored_samples_fit_nothing_when_there_is_val(files, capsy
         assert torch.equal(again["logits"], out["logits"])
     t_zs, t_ft = (fit_temperature(torch.from_numpy(logits), torch.from_numpy(vy)) for logits in (vz, vf))
     log_q = estimate_log_prior(torch.from_numpy(vz) / t_zs, torch.from_numpy(vy)).log_q.numpy()
-    rho, a, b = fit_combination(*(torch.from_numpy(part) for part in (vz / t_zs, vf / t_ft, vy, log_q)))
+    rho, a, b, _ = fit_combination(*(torch.from_numpy(part) for part in (vz / t_zs, vf / t_ft, vy, log_q)))
     expected = a * (ft / t_ft - rho * log_q) + b * (zs / t_zs - log_q)
     assert np.allclose(out["logits"].numpy(), expected, atol=1e-6)
     said = capsys.readouterr().out
@@ -194,7 +194,7 @@ def test_without_val_each_sample_is_adjusted_by_other_folds(files, capsys, given
         log_q = log_q if given_prior else estimate_log_prior(z / t_zs, y).log_q.numpy()
         fits[number] = (t_zs, t_ft, log_q, *fit_combination(z / t_zs, f / t_ft, y, torch.as_tensor(log_q)))
     for sample in range(57):
-        t_zs, t_ft, log_q, rho, a, b = fits[fold[sample]]
+        t_zs, t_ft, log_q, rho, a, b, _ = fits[fold[sample]]
         expected = a * (ft[sample] / t_ft - rho * log_q) + b * (zs[sample] / t_zs - log_q)
         assert np.allclose(out["logits"][sample].numpy(), expected, atol=1e-6)
     assert len({fit[0] for fit in fits.values()}) == 5  # so that a mix-up of folds would be seen

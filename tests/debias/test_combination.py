@@ -126,9 +126,9 @@ def test_the_sum_is_the_papers_and_the_fit_is_its_parts():
     torch.testing.assert_close(combine(zs, ft, log_q, SUM, log_p, target), adjust(zs, ft, log_q, log_p, target))
     torch.testing.assert_close(combine(zs, ft, log_q), ft + zs - log_q)
     fitted = fit_combination(zs, ft, labels, log_q, log_p)
-    assert fitted.rho == remaining_bias(ft - log_p, labels, log_q)
+    assert fitted.rho == pytest.approx(remaining_bias(ft - log_p, labels, log_q), rel=1e-12)
     a, b = fit_weights(zs - log_q, ft - log_p - fitted.rho * log_q, labels)
-    assert fitted[1:] == (a, b)
+    assert fitted[1:3] == pytest.approx((a, b), rel=1e-9) and fitted.offset == 0
     expected = a * (ft - log_p - fitted.rho * log_q) + b * (zs - log_q) + target
     torch.testing.assert_close(combine(zs, ft, log_q, fitted, log_p, target), expected)
     assert combine(zs.float(), ft.float(), log_q, Combination(0.5, 2.0, 1.0)).dtype == torch.float64
@@ -138,3 +138,39 @@ def test_shapes_that_do_not_fit():
     ft, zs, labels = halves()
     with pytest.raises(ValueError, match="both be"):
         fit_weights(zs[:, :4], ft, labels.clamp(max=3))
+
+
+# --- map ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("few", [5, 40, 300])
+def test_map_minimises_the_penalised_cross_entropy(few):
+    """Against SciPy, from the definition: normal priors on both weights and on the offset of each class."""
+    ft, zs, labels = (tensor[:few] for tensor in halves())
+    log_q = torch.tensor([0.5, 0.2, 0.1, 0.1, 0.1], dtype=torch.float64).log()
+    fitted = fit_combination(zs, ft, labels, log_q, method="map")
+    present, counts = np.unique(labels, return_counts=True)
+    f, z = ((half - share * log_q).numpy()[:, present] for half, share in ((ft, fitted.rho), (zs, 1.0)))
+    targets, log_pi = np.searchsorted(present, labels), np.log(counts / few)
+
+    def objective(x):
+        log_p = log_softmax(x[0] * f + x[1] * z - x[2:] + log_pi, axis=1)
+        penalty = 2 * ((x[0] - 0.3) ** 2 + (x[1] - 0.7) ** 2) + 8 * (x[2:] ** 2).sum()
+        return penalty - log_p[np.arange(few), targets].sum()
+
+    bounds = [(0, None)] * 2 + [(None, None)] * len(present)
+    start = np.r_[0.3, 0.7, np.zeros(len(present))]
+    expected = minimize(objective, start, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-15, "gtol": 1e-9}).x
+    assert fitted.rho == remaining_bias(ft, labels, log_q)
+    np.testing.assert_allclose([fitted.ft_weight, fitted.zs_weight], expected[:2], atol=1e-5)
+    np.testing.assert_allclose(fitted.offset[present], expected[2:], atol=1e-5)
+    absent = np.setdiff1d(np.arange(5), present)
+    assert not fitted.offset[absent].any()
+    logits = combine(zs, ft, log_q, fitted)
+    assert torch.equal(logits, combine(zs, ft, log_q, fitted._replace(offset=0.0)) - fitted.offset)
+
+
+def test_map_on_one_class_keeps_the_prior():
+    ft, zs, _ = halves()
+    fitted = fit_combination(zs[:4], ft[:4], [2] * 4, np.log(np.full(5, 0.2)).tolist(), method="map")
+    assert fitted[1:] == (0.3, 0.7, 0.0)

@@ -29,7 +29,7 @@ def test_fit_is_temperature_prior_combination():
     combination = fit_combination(zs / t_zs, ft / t_ft, y, log_q)
     assert (float(gla.zs_temperature_), float(gla.ft_temperature_)) == (t_zs, t_ft)
     assert torch.equal(gla.log_q_, log_q)
-    assert (float(gla.rho_), float(gla.ft_weight_), float(gla.zs_weight_)) == combination
+    assert (float(gla.rho_), float(gla.ft_weight_), float(gla.zs_weight_)) == combination[:3]
     expected = combine(zs / t_zs, ft / t_ft, log_q, combination)
     assert torch.equal(gla.decision_function(zs, ft), expected)
     assert torch.equal(gla.predict(zs, ft), expected.argmax(1))
@@ -145,7 +145,7 @@ def test_a_new_fit_forgets_the_last():
     zs, ft, y = halves()
     gla = GLA().fit(zs, ft, y, train_counts=[1, 2, 3, 4])
     gla.fit(zs, None, y)
-    assert not gla.log_p_.any() and (gla.rho_, gla.ft_weight_, gla.zs_weight_) == SUM
+    assert not gla.log_p_.any() and (gla.rho_, gla.ft_weight_, gla.zs_weight_) == SUM[:3]
 
 
 # --- kinds and precision ----------------------------------------------------------------------------
@@ -296,3 +296,44 @@ def test_scikit_learn_clones_and_sets_parameters(prior):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             twin.set_params(**wrong)
     assert twin.get_params()["temperature"] == "nll"
+
+
+# --- prior="map", combine="map" ------------------------------------------------------------------------
+
+
+def test_map_is_the_joint_fit_and_its_combination():
+    zs, ft, y = map(torch.from_numpy, halves())
+    gla = GLA(prior="map", combine="map").fit(zs, ft, y)
+    estimate, t_ft = estimate_log_prior(zs, y, method="map"), fit_temperature(ft, y)
+    assert torch.equal(gla.log_q_, estimate.log_q) and torch.equal(gla.log_q_deviation_, estimate.deviation)
+    assert float(gla.zs_temperature_) == estimate.temperature and float(gla.ft_temperature_) == t_ft
+    assert (gla.log_evidence_, gla.no_bias_) == (estimate.log_evidence, estimate.no_bias)
+    fitted = fit_combination(zs / estimate.temperature, ft / t_ft, y, estimate.log_q, method="map")
+    expected = combine(zs / estimate.temperature, ft / t_ft, estimate.log_q, fitted)
+    torch.testing.assert_close(gla.decision_function(zs, ft), expected)
+    assert "evidence for a bias e^" in gla.summary() and "offset" in gla.summary()
+
+
+def test_map_without_labels_uses_the_weights_of_its_prior():
+    zs, ft, _ = map(torch.from_numpy, halves())
+    gla = GLA(prior="map", combine="map").fit(zs, ft)
+    torch.testing.assert_close(gla.decision_function(zs, ft), 0.3 * ft + 0.7 * (zs - gla.log_q_))
+
+
+def test_map_has_no_strength():
+    with pytest.raises(ValueError, match="strength"):
+        GLA(prior="map", strength=1.0)
+    with pytest.raises(ValueError, match="strength"):
+        GLA(strength=1.0).set_params(prior="map")
+
+
+def test_a_state_dict_holds_the_offset():
+    zs, ft, y = halves()
+    gla = GLA(prior="map", combine="map").fit(zs, ft, y)
+    restored = GLA(prior="map", combine="map")
+    restored.load_state_dict(gla.state_dict())
+    assert gla.offset_.any()
+    np.testing.assert_array_equal(restored.decision_function(zs, ft), gla.decision_function(zs, ft))
+    sums = GLA(prior="map", combine="sum").fit(zs, ft, y)
+    gla.set_params(combine="sum").fit(zs, ft, y)  # the offset of the last fit is gone
+    np.testing.assert_array_equal(gla.decision_function(zs, ft), sums.decision_function(zs, ft))

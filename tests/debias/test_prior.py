@@ -261,7 +261,6 @@ LOGITS, LABELS = torch.zeros(4, 3), torch.tensor([0, 1, 2, 0])
         ({"labels": None, "method": "released"}, "needs labels"),
         ({"strength": -1.0}, "strength"),
         ({"strength": "loo"}, "strength must be .*loo"),
-        ({"strength": None}, "strength"),
         ({"strength": "cv", "labels": torch.tensor([0, 1, 2, 0]), "method": "eigen"}, "'cv'.*eigen"),
         ({"strength": "cv", "labels": None, "method": "em"}, "'cv'"),
         ({"strength": float("nan")}, "strength"),

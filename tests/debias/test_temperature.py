@@ -69,12 +69,19 @@ def test_clipped_accuracy(right):
 
 
 def test_no_root_is_the_nearer_end_and_one_warning(warned):
+    logits, _ = case(scale=1.0)
+    spread = float(logits.var(1, correction=0).mean().sqrt())
+    assert fit_temperature(logits, logits.argmax(1), method="nll") == pytest.approx(0.01 * spread)  # all are right
+    assert fit_temperature(logits, logits.argmin(1), method="nll") == pytest.approx(100 * spread)
+    assert len(warned()) == 2 and all("no temperature" in message for message in warned())
+
+
+@pytest.mark.parametrize("method", ["confidence", "nll"])
+@pytest.mark.parametrize("factor", [1e-6, 0.01, 100.0, 1e6])
+def test_the_scale_of_the_logits_scales_the_temperature(method, factor):
     logits, labels = case(scale=1.0)
-    assert fit_temperature(logits * 1e6, labels) == 100.0  # too confident at every T
-    assert fit_temperature(logits * 1e-6, labels) == 0.01
-    assert fit_temperature(logits, logits.argmax(1), method="nll") == 0.01  # nothing is ever wrong
-    assert fit_temperature(logits, logits.argmin(1), method="nll") == 100.0
-    assert len(warned()) == 4 and all("no temperature" in message for message in warned())
+    expected = factor * fit_temperature(logits, labels, method=method)
+    assert fit_temperature(factor * logits, labels, method=method) == pytest.approx(expected, rel=1e-9)
 
 
 def test_half_precision_is_fitted_in_float64():

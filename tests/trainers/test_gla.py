@@ -125,6 +125,41 @@ def test_every_estimator_gives_the_prior(method, strength, data_root, tmp_path):
     torch.testing.assert_close(trainer.gla.log_q_, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_map_fits_temperature_and_prior_together_and_writes_a_table(data_root, tmp_path):
+    from unskew.debias.prior import estimate_log_prior
+
+    opts = ("TRAINER.GLA.PRIOR", "map", "TRAINER.GLA.COMBINE", "map")
+    trainer = build("GLA", data_root, tmp_path, *opts, shots=4)
+    trainer.train()
+    paths, labels = trainer.labelled([*trainer.dataset.train_x, *trainer.dataset.val])
+    estimate = estimate_log_prior(trainer.zeroshot_logits(paths), labels, method="map")
+    torch.testing.assert_close(trainer.gla.log_q_, estimate.log_q)
+    torch.testing.assert_close(float(trainer.gla.zs_temperature_), estimate.temperature, rtol=1e-5, atol=0)
+    header, *rows = [line.split(",") for line in (tmp_path / "prior.csv").read_text().splitlines()]
+    assert header == ["class", "q", "log_q", "deviation"]
+    assert [row[0] for row in rows] == trainer.classnames
+    assert [float(row[3]) for row in rows] == pytest.approx(estimate.deviation.tolist(), rel=1e-5)
+    fresh = build("GLA", data_root, tmp_path / "fresh", *opts, shots=4)
+    fresh.load_model(str(tmp_path))
+    assert torch.equal(fresh.predict(some_paths(fresh)), trainer.predict(some_paths(trainer)))
+    assert fresh.gla.offset_.any()
+
+
+def test_a_checkpoint_without_an_offset_loads(data_root, tmp_path):
+    trainer = build("GLA", data_root, tmp_path, shots=4)
+    trainer.train()
+    state = trainer.gla.state_dict()
+    assert not state.pop("offset").any()
+    trainer.gla.load_state_dict(state)
+
+
+@pytest.mark.parametrize("name", ["GLA", "DebiasedZeroshot"])
+def test_map_has_no_strength(name, data_root, tmp_path):
+    opts = (f"TRAINER.{name.upper()}.PRIOR", "map", f"TRAINER.{name.upper()}.STRENGTH", "2")
+    with pytest.raises(ValueError, match=rf"TRAINER\.{name.upper()}\.PRIOR map.*STRENGTH"):
+        build(name, data_root, tmp_path, *opts)
+
+
 # --- other label frequencies ------------------------------------------------------------------------
 
 
@@ -204,7 +239,7 @@ def test_gla_with_a_weak_base_is_not_worse_than_debiased_zero_shot(data_root, tm
 
 NUMBERS = ["rho", "ft_weight", "zs_weight", "zeroshot_temperature", "finetuned_temperature"]
 CHECKPOINTS = {
-    "GLA": {"classes", "log_q", "log_p", "log_target", *NUMBERS},
+    "GLA": {"classes", "log_q", "log_p", "log_target", "offset", *NUMBERS},
     "Ensemble": {"classes", *NUMBERS[3:]},
     "DebiasedZeroshot": {"classes", "log_q", "temperature"},
 }
@@ -221,7 +256,7 @@ def test_checkpoints_keep_their_format(name, data_root, tmp_path):
     assert state.keys() == keys
     for key, value in state.items():
         assert value.dtype == (torch.int64 if key == "classes" else torch.float32)
-        assert value.shape == ((10,) if key.startswith("log_") else ())
+        assert value.shape == ((10,) if key.startswith(("log_", "offset")) else ())
     old = {key: torch.rand(value.shape) + 1 if key != "classes" else value for key, value in state.items()}
     trainer.gla.load_state_dict(old)
     paths = some_paths(trainer)
@@ -233,7 +268,7 @@ def test_checkpoints_keep_their_format(name, data_root, tmp_path):
         expected = ft + zs
     if name == "GLA":
         ft = old["ft_weight"] * (ft - old["rho"] * old["log_q"] - old["log_p"])
-        expected = ft + old["zs_weight"] * (zs - old["log_q"]) + old["log_target"]
+        expected = ft + old["zs_weight"] * (zs - old["log_q"]) - old["offset"] + old["log_target"]
     torch.testing.assert_close(trainer.predict(paths), expected)
     with pytest.raises(RuntimeError, match=r"zs_weight|temperature"):
         trainer.gla.load_state_dict({key: old[key] for key in ("classes",)})

@@ -137,7 +137,7 @@ def _estimator(request: Request, classes: int) -> GLA:
         prior=read_prior(request.prior, classes)
         if request.prior
         else request.method or ("convex" if request.fits_on_labels else "em"),
-        strength=1.0 if request.strength is None else request.strength,
+        strength=request.strength,
         combine=request.combine,
         temperature=request.temperature or "confidence",
         logit_scale="unknown",
@@ -148,7 +148,7 @@ def _estimator(request: Request, classes: int) -> GLA:
 
 
 def _fits_something(gla: GLA) -> bool:
-    return isinstance(gla.prior, str) or gla.temperature != "none" or gla.combine == "fitted"
+    return isinstance(gla.prior, str) or gla.temperature != "none" or gla.combine != "sum"
 
 
 # --- text and files ------------------------------------------------------------------------------------

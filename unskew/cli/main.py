@@ -249,9 +249,13 @@ def _add_adjust(commands: Commands) -> None:
     add_file("--target", default="uniform", help="class frequencies to predict for, or 'uniform'")
     temperatures = ("confidence", "nll", "none")
     p.add_argument("--temperature", default="", choices=temperatures, help="how to calibrate; default: confidence")
-    p.add_argument("--method", default="", help="convex, eigen, em or released; default: convex, without labels em")
+    p.add_argument(
+        "--method", default="", help="convex, map, eigen, em or released; default: convex, without labels em"
+    )
     p.add_argument("--strength", metavar="K", help="pseudo-samples of the uniform prior, or 'cv'")
-    p.add_argument("--combine", default="fitted", choices=("fitted", "sum"), help="sum: the paper's, nothing fitted")
+    p.add_argument(
+        "--combine", default="fitted", choices=("fitted", "map", "sum"), help="sum: the paper's, nothing fitted"
+    )
     p.add_argument("--checkpoints", nargs=2, default=(), metavar="RUN", help="two run folders, or 'init' and one")
     p.add_argument("--alpha", type=float, default=0.5, help="WiSE-FT's weight of the second checkpoint (default: 0.5)")
     add_file("--out", help="a .safetensors file for GLA's logits and log_q")

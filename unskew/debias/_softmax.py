@@ -33,6 +33,12 @@ def buffers(tensor: Tensor, count: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float64, device=tensor.device)
 
 
+def spread(logits: Tensor, classes: Tensor | None = None) -> float:
+    """Return the standard deviation of logits ``[N, C]`` around their row means, from about 1000 rows."""
+    some = logits[:: max(1, len(logits) // 1000)]
+    return float((some if classes is None else some[:, classes]).double().var(1, correction=0).mean().sqrt())
+
+
 class Means(NamedTuple):
     """Means over the rows, at one offset."""
 

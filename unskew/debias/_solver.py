@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unskew.debias._softmax import Exponentials, blocks
+from unskew.debias._softmax import Exponentials, blocks, spread
 
 NEWTON_PASSES = 3000  # over the logits; 15 to 30 is usual
 
@@ -59,10 +59,10 @@ class ObservedClasses(NamedTuple):
         return cls(logits, None, classes, frequencies, float(totals) / samples, samples)
 
     def spread(self) -> float:
-        """Return the standard deviation of the logits around their row means, from about 1000 rows."""
-        rows = torch.arange(self.samples, device=self.logits.device) if self.rows is None else self.rows
-        some = rows[:: max(1, self.samples // 1000)]
-        return float(self.logits[some][:, self.classes].double().var(1, correction=0).mean().sqrt())
+        """Return the `spread` of the logits of the sample."""
+        every = max(1, self.samples // 1000)
+        rows = self.logits[::every] if self.rows is None else self.logits[self.rows[::every]]
+        return spread(rows, self.classes)
 
     def weight(self, strength: float) -> float:
         """Return the weight of the KL term in the objective of the n classes, in nats per sample."""

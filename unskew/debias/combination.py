@@ -5,16 +5,14 @@ pre-training bias. After a few shots neither holds: `fit_combination` measures b
 paper's.
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from scipy.optimize import nnls
 from torch import Tensor
 
-from unskew.debias._softmax import Exponentials, blocks, buffers
+from unskew.debias._joint import LogitSums, Minimum, NormalPenalty, minimise
+from unskew.debias._softmax import Exponentials
 from unskew.debias._validation import (
     Array,
     check_logits,
@@ -22,7 +20,6 @@ from unskew.debias._validation import (
     to_kind,
     to_logits,
     to_prior,
-    to_tensor,
     uses_numpy,
 )
 from unskew.debias.temperature import find_decreasing_root
@@ -33,18 +30,23 @@ PULL = 2.0
 # Lower bound of each weight. Both at 0 would give constant logits, on held-out images that contradict both halves.
 MIN_WEIGHT = 1e-4
 
-MAX_STEPS = 100
-
 
 class Combination(NamedTuple):
-    """Numbers, or tensors of one number, of ``ft_weight * (ft - log p - rho * log q) + zs_weight * (zs - log q)``."""
+    """The terms of ``ft_weight * (ft - log p - rho * log q) + zs_weight * (zs - log q) - offset``."""
 
     rho: float | Tensor  # in [0, 1], share of log q that remains in the fine-tuned logits
     ft_weight: float | Tensor
     zs_weight: float | Tensor
+    offset: float | Tensor = 0.0  # [C], is subtracted
 
 
+# The paper's sum, and the combination of ``map`` without held-out images.
 SUM = Combination(rho=0.0, ft_weight=1.0, zs_weight=1.0)
+MAP_PRIOR = Combination(rho=0.0, ft_weight=0.3, zs_weight=0.7)
+
+# Standard deviations of the normal priors of ``map`` on the weights, and on the offset of each class in nats.
+WEIGHT_DEVIATION = 0.5
+OFFSET_DEVIATION = 0.25
 
 
 def adjust(zs: Array, ft: Array, log_q: Array, log_p: Array | None = None, log_target: Array | None = None) -> Array:
@@ -92,7 +94,7 @@ def combine(
 ) -> Array:
     """Return the weighted logits ``[N, C]`` of both halves; the arguments are those of `adjust`."""
     numpy = uses_numpy(zs=zs, ft=ft, log_q=log_q, log_p=log_p, log_target=log_target)
-    rho, ft_weight, zs_weight = combination
+    rho, ft_weight, zs_weight, offset = combination
     zs_half, ft_half = to_logits(zs), to_logits(ft)
     check_same_shape(zs_half, ft_half)
     classes, device = zs_half.shape[1], zs_half.device
@@ -101,13 +103,30 @@ def combine(
     if log_p is not None:
         ft_half = ft_half - to_prior(log_p, "log_p", classes, device)
     logits = _adjust(zs_weight * zs_half, ft_weight * ft_half, zs_weight * prior, log_target=log_target)
+    if isinstance(offset, Tensor):
+        logits = logits - offset.to(logits)
     return to_kind(logits, numpy)
 
 
 def fit_combination(
-    zs: Array, ft: Array, labels: Array | Sequence[int], log_q: Array, log_p: Array | None = None
+    zs: Array,
+    ft: Array,
+    labels: Array | Sequence[int],
+    log_q: Array,
+    log_p: Array | None = None,
+    *,
+    method: str = "fitted",
 ) -> Combination:
     """Fit rho, then the weights, on calibrated logits ``[N, C]`` of both halves and held-out labels ``[N]``.
+
+    Args:
+        zs: ``[N, C]``, zero-shot logits, divided by their temperature.
+        ft: ``[N, C]``, fine-tuned logits, divided by their temperature.
+        labels: ``[N]``.
+        log_q: ``[C]``.
+        log_p: ``[C]``, contained in ft.
+        method: ``fitted`` fits the weights as `fit_weights`. ``map`` also fits an offset of each class: normal priors
+            hold the weights at 0.3 and 0.7 with a standard deviation of 0.5, and the offsets at 0 with one of 0.25.
 
     Raises:
         ValueError: Shapes or labels out of range; logits that are not finite; mixed kinds of arrays.
@@ -117,9 +136,24 @@ def fit_combination(
     check_same_shape(zs_half, ft_half)
     classes, device = zs_half.shape[1], zs_half.device
     prior = to_prior(log_q, "log_q", classes, device)
-    ft_half = ft_half if log_p is None else ft_half - to_prior(log_p, "log_p", classes, device)
-    rho = remaining_bias(ft_half, to_tensor(labels), prior)
-    return Combination(rho, *_fit_weights(zs_half, ft_half, labels, PULL, (rho * prior, prior)))
+    scores, targets = check_logits(ft_half, labels, None)
+    zs_half = check_logits(zs_half, None, None)[0]
+    log_p_term = torch.zeros_like(prior) if log_p is None else to_prior(log_p, "log_p", classes, device)
+    rho = _remaining_bias(scores, targets, prior, log_p_term)
+    offsets = (log_p_term.double() + rho * prior.double(), prior.double())
+    if method == "fitted":
+        penalty = NormalPenalty((0.5, 0.5), 2 * PULL, MIN_WEIGHT)
+        fit = _fit_weights(zs_half, scores, targets, penalty, offsets)
+        return Combination(rho, float(fit.weights[0]), float(fit.weights[1]))
+    present = targets.unique()
+    if len(present) < 2:
+        return MAP_PRIOR._replace(rho=rho)
+    means = (float(MAP_PRIOR.ft_weight), float(MAP_PRIOR.zs_weight))
+    penalty = NormalPenalty(means, WEIGHT_DEVIATION**-2)
+    fit = _fit_weights(zs_half, scores, targets, penalty, offsets, OFFSET_DEVIATION)
+    offset = torch.zeros(classes, dtype=torch.float64, device=device)
+    offset[present] = fit.bias
+    return Combination(rho, float(fit.weights[0]), float(fit.weights[1]), offset)
 
 
 def _log_frequencies(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
@@ -146,14 +180,21 @@ def remaining_bias(logits: Array, labels: Array | Sequence[int], log_q: Array) -
     """
     uses_numpy(logits=logits, labels=labels, log_q=log_q)
     scores, targets = check_logits(logits, labels, None)
-    prior = to_prior(log_q, "log_q", scores.shape[1], scores.device).double()
+    prior = to_prior(log_q, "log_q", scores.shape[1], scores.device)
+    return _remaining_bias(scores, targets, prior, torch.zeros_like(prior))
+
+
+def _remaining_bias(scores: Tensor, targets: Tensor, prior: Tensor, log_p: Tensor) -> float:
+    """Run `remaining_bias` on logits that contain log p."""
+    prior, log_p = prior.double(), log_p.double()
     present, log_pi = _log_frequencies(targets, scores.shape[1])
     prior = prior - prior[present[0]]  # a uniform prior becomes exactly 0
     target = float(prior[targets].mean())
+    offset = log_pi - log_p[present]
     prior, exponentials = prior[present], Exponentials(scores, None, present)
 
     def excess(rho: float) -> tuple[float, float]:
-        mean = exponentials.at(log_pi - rho * prior).probabilities
+        mean = exponentials.at(offset - rho * prior).probabilities
         variance = mean @ prior.square() - prior @ exponentials.product(prior)
         return float(mean @ prior) - target, -float(variance)
 
@@ -178,88 +219,23 @@ def fit_weights(zs: Array, ft: Array, labels: Array | Sequence[int], pull: float
         ValueError: Shapes or labels out of range; logits that are not finite; mixed kinds of arrays.
     """
     uses_numpy(zs=zs, ft=ft, labels=labels)
-    return _fit_weights(to_logits(zs), to_logits(ft), labels, pull, (0.0, 0.0))
+    scores, targets = check_logits(zs, labels, None)
+    fine_tuned = check_logits(ft, None, None)[0]
+    check_same_shape(scores, fine_tuned)
+    fit = _fit_weights(scores, fine_tuned, targets, NormalPenalty((0.5, 0.5), 2 * pull, MIN_WEIGHT))
+    return float(fit.weights[0]), float(fit.weights[1])
 
 
 def _fit_weights(
-    zs: Tensor, ft: Tensor, labels: object, pull: float, offsets: tuple[Tensor | float, Tensor | float]
-) -> tuple[float, float]:
-    """Run `fit_weights` on ft and zs minus an offset each, ``[C]`` or a number."""
-    check_same_shape(zs, ft)
-    ft, targets = check_logits(ft, labels, None)
-    zs, _ = check_logits(zs, None, None)
-    problem = _Stacking((ft, zs), offsets, targets, pull)
-    weights = np.full(2, 0.5)
-    objective, gradient, hessian = problem.at(weights)
-    for _ in range(MAX_STEPS):
-        step = _bounded_newton_step(gradient, hessian, MIN_WEIGHT - weights)
-        if abs(step).max() <= 1e-6 * weights.max():  # quadratic convergence: the next step would be about its square
-            weights = weights + step
-            break
-        bound, slope = objective + 1e-14 * (1 + abs(objective)), 1e-4 * gradient @ step
-        scale = min(1.0, 10 / abs(step).max())  # the quadratic model is poor at a distance
-        objective, *derivatives = problem.at(weights + scale * step)
-        while objective > bound + scale * slope and scale > 1e-9:
-            scale /= 4
-            objective, *derivatives = problem.at(weights + scale * step)
-        weights, (gradient, hessian) = weights + scale * step, derivatives
-    return float(weights[0]), float(weights[1])
-
-
-def _bounded_newton_step(gradient: np.ndarray, hessian: np.ndarray, least: np.ndarray) -> np.ndarray:
-    """Return the d >= least, in each coordinate, that minimises ``gradient . d + d . hessian d / 2``."""
-    values, vectors = np.linalg.eigh(hessian)
-    values = np.maximum(values, 1e-12 * max(1.0, values[-1]))  # the Hessian of two equal halves is singular
-    root = np.sqrt(values)[:, None] * vectors.T  # hessian = root^T root
-    return nnls(root, -root @ least - np.linalg.solve(root.T, gradient))[0] + least
-
-
-class _Stacking:
-    """The objective of `fit_weights` per image, with its gradient and Hessian by the weights."""
-
-    def __init__(
-        self, parts: tuple[Tensor, Tensor], offsets: tuple[Tensor | float, ...], labels: Tensor, pull: float
-    ) -> None:
-        classes = parts[0].shape[1]
-        self.parts = parts
-        self.offsets = [torch.as_tensor(offset).to(labels.device, torch.float64).expand(classes) for offset in offsets]
-        present, log_pi = _log_frequencies(labels, classes)
-        self.log_pi = torch.full_like(self.offsets[0], -math.inf)  # [C]
-        self.log_pi[present] = log_pi
-        self.workspace = buffers(parts[0], 5)
-        label_logits = [
-            part.gather(1, labels[:, None])[:, 0].double() - offset[labels]
-            for part, offset in zip(parts, self.offsets, strict=True)
-        ]
-        self.label_logits = np.array([float(logits.mean()) for logits in label_logits])
-        self.pull = pull / len(labels)
-
-    def at(self, weights: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-        """Evaluate the objective and its derivatives."""
-        samples, count = len(self.parts[0]), len(self.parts)
-        log_partition = torch.zeros_like(self.log_pi[0])
-        means, products = self.log_pi.new_zeros(count), self.log_pi.new_zeros(count, count)
-        for rows in blocks(self.parts[0]):
-            *block, exponentials, weighted, product = self.workspace[:, : rows.stop - rows.start]  # [n, C] each
-            exponentials.copy_(self.log_pi.expand_as(exponentials))
-            for logits, part, offset, weight in zip(block, self.parts, self.offsets, weights, strict=True):
-                logits.copy_(part[rows]).sub_(offset)
-                exponentials.add_(logits, alpha=float(weight))
-            highest = exponentials.amax(1, keepdim=True)
-            totals = exponentials.sub_(highest).exp_().sum(1)
-            log_partition += (highest[:, 0] + totals.log()).sum()
-            expected = []
-            for i in range(count):
-                torch.mul(exponentials, block[i], out=weighted)
-                expected.append(weighted.sum(1) / totals)
-                means[i] += expected[i].sum()
-                for j in range(i + 1):
-                    second = torch.mul(weighted, block[j], out=product).sum(1) / totals
-                    products[i, j] += (second - expected[i] * expected[j]).sum()
-        distance = weights - 0.5
-        entropy = float(log_partition) / samples - weights @ self.label_logits
-        objective = entropy + self.pull * float(distance @ distance)
-        gradient = means.cpu().numpy() / samples - self.label_logits + 2 * self.pull * distance
-        lower = products.cpu().numpy() / samples
-        hessian = lower + np.tril(lower, -1).T + 2 * self.pull * np.eye(count)
-        return objective, gradient, hessian
+    zs: Tensor,
+    ft: Tensor,
+    labels: Tensor,
+    penalty: NormalPenalty,
+    offsets: Sequence[Tensor] = (),
+    deviation: float = 0.0,
+) -> Minimum:
+    """Fit the weights of ft and zs minus their offsets and, with a ``deviation``, an offset of the present classes."""
+    counts = labels.bincount(minlength=zs.shape[1])
+    data = LogitSums([ft, zs], labels, counts, offsets)
+    variances = torch.full_like(data.counts, deviation**2) if deviation else None
+    return minimise(data, data.counts.new_tensor(penalty.means), penalty, variances)

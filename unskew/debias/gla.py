@@ -1,6 +1,7 @@
 """The GLA estimator, Generalized Logit Adjustment (Zhu et al., NeurIPS 2023, arXiv 2310.08106)."""
 
 import copy
+import dataclasses
 import math
 from collections.abc import Sequence
 from numbers import Real
@@ -20,8 +21,8 @@ from unskew.debias._validation import (
     to_tensor,
     uses_numpy,
 )
-from unskew.debias.combination import SUM, Combination, combine, fit_combination
-from unskew.debias.prior import METHODS, estimate_log_prior
+from unskew.debias.combination import MAP_PRIOR, SUM, Combination, combine, fit_combination
+from unskew.debias.prior import METHODS, PriorEstimate, estimate_log_prior
 from unskew.debias.temperature import fit_temperature
 from unskew.utils.registry import unknown_name
 
@@ -31,7 +32,7 @@ ENOUGH_HELD_OUT = 20
 FOLDS = 5
 
 _CHOICES = {
-    "combine": ("fitted", "sum"),
+    "combine": ("fitted", "map", "sum"),
     "temperature": ("confidence", "nll", "none"),
     "logit_scale": ("model", "unknown"),
 }
@@ -48,9 +49,11 @@ class GLA(torch.nn.Module):
 
     Args:
         prior: A method of `estimate_log_prior`, or a known log q ``[C]``, for example from `read_prior`.
-        strength: Pseudo-samples of the uniform prior, or "cv", as in `estimate_log_prior`.
-        combine: ``fitted`` fits rho, a and b on held-out labels; ``sum`` is the paper's formula.
-        temperature: Method of `fit_temperature`, or ``none`` for temperatures of 1.
+        strength: Pseudo-samples of the uniform prior, or "cv", as in `estimate_log_prior`; ``map`` has none.
+        combine: ``fitted`` fits rho, a and b on held-out labels; ``map`` also fits an offset of each class, with
+            normal priors on all; ``sum`` is the paper's formula.
+        temperature: Method of `fit_temperature`, or ``none`` for temperatures of 1. With the prior ``map`` it concerns
+            the fine-tuned logits alone.
         logit_scale: ``model`` for logits multiplied by the model's logit scale, ``unknown`` for others. It decides
             where an estimator of the temperature starts; ``confidence`` and ``nll`` have one solution, so that both
             values give the same result.
@@ -63,6 +66,10 @@ class GLA(torch.nn.Module):
         rho_: Share of log q that remains in the fine-tuned logits.
         ft_weight_: Weight a of the fine-tuned half.
         zs_weight_: Weight b of the zero-shot half.
+        offset_: ``[C]``, offset that is subtracted from the sum (``combine="map"``); otherwise 0.
+        log_q_deviation_: ``[C]``, posterior standard deviation of log q (``prior="map"``); otherwise None.
+        log_evidence_: Log Bayes factor of a class bias against none, in nats (``prior="map"``); otherwise NaN.
+        no_bias_: Posterior probability that there is no class bias (``prior="map"``); otherwise 0.
         method_: Estimator of log q: ``em`` if ``convex`` had no labels, "given" for a known log q.
         converged_: Whether the estimate of log q converged.
 
@@ -85,12 +92,13 @@ class GLA(torch.nn.Module):
     rho_: Tensor
     ft_weight_: Tensor
     zs_weight_: Tensor
+    offset_: Tensor
 
     def __init__(
         self,
         *,
         prior: Any = "convex",
-        strength: float | str = 1.0,
+        strength: float | str | None = None,
         combine: str = "fitted",
         temperature: str = "confidence",
         logit_scale: str = "model",
@@ -101,7 +109,10 @@ class GLA(torch.nn.Module):
                 raise ValueError(unknown_name("prior method", prior, METHODS))
         else:
             to_prior(prior, "prior", len(prior) if hasattr(prior, "__len__") else 1, torch.device("cpu"))
-        if strength != "cv" and not (isinstance(strength, Real) and math.isfinite(strength) and strength >= 0):
+        if isinstance(prior, str) and prior == "map" and strength is not None:
+            raise ValueError(f"prior 'map' has no strength (got {strength!r}): omit it, or choose convex")
+        number = isinstance(strength, Real) and math.isfinite(strength) and strength >= 0
+        if strength not in ("cv", None) and not number:
             raise ValueError(f"strength must be a number of 0 or more, or 'cv' (got {strength!r})")
         for name, choice in (("combine", combine), ("temperature", temperature), ("logit_scale", logit_scale)):
             if choice not in _CHOICES[name]:
@@ -110,6 +121,8 @@ class GLA(torch.nn.Module):
         self.temperature, self.logit_scale = temperature, logit_scale
         self.method_ = prior if isinstance(prior, str) else "given"
         self.converged_ = True
+        self.log_q_deviation_: Tensor | None = None
+        self.log_evidence_, self.no_bias_ = math.nan, 0.0
         for name in ("zs_temperature_", "ft_temperature_"):
             self.register_buffer(name, torch.ones((), dtype=torch.float64))
         self.register_buffer("log_q_", None)
@@ -146,7 +159,7 @@ class GLA(torch.nn.Module):
             ValueError: Shapes or labels out of range; logits that are not finite; mixed kinds of arrays.
         """
         uses_numpy(zs=zs, ft=ft, y=y, zs_train=zs_train, y_train=y_train, train_counts=train_counts)
-        before = {"_buffers": dict(self._buffers), "method_": self.method_, "converged_": self.converged_}
+        before = self.__dict__ | {"_buffers": dict(self._buffers)}
         try:
             return self._fit(zs, ft, y, zs_train, y_train, train_counts)
         except BaseException:  # a failed fit leaves the estimator as it was
@@ -177,19 +190,28 @@ class GLA(torch.nn.Module):
 
     def fit_zeroshot(self, zs: Tensor, y: Tensor | None) -> "GLA":
         """Fit temperature and log q from zero-shot logits ``[N, C]`` and labels ``[N]``; T_ft becomes 1."""
-        temperature = self._fit_temperature(zs, y)
-        if isinstance(self.prior, str):
-            self.method_ = "em" if y is None and self.prior == "convex" else self.prior
-            estimate = estimate_log_prior(zs / temperature, y, method=self.method_, strength=self.strength)
-            log_q, self.converged_ = estimate.log_q, estimate.converged
-        else:
-            log_q, self.converged_ = to_prior(self.prior, "prior", zs.shape[1], zs.device).clone(), True
-        self._store("zs_temperature_", temperature)
+        estimate = self._estimate_prior(zs, y)
+        log_q = estimate.log_q
+        self.converged_, self.log_q_deviation_ = estimate.converged, estimate.deviation
+        self.log_evidence_, self.no_bias_ = estimate.log_evidence, estimate.no_bias
+        self._store("zs_temperature_", estimate.temperature)
         self.log_q_ = log_q
         if self._buffers["log_p_"] is None or len(self.log_p_) != len(log_q):
             self.log_p_ = _log_frequencies(None, len(log_q), log_q)
-        self._store_combination(1.0, SUM)
+        self._store_combination(1.0, MAP_PRIOR if self.combine == "map" else SUM)
         return self
+
+    def _estimate_prior(self, zs: Tensor, y: Tensor | None) -> PriorEstimate[Tensor]:
+        """Return the estimate of log q with the temperature of the zero-shot logits."""
+        if isinstance(self.prior, str) and self.prior == "map":
+            return estimate_log_prior(zs, y, method="map", logit_scale=self.logit_scale)
+        temperature = self._fit_temperature(zs, y)
+        if not isinstance(self.prior, str):
+            log_q = to_prior(self.prior, "prior", zs.shape[1], zs.device).clone()
+            return PriorEstimate(log_q, True, math.nan, 0, math.nan, temperature)
+        self.method_ = "em" if y is None and self.prior == "convex" else self.prior
+        estimate = estimate_log_prior(zs / temperature, y, method=self.method_, strength=self.strength)
+        return dataclasses.replace(estimate, temperature=temperature)
 
     def fit_finetuned(self, zs: Tensor, ft: Tensor, y: Tensor | None) -> "GLA":
         """Fit the rest on held-out images, given a fitted zero-shot half: T_ft, rho and the weights.
@@ -197,13 +219,13 @@ class GLA(torch.nn.Module):
         Args:
             zs: ``[N, C]``, zero-shot logits.
             ft: ``[N, C]``, fine-tuned logits, which contain ``log_p_``.
-            y: ``[N]``; None keeps the paper's sum with T_ft = 1.
+            y: ``[N]``; without labels T_ft is 1 and the weights are those of their prior, or of the paper's sum.
         """
         self._check_fitted()
-        self._store_combination(self._fit_temperature(ft, y), SUM)
-        if self.combine == "fitted" and y is not None:
+        self._store_combination(self._fit_temperature(ft, y), MAP_PRIOR if self.combine == "map" else SUM)
+        if self.combine != "sum" and y is not None:
             zs, ft = zs / self.zs_temperature_, ft / self.ft_temperature_
-            combination = fit_combination(zs, ft, y, self.log_q_, self.log_p_)
+            combination = fit_combination(zs, ft, y, self.log_q_, self.log_p_, method=self.combine)
             self._store_combination(float(self.ft_temperature_), combination)
         return self
 
@@ -217,9 +239,10 @@ class GLA(torch.nn.Module):
         for name, value in combination._asdict().items():
             self._store(f"{name}_", value)
 
-    def _store(self, name: str, value: float) -> None:
-        """Set a number, in the precision and on the device of its buffer."""
-        setattr(self, name, torch.full_like(getattr(self, name), value))
+    def _store(self, name: str, value: float | Tensor) -> None:
+        """Set a number or an array, in the precision and on the device of its buffer."""
+        buffer = getattr(self, name)
+        setattr(self, name, value.to(buffer) if isinstance(value, Tensor) else torch.full_like(buffer, value))
 
     # --- prediction ---------------------------------------------------------------------------------
 
@@ -244,7 +267,7 @@ class GLA(torch.nn.Module):
         ft = self._scaled(ft, "ft")
         check_same_shape(zs, ft)
         target = None if log_target is None else to_prior(log_target, "log_target", self.n_classes_, zs.device)
-        combination = Combination(*(self._number(name, zs) for name in ("rho_", "ft_weight_", "zs_weight_")))
+        combination = Combination(*(self._number(f"{name}_", zs) for name in Combination._fields))
         gla = combine(zs, ft, log_q, combination, log_p, target).to(torch.promote_types(zs.dtype, ft.dtype))
         return {"zs": zs, "ft": ft, "ensemble": ft + zs, "debiased": scores["debiased"], "gla": gla}
 
@@ -312,18 +335,27 @@ class GLA(torch.nn.Module):
     def summary(self) -> str:
         """Return the temperatures, the prior and the combination as three lines of text."""
         self._check_fitted()
-        spread = float((self.log_q_.max() - self.log_q_.min()).exp())
         rho, a, b = (float(number) for number in (self.rho_, self.ft_weight_, self.zs_weight_))
         ft_temperature = float(self.ft_temperature_)
         zs_only = math.isnan(ft_temperature)
         finetuned = "not fitted" if zs_only else f"{ft_temperature:.3g}"
+        offset = " - offset" if self.offset_.any() else ""
+        combination = f"{a:.2f} (ft/T - {rho:.2f} log q) + {b:.2f} (zs/T - log q){offset}"
         return "\n".join(
             [
                 f"T: zero-shot {float(self.zs_temperature_):.3g}, fine-tuned {finetuned}",
-                f"q: max/min {spread:.3g} ({self.method_}, {'converged' if self.converged_ else 'NOT converged'})",
-                "GLA: zs - log q" if zs_only else f"GLA: {a:.2f} (ft - {rho:.2f} log q) + {b:.2f} (zs - log q)",
+                f"q: {self.bias_summary()} ({self.method_}, {'converged' if self.converged_ else 'NOT converged'})",
+                f"GLA: {'zs/T - log q' if zs_only else combination}",
             ]
         )
+
+    def bias_summary(self) -> str:
+        """Return the ratio of the largest to the smallest q and, if known, the evidence for a bias."""
+        self._check_fitted()
+        ratio = f"max/min {float((self.log_q_.max() - self.log_q_.min()).exp()):.3g}"
+        if not math.isfinite(self.log_evidence_):
+            return ratio
+        return f"{ratio}, evidence for a bias e^{self.log_evidence_:.3g}"
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the constructor's arguments by name, as scikit-learn's estimators do."""
@@ -351,7 +383,11 @@ class GLA(torch.nn.Module):
         return f"prior={prior}, strength={self.strength!r}, combine={self.combine!r}, temperature={self.temperature!r}"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in ("log_q_", "log_p_"):  # of any number of classes, also into an instance that is not fitted
+        for name in (
+            "log_q_",
+            "log_p_",
+            "offset_",
+        ):  # of any number of classes, also into an instance that is not fitted
             saved = state_dict.get(prefix + name)
             if saved is not None:
                 current = self._buffers[name]

@@ -17,11 +17,17 @@ from torch import Tensor
 from unskew.debias._softmax import Exponentials, blocks
 from unskew.debias._solver import BiasProblem, ObservedClasses, cross_validate, solve
 from unskew.debias._validation import Array, check_logits, to_kind, to_logits, uses_numpy
+from unskew.debias.joint import fit_joint
+from unskew.debias.temperature import fit_temperature
 from unskew.utils.registry import unknown_name
 
 logger = logging.getLogger("unskew")
 
 RELEASED_STEPS = 1000
+
+# A joint fit and a calibration give temperatures within this ratio, unless a column of the logits is absurd.
+MOST_RATIO = 5.0
+CALIBRATION_SAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,11 @@ class PriorEstimate(Generic[Array]):
         objective: Value of the minimised objective at log_q, in nats per sample; for ``eigen``, which minimises
             nothing, the largest |P q - q|.
         passes: Passes of the last solve over the logits.
-        strength: The strength used.
+        strength: The strength used; NaN for ``map``.
+        temperature: T of the logits that ``map`` fitted together with log q; 1 for the other methods.
+        deviation: ``[C]``, posterior standard deviation of log q (``map`` only).
+        log_evidence: Log Bayes factor of a bias against none, in nats (``map`` with labels only).
+        no_bias: Posterior probability that the model has no class bias (``map`` only).
 
     Example:
         >>> import numpy as np, unskew
@@ -49,6 +59,10 @@ class PriorEstimate(Generic[Array]):
     objective: float
     passes: int
     strength: float
+    temperature: float = 1.0
+    deviation: Array | None = None
+    log_evidence: float = math.nan
+    no_bias: float = 0.0
 
 
 def estimate_log_prior(
@@ -56,12 +70,16 @@ def estimate_log_prior(
     labels: Array | Sequence[int] | None = None,
     *,
     method: str = "convex",
-    strength: float | str = 1.0,
+    strength: float | str | None = None,
+    logit_scale: str = "model",
 ) -> PriorEstimate[Array]:
-    """Estimate log q from zero-shot logits ``[N, C]`` that are divided by their temperature.
+    """Estimate log q from zero-shot logits ``[N, C]``.
 
-    Let pi be the label frequencies of the sample and u the uniform prior over C classes.
+    The logits are divided by their temperature, except for ``map``, which fits the temperature too. Let pi be the
+    label frequencies of the sample and u the uniform prior over C classes.
 
+    ``map`` is the joint maximum a posteriori of temperature and class bias with its standard deviations and the
+        evidence for a bias, see `unskew.debias.joint.fit_joint`. It has no ``strength``.
     ``convex`` minimises ``1/N sum_i CE(logits_i - log q + log pi, y_i) + strength/N * KL(u || q)`` exactly.
         The first term is the objective of GLA (arXiv 2310.08106, its estimation step), where samples are balanced
         and pi drops out; without pi the result on other samples would be q/pi. The objective is convex in log q
@@ -85,10 +103,12 @@ def estimate_log_prior(
 
     Args:
         logits: ``[N, C]``, NumPy or torch.
-        labels: ``[N]``, integers in 0..C-1; optional for ``em`` and ``eigen``.
-        method: ``convex``, ``em``, ``eigen`` or ``released``.
-        strength: At least 0; 0 requires every class among the labels. "cv" (``convex`` and ``em``) selects from
-            `unskew.debias._solver.STRENGTHS` by cross-validation on the labels.
+        labels: ``[N]``, integers in 0..C-1; optional for ``map``, ``em`` and ``eigen``.
+        method: ``map``, ``convex``, ``em``, ``eigen`` or ``released``.
+        strength: At least 0, default 1; 0 requires every class among the labels. "cv" (``convex`` and ``em``) selects
+            from `unskew.debias._solver.STRENGTHS` by cross-validation on the labels.
+        logit_scale: ``model`` if the logits contain the model's logit scale, so that their temperature is near 1;
+            ``unknown`` for others, whose temperature starts at a calibration (``map`` with labels).
 
     Raises:
         ValueError: An unknown method; shapes, labels or strength out of range; logits that are not finite; mixed
@@ -104,17 +124,54 @@ def estimate_log_prior(
     """
     if method not in METHODS:
         raise ValueError(unknown_name("prior method", method, METHODS))
+    if logit_scale not in ("model", "unknown"):
+        raise ValueError(f"logit_scale must be model or unknown (got {logit_scale!r})")
+    if method == "map" and strength is not None:
+        raise ValueError(f"method 'map' has no strength (got {strength!r}): omit it, or choose convex")
+    strength = 1.0 if strength is None else strength
     number = isinstance(strength, Real) and math.isfinite(strength) and strength >= 0
     if not number and strength != "cv":
         raise ValueError(f"strength must be a number of 0 or more, or 'cv' (got {strength!r})")
     numpy = uses_numpy(logits=logits, labels=labels)
     original = to_logits(logits)
     tensor, label_tensor = check_logits(original, labels, None)
-    if label_tensor is None and method not in ("em", "eigen"):
-        raise ValueError(f"method '{method}' needs labels; pass labels, or choose em or eigen")
-    estimate = METHODS[method](tensor, label_tensor, strength)
-    log_q = estimate.log_q.to(original.device, torch.promote_types(original.dtype, torch.float32))
-    return PriorEstimate(**(vars(estimate) | {"log_q": to_kind(log_q, numpy)}))
+    if label_tensor is None and method not in ("map", "em", "eigen"):
+        raise ValueError(f"method '{method}' needs labels; pass labels, or choose map, em or eigen")
+    if method == "map":
+        estimate = _map(tensor, label_tensor, logit_scale)
+    else:
+        estimate = _WITH_STRENGTH[method](tensor, label_tensor, strength)
+
+    def converted(values: Tensor) -> Array:
+        return to_kind(values.to(original.device, torch.promote_types(original.dtype, torch.float32)), numpy)
+
+    deviation = None if estimate.deviation is None else converted(estimate.deviation)
+    return PriorEstimate(**(vars(estimate) | {"log_q": converted(estimate.log_q), "deviation": deviation}))
+
+
+def _map(logits: Tensor, labels: Tensor | None, logit_scale: str) -> PriorEstimate[Tensor]:
+    scale = 1.0
+    if labels is not None:
+        every = max(1, len(labels) // CALIBRATION_SAMPLES) if logit_scale == "model" else 1  # a check needs few
+        calibrated = fit_temperature(logits[::every], labels[::every])
+        scale = 1 / calibrated if logit_scale == "unknown" else 1.0
+    fit = fit_joint(logits, labels, scale=scale)
+    if labels is not None and not 1 / MOST_RATIO < fit.temperature / calibrated < MOST_RATIO:
+        logger.warning(
+            f"the temperature that is fitted with the class bias is {fit.temperature:.3g}, that of a calibration "
+            f"{calibrated:.3g}: check the logits for classes of another scale"
+        )
+    return PriorEstimate(
+        log_q=fit.log_q,
+        converged=fit.converged,
+        objective=fit.objective,
+        passes=fit.passes,
+        strength=math.nan,
+        temperature=fit.temperature,
+        deviation=fit.log_q_deviation,
+        log_evidence=fit.log_evidence,
+        no_bias=fit.no_bias,
+    )
 
 
 def _convex(logits: Tensor, labels: Tensor | None, strength: float | str) -> PriorEstimate[Tensor]:
@@ -203,9 +260,11 @@ def _released(logits: Tensor, labels: Tensor | None, strength: float | str) -> P
     return PriorEstimate((q / q.sum()).log(), converged, float(objective), RELEASED_STEPS + 1, 0.0)
 
 
-METHODS: dict[str, Callable[[Tensor, Tensor | None, float | str], PriorEstimate[Tensor]]] = {
+_WITH_STRENGTH: dict[str, Callable[[Tensor, Tensor | None, float | str], PriorEstimate[Tensor]]] = {
     "convex": _convex,
     "em": _convex,
     "eigen": _eigen,
     "released": _released,
 }
+
+METHODS = ("map", *_WITH_STRENGTH)

@@ -7,22 +7,23 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from unskew.debias._softmax import blocks, buffers
+from unskew.debias._softmax import blocks, buffers, spread
 from unskew.debias._validation import Array, check_logits, uses_numpy
 
 logger = logging.getLogger("unskew")
 
+# Range of T in units of the logits' spread.
 RANGE = (0.01, 100.0)
 
 
 def fit_temperature(logits: Array, labels: Array | Sequence[int], *, method: str = "confidence") -> float:
-    """Fit the temperature in [0.01, 100] that calibrates logits ``[N, C]`` on labels ``[N]``, in float64.
+    """Fit the temperature that calibrates logits ``[N, C]`` on labels ``[N]``, in float64.
 
     ``confidence`` returns the T at which the mean of max softmax(logits/T) equals the accuracy, as in GLA's released
     code. The accuracy is first clipped to [1/C + 1/(2N), 1 - 1/(2N)], so that a perfect or hopeless score on few
     samples does not send T to 0 or infinity. ``nll`` returns the T of the least negative log-likelihood, which is
-    convex in 1/T. Both are the root of a decreasing function of T. If it has no root in the range, the nearer end is
-    returned with one warning.
+    convex in 1/T. Both are the root of a decreasing function of T. It is searched from 0.01 to 100 times the standard
+    deviation of the logits around their row means; without a root there, the nearer end is returned with one warning.
 
     Args:
         logits: ``[N, C]``, NumPy or torch.
@@ -61,12 +62,15 @@ def _fit(logits: Tensor, labels: Tensor, method: str) -> float:
         value, slope = mean(logits, highest, math.exp(-log_t))
         return value - target, -math.exp(-log_t) * slope
 
-    lowest, highest_t = (math.log(end) for end in RANGE)
-    log_t, has_root = find_decreasing_root(excess, lowest, highest_t, 0.0)
+    unit = spread(logits) or 1.0
+    ends = [unit * end for end in RANGE]
+    low, high = map(math.log, ends)
+    log_t, has_root = find_decreasing_root(excess, low, high, min(max(0.0, low), high))
     if has_root:
         return math.exp(log_t)
-    end = RANGE[log_t > 0]
-    logger.warning(f"no temperature in {RANGE} fits {samples} samples by '{method}'; using {end}")
+    end = ends[log_t == high]
+    span = f"from {ends[0]:.3g} to {ends[1]:.3g}"
+    logger.warning(f"no temperature {span} fits {samples} samples by '{method}'; using {end:.3g}")
     return end
 
 

@@ -1,5 +1,7 @@
 """Parts of the trainers that use the zero-shot model: the GLA estimator in checkpoints, its images, its config keys."""
 
+import csv
+import io
 import logging
 import random
 from collections.abc import Mapping, Sequence
@@ -18,6 +20,8 @@ from unskew.debias.prior import METHODS
 from unskew.engine import checkpoint
 from unskew.engine.checkpoint import class_fingerprint
 from unskew.engine.clip_trainer import CLIPTrainer
+from unskew.engine.run_dir import RunDir
+from unskew.utils.files import write_atomically
 
 logger = logging.getLogger("unskew")
 
@@ -67,7 +71,7 @@ class SavedGLA(GLA):
         super().__init__(**options)
         self.keys = {"classes": "classes", **keys}
         self.register_buffer("classes", class_fingerprint(classnames))
-        for name in ("log_q_", "log_p_", "log_target"):
+        for name in ("log_q_", "log_p_", "offset_", "log_target"):
             self.register_buffer(name, torch.zeros(len(classnames)))
         self.float()
 
@@ -94,6 +98,8 @@ class SavedGLA(GLA):
         for key, name in self.keys.items():
             if prefix + key in state_dict:
                 state[prefix + name] = state_dict[prefix + key]
+            elif name == "offset_":  # older checkpoints have none
+                state[prefix + name] = torch.zeros_like(self.offset_)
             else:
                 missing.append(prefix + key)
         unexpected += [key for key in state_dict if key.startswith(prefix) and key[len(prefix) :] not in self.keys]
@@ -135,17 +141,38 @@ def fit_zeroshot_prior(trainer: CLIPTrainer, gla: GLA, prior: str) -> None:
     if not gla.converged_:
         logger.warning(f"the prior by '{prior}' has not converged to its optimum")
     source = f"{prior} on {images:,} images" if prior in METHODS else f"'{prior}'"
-    log_q = gla.log_q_
-    order = [trainer.classnames[label] for label in log_q.argsort(descending=True).tolist()]
+    order = _names_by(trainer, gla.log_q_)
     logger.info(
-        f"pre-training prior ({source}): max/min {float((log_q.max() - log_q.min()).exp()):.1f}, "
-        f"most frequent {', '.join(order[:3])}, least {', '.join(order[:-4:-1])}"
+        f"class bias ({source}): {gla.bias_summary()}; most frequent {', '.join(order[:3])}, "
+        f"least {', '.join(order[:-4:-1])}"
     )
+    if gla.log_q_deviation_ is not None:
+        unsure = _names_by(trainer, gla.log_q_deviation_)[:3]
+        logger.info(f"least sure of {', '.join(unsure)} (standard deviation {float(gla.log_q_deviation_.max()):.2f})")
+    if trainer.accelerator.is_main_process and Path(trainer.output_dir).is_dir():
+        _write_prior(RunDir(trainer.output_dir).prior, trainer.classnames, gla)
+
+
+def _names_by(trainer: CLIPTrainer, values: Tensor) -> list[str]:
+    return [trainer.classnames[label] for label in values.argsort(descending=True).tolist()]
+
+
+def _write_prior(path: Path, classnames: Sequence[str], gla: GLA) -> None:
+    """Write a table of class, q, log q and, if known, its standard deviation."""
+    columns = {"class": classnames, "q": gla.log_q_.exp().tolist(), "log_q": gla.log_q_.tolist()}
+    if gla.log_q_deviation_ is not None:
+        columns["deviation"] = gla.log_q_deviation_.tolist()
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(columns)
+    rows.writerows(zip(*columns.values(), strict=True))
+    write_atomically(path, text.getvalue())
 
 
 def prior_options(node: CfgNode) -> dict[str, Any]:
     """Return the arguments of `GLA` in a trainer's node; `fit_zeroshot_prior` sets the prior."""
-    return {"temperature": node.TEMPERATURE, "strength": "cv" if node.STRENGTH == "cv" else float(node.STRENGTH)}
+    strength = {"": None, "cv": "cv"}[node.STRENGTH] if node.STRENGTH in ("", "cv") else float(node.STRENGTH)
+    return {"temperature": node.TEMPERATURE, "strength": strength}
 
 
 def pretraining_prior(trainer: CLIPTrainer, node: CfgNode) -> Tensor:
@@ -174,8 +201,12 @@ def check_prior(cfg: CfgNode, trainer: str) -> None:
     check_choice(cfg, f"{trainer}.TEMPERATURE", ("confidence", "nll"))
     check_choice(cfg, f"{trainer}.PRIOR", tuple(METHODS), file=True)
     strength = cfg.TRAINER[trainer].STRENGTH
+    if cfg.TRAINER[trainer].PRIOR == "map" and strength != "":
+        raise ValueError(
+            f"TRAINER.{trainer}.PRIOR map has no STRENGTH (got '{strength}'): omit it, or set PRIOR convex"
+        )
     try:
-        valid = strength == "cv" or 0 <= float(strength) < float("inf")
+        valid = strength in ("", "cv") or 0 <= float(strength) < float("inf")
     except ValueError:
         valid = False
     if not valid:

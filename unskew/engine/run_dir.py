@@ -44,6 +44,7 @@ class RunDir:
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.json"
         self.predictions = self.path / "predictions.safetensors"
+        self.prior = self.path / "prior.csv"
         self.log = self.path / "log.txt"
         self.done = self.path / "done"
 
