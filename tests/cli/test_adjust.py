@@ -333,6 +333,8 @@ VAL = {"val_zeroshot": "zs.npy", "val_finetuned": "ft.npy", "val_labels": "y.npy
         ({"method": "magic"}, "magic"),
         ({"strength": "much"}, "much"),
         ({"strength": "-1"}, "0 or more"),
+        ({"labels": "y.npy", "method": "map", "strength": "2"}, "strength"),
+        ({"labels": "y.npy", "alpha": "0.3"}, "--checkpoints"),
         ({"labels": "y.npy", "checkpoints": "init"}, "--checkpoints"),
         ({"out": "/dev/null/x/out.safetensors"}, "'/dev/null'"),
         ({"out": "run"}, ".safetensors"),

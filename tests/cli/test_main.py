@@ -125,3 +125,20 @@ def test_check_shots():
     for shots in (0, -2):
         with pytest.raises(ValueError, match=str(shots)):
             check_shots(shots)
+
+
+def test_overrides_of_a_sweep_without_their_flag_get_a_hint(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["sweep", "-d", "digits", "-t", "GLA", "--shots", "1", "--output", "o", "TRAINER.GLA.BASE", "CoOp"])
+    assert ended.value.code == 2 and "--opts" in capsys.readouterr().err
+    assert main(["sweep", "-d", "digits", "-t", "GLA", "--shots", "1", "TRAINER.GLA.BASE", "CoOp"]) == 2
+    assert "--opts" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["sweep", "-d", "digits", "--typo", "1"])
+    assert "--opts" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["folder", "csv"])
+def test_own_images_need_no_preparation(name, capsys):
+    assert main(["data", "prepare", name]) == 2
+    assert f"data verify {name}" in capsys.readouterr().err

@@ -38,7 +38,7 @@ class Request:
         strength: As in `GLA`; None: the default.
         combine: As in `GLA`.
         checkpoints: Two checkpoints for `wiseft.predict_test`, which add a row to the table.
-        alpha: Weight of the second checkpoint.
+        alpha: Weight of the second checkpoint; None: 0.5.
         out: A .safetensors file for GLA's ``logits`` and ``log_q``, with the temperatures as metadata.
 
     Raises:
@@ -57,7 +57,7 @@ class Request:
     strength: float | str | None = None
     combine: str = "fitted"
     checkpoints: tuple[str, ...] = ()
-    alpha: float = 0.5
+    alpha: float | None = None
     out: str = ""
 
     def __post_init__(self) -> None:
@@ -71,6 +71,8 @@ class Request:
             )
         if self.method in ("convex", "released") and not self.fits_on_labels:
             raise ValueError(f"--method {self.method} needs labels: pass --labels, or choose em or eigen")
+        if self.alpha is not None and not self.checkpoints:
+            raise ValueError("--alpha is the weight of the second of two --checkpoints: pass both, or omit --alpha")
         if self.checkpoints and not self.labels:
             raise ValueError("--checkpoints adds a row of accuracies, which needs --labels")
         if self.out:
@@ -198,8 +200,9 @@ def _origins(request: Request, gla: GLA, basis: str) -> list[str]:
 def _wiseft_row(request: Request, sample: Sample) -> tuple[dict[str, Tensor], list[str]]:
     """Return the predictions ``[N]`` of the interpolated model by name, or an explanation if its images differ."""
     start, end = request.checkpoints
-    logits, labels = wiseft.predict_test(start, end, request.alpha)
-    name = f"WiSE-FT {request.alpha:g}"
+    alpha = 0.5 if request.alpha is None else request.alpha
+    logits, labels = wiseft.predict_test(start, end, alpha)
+    name = f"WiSE-FT {alpha:g}"
     if sample.labels is None or not torch.equal(labels, sample.labels):
         return {}, [f"no row {name}: --labels differ from those of the {len(labels):,} test images of its runs"]
     return {name: logits.argmax(1)}, []

@@ -40,9 +40,15 @@ def _list(arguments: argparse.Namespace) -> None:
 
 def _prepare(arguments: argparse.Namespace) -> None:
     from unskew.data import catalogue
+    from unskew.engine.fingerprint import USER_DATASETS
     from unskew.utils.logging import setup_logger
 
     catalogue.dataset_class(arguments.name)
+    if arguments.name in USER_DATASETS:
+        raise ValueError(
+            f"'{arguments.name}' is your own images, with nothing to prepare: run unskew data verify {arguments.name} "
+            "--root PATH"
+        )
     with setup_logger(None, console=True):
         catalogue.download(arguments.name, arguments.root)
     _verify(argparse.Namespace(**vars(arguments), full=False, opts=[]))

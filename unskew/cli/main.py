@@ -34,7 +34,10 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+        unknown = message.removeprefix("unrecognized arguments: ")
+        is_override = unknown != message and unknown.split()[0].isupper()
+        hint = "write config overrides after --opts" if is_override else f"see {self.prog} --help"
+        self.exit(2, f"{self.prog}: error: {message}; {hint}\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -143,7 +146,10 @@ def _number(shots: str | int) -> int:
     try:
         return int(shots)
     except ValueError as error:
-        raise ValueError(f"shots must be a number such as 16, a list in quotes or 'all'; got '{shots}'") from error
+        hint = "; write config overrides after --opts" if str(shots).isupper() else ""
+        raise ValueError(
+            f"shots must be a number such as 16, a list in quotes or 'all' (got '{shots}'){hint}"
+        ) from error
 
 
 # --- sweep ------------------------------------------------------------------------------------------
@@ -254,10 +260,10 @@ def _add_adjust(commands: Commands) -> None:
     )
     p.add_argument("--strength", metavar="K", help="pseudo-samples of the uniform prior, or 'cv'")
     p.add_argument(
-        "--combine", default="fitted", choices=("fitted", "map", "sum"), help="sum: the paper's, nothing fitted"
+        "--combine", default="fitted", choices=("fitted", "map", "sum"), help="sum: the paper's; map: with priors"
     )
     p.add_argument("--checkpoints", nargs=2, default=(), metavar="RUN", help="two run folders, or 'init' and one")
-    p.add_argument("--alpha", type=float, default=0.5, help="WiSE-FT's weight of the second checkpoint (default: 0.5)")
+    p.add_argument("--alpha", type=float, help="WiSE-FT's weight of the second checkpoint (default: 0.5)")
     add_file("--out", help="a .safetensors file for GLA's logits and log_q")
     p.set_defaults(command=_adjust)
 
