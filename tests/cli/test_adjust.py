@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from unskew.cli.main import main
 from unskew.debias.combination import fit_combination
-from unskew.debias.gla import GLA, cross_fit, fold_numbers
+from unskew.debias.cross_fit import cross_fit, fold_numbers
+from unskew.debias.gla import GLA
 from unskew.debias.prior import estimate_log_prior
 from unskew.debias.temperature import fit_temperature
 from unskew.runs.run import Run, execute

@@ -14,7 +14,8 @@ from safetensors.torch import save
 from tabulate import tabulate
 from torch import Tensor
 
-from unskew.debias.gla import FOLDS, GLA, cross_fit, cross_predict
+from unskew.debias.cross_fit import FOLDS, cross_fit, cross_predict
+from unskew.debias.gla import GLA
 from unskew.debias.io import Sample, read_prior, read_sample
 from unskew.debias.metrics import group_accuracies, prior_groups
 from unskew.runs import wiseft

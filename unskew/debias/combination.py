@@ -204,8 +204,15 @@ def _remaining_bias(scores: Tensor, targets: Tensor, prior: Tensor, log_p: Tenso
 # --- the weights ------------------------------------------------------------------------------------
 
 
-def fit_weights(zs: Array, ft: Array, labels: Array | Sequence[int], pull: float = PULL) -> tuple[float, float]:
-    """Fit a, b >= 0 that minimise ``sum_i CE(a ft_i + b zs_i + log pi, y_i) + pull ((a - 1/2)^2 + (b - 1/2)^2)``.
+def fit_weights(
+    zs: Array,
+    ft: Array,
+    labels: Array | Sequence[int],
+    pull: float = PULL,
+    means: tuple[float, float] = (0.5, 0.5),
+    least: float = MIN_WEIGHT,
+) -> tuple[float, float]:
+    """Fit a, b >= least that minimise ``sum_i CE(a ft_i + b zs_i + log pi, y_i) + pull |(a, b) - means|^2``.
 
     ft and zs ``[N, C]`` are both right for balanced data. Without the penalty this is stacking (Wolpert, Neural
     Networks 5, 1992). With the penalty, a handful of images can neither silence one half nor make the sum as confident
@@ -222,7 +229,7 @@ def fit_weights(zs: Array, ft: Array, labels: Array | Sequence[int], pull: float
     scores, targets = check_logits(zs, labels, None)
     fine_tuned = check_logits(ft, None, None)[0]
     check_same_shape(scores, fine_tuned)
-    fit = _fit_weights(scores, fine_tuned, targets, NormalPenalty((0.5, 0.5), 2 * pull, MIN_WEIGHT))
+    fit = _fit_weights(scores, fine_tuned, targets, NormalPenalty(means, 2 * pull, least))
     return float(fit.weights[0]), float(fit.weights[1])
 
 

@@ -29,8 +29,6 @@ from unskew.utils.registry import unknown_name
 # With this many held-out images per class the training images add little to the zero-shot half.
 ENOUGH_HELD_OUT = 20
 
-FOLDS = 5
-
 _CHOICES = {
     "combine": ("fitted", "map", "sum"),
     "temperature": ("confidence", "nll", "none"),
@@ -383,11 +381,8 @@ class GLA(torch.nn.Module):
         return f"prior={prior}, strength={self.strength!r}, combine={self.combine!r}, temperature={self.temperature!r}"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in (
-            "log_q_",
-            "log_p_",
-            "offset_",
-        ):  # of any number of classes, also into an instance that is not fitted
+        # The state may have any number of classes, and the estimator need not be fitted.
+        for name in ("log_q_", "log_p_", "offset_"):
             saved = state_dict.get(prefix + name)
             if saved is not None:
                 current = self._buffers[name]
@@ -406,41 +401,3 @@ def _log_frequencies(counts: Any, classes: int, like: Tensor) -> Tensor:
     if len(values.unique()) == 1:
         return torch.zeros(classes, device=like.device)
     return values.log().log_softmax(0).to(torch.promote_types(like.dtype, torch.float32))
-
-
-# --- cross-fitting ----------------------------------------------------------------------------------
-
-
-def fold_numbers(labels: Tensor) -> Tensor:
-    """Return the fold ``[N]`` of each sample; each class is distributed evenly, in order."""
-    folds = torch.empty_like(labels)
-    folds[labels.argsort(stable=True)] = torch.arange(len(labels)) % FOLDS
-    return folds
-
-
-def cross_fit(estimator: GLA, zs: Tensor, ft: Tensor, y: Tensor) -> list[tuple[Tensor, GLA]]:
-    """Return for each fold its rows ``[N]``, bool, and a copy of the estimator fitted on the other folds.
-
-    Raises:
-        ValueError: Fewer than two samples.
-    """
-    if len(zs) < 2:
-        raise ValueError("a single sample cannot be cross-fitted: fit on other samples (--val-zeroshot and so on)")
-    folds = fold_numbers(y)
-    plan = []
-    for number in folds.unique():
-        rows = folds == number
-        fitted = copy.deepcopy(estimator).fit_zeroshot(zs[~rows], y[~rows])
-        plan.append((rows, fitted.fit_finetuned(zs[~rows], ft[~rows], y[~rows])))
-    return plan
-
-
-def cross_predict(
-    plan: Sequence[tuple[Tensor, GLA]], zs: Tensor, ft: Tensor, log_target: Tensor | None = None
-) -> dict[str, Tensor]:
-    """Return `GLA.parts` of all samples, each row from the estimator that was fitted without it."""
-    merged: dict[str, Tensor] = {}
-    for rows, fitted in plan:
-        for name, logits in fitted.parts(zs[rows], ft[rows], log_target=log_target).items():
-            merged.setdefault(name, logits.new_empty(zs.shape))[rows] = logits
-    return merged

@@ -235,7 +235,8 @@ def _released(logits: Tensor, labels: Tensor | None, strength: float | str) -> P
     multipliers, all from the same gradients and with one step size. lambda >= 0 starts at 0 and its gradient is -q, so
     it remains 0 while q is positive.
     """
-    assert labels is not None  # checked by `estimate_log_prior`
+    if labels is None:
+        raise ValueError("method 'released' needs labels; pass labels, or choose map, em or eigen")
     samples, classes = logits.shape
     frequencies = labels.bincount(minlength=classes).double() / samples
     label_logit = logits.gather(1, labels[:, None]).double().mean()

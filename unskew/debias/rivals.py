@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unskew.debias._joint import LogitSums, NormalPenalty, ScalePenalty, minimise
-from unskew.debias._validation import Array, check_logits, check_same_shape, to_kind, uses_numpy
+from unskew.debias._joint import LogitSums, ScalePenalty, minimise
+from unskew.debias._validation import Array, check_logits, to_kind, uses_numpy
+from unskew.debias.combination import fit_weights
 
 # Standard deviation of the normal prior on the bias of a class, in nats.
 DEVIATION = 1.0
@@ -59,10 +60,4 @@ def fit_stacking(zs: Array, ft: Array, labels: Array | Sequence[int]) -> tuple[f
     Raises:
         ValueError: Shapes or labels out of range; logits that are not finite; mixed kinds of arrays.
     """
-    uses_numpy(zs=zs, ft=ft, labels=labels)
-    scores, targets = check_logits(zs, labels, None)
-    fine_tuned = check_logits(ft, None, None)[0]
-    check_same_shape(scores, fine_tuned)
-    data = LogitSums([fine_tuned, scores], targets, targets.bincount(minlength=scores.shape[1]))
-    fit = minimise(data, data.counts.new_tensor([0.3, 0.7]), NormalPenalty((0.3, 0.7), 4.0), None)
-    return float(fit.weights[0]), float(fit.weights[1])
+    return fit_weights(zs, ft, labels, means=(0.3, 0.7), least=0.0)
