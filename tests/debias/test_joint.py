@@ -224,3 +224,26 @@ def test_the_public_function_returns_the_posterior():
     with pytest.raises(ValueError, match="strength"):
         estimate_log_prior(logits, labels, method="map", strength=1.0)
     assert estimate.temperature < fit_temperature(logits, labels)  # which absorbs a part of the bias
+
+
+def test_unlabelled_intervals_cover_the_truth_where_the_counts_are_drawn():
+    world = ExactWorld(6, 30, 2, separation=1.5)
+    truth = torch.as_tensor(world.log_q - world.log_q.mean())
+    for size, worst in ((8, 1.0), (100, 0.6)):
+        errors, inside = [], []
+        for _ in range(60):
+            counts = np.bincount(world.rng.integers(0, 6, 6 * size), minlength=6)
+            fitted = fit(world.sample(counts)[0], None)
+            errors.append((fitted.bias - truth).square().mean().sqrt().item())
+            inside.append(((fitted.bias - truth).abs() < 1.96 * fitted.deviation).double().mean().item())
+        assert 0.88 < np.mean(inside) <= 1 and np.mean(errors) < worst
+
+
+def test_few_unlabelled_images_show_little_bias():
+    world = ExactWorld(10, 100, 0)
+    logits, _ = world.sample([1] * 10)
+    assert not fit(logits[:1], None).bias.any()
+    assert fit(logits[:1], None).deviation.unique() == DEVIATION
+    few, many = (fit(values, None) for values in (logits[:2], world.sample([50] * 10)[0]))
+    assert 0 < few.bias.abs().max() < many.bias.abs().max() / 2
+    assert (few.deviation > many.deviation).all()

@@ -76,6 +76,10 @@ class LogitSums:
                     self._read(rows).gather(2, places[None, rows, None].expand(count, -1, 1)).sum((1, 2))
                 )
 
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self._inverse)
+
     def _read(self, rows: slice) -> Tensor:
         """Copy a block of the features minus their offsets into the workspace, ``[J, n, c]``."""
         parts = self._workspace[:-1, : rows.stop - rows.start]

@@ -75,7 +75,9 @@ def fit_joint(
         sum_i CE(s logits_i - b + log pi, y_i) + K (s/s_0 - 1 - log(s/s_0)) + 1/2 sum_c b_c^2 / v_c
 
     over s > 0 and b; beta_c = b_c deviation^2 / v_c. A class without images has bias 0 with the deviation of the prior.
-    Images without labels are assumed to be balanced over the classes: s is then s_0, and nothing is averaged.
+    Images without labels are assumed to be drawn with a uniform class frequency: s is then s_0, nothing is averaged,
+    v_c is deviation^2, and beta = (1 - P / deviation^2) b with the posterior covariance P of the bias: the counts vary
+    too, which the curvature of the objective does not contain. A single image shows no bias.
 
     Args:
         logits: ``[N, C]``, finite.
@@ -95,11 +97,11 @@ def fit_joint(
         counts = labels.bincount(minlength=classes).double()
     present = counts.nonzero().flatten()
     bias = torch.zeros(classes, dtype=torch.float64, device=logits.device)
-    if len(present) < 2:
+    if len(present) < 2 or samples < 2:
         sd = torch.full_like(bias, deviation)
         return JointPosterior(bias, sd, sd, 1 / scale, 0.0, no_bias, 0.0, 0, True)
     observed = counts[present]
-    design = 1 / observed if labels is not None or samples >= classes else torch.zeros_like(observed)
+    design = 1 / observed if labels is not None else torch.zeros_like(observed)
     variances = deviation**2 - design
     if (variances <= 0).any():
         raise ValueError(f"deviation^2 = {deviation**2:g} must be above 1 / images per class, 1/{int(observed.min())}")
@@ -114,6 +116,8 @@ def fit_joint(
         if probability > 1e-6:
             s += probability * (float(minimise(data, fit.weights, penalty, None).weights) - s)
     estimate = fit.bias * deviation**2 / variances
+    if labels is None:
+        estimate = estimate - covariance @ estimate / deviation**2
     bias[present] = (1 - probability) * estimate
     # The variance of the average of "bias" and "no bias": within both, and between them.
     covariance = (1 - probability) * (covariance + probability * estimate.outer(estimate))
@@ -135,16 +139,18 @@ class _Hessian:
             scale_hessian = float(fit.sums.covariance) + float(penalty.at(fit.weights)[2])
             self.crossed = fit.sums.crossed[0] / math.sqrt(scale_hessian)
         self.diagonal = (fit.sums.probabilities - fit.sums.squares - self.crossed.square()).clamp(min=1e-9)
+        samples = len(data)
+        self.resampling = samples / max(samples - 1, 1)  # of a variance around the mean of the same images
         self.floor = 0.02 / float(data.counts.mean())
 
     def marginal(self, design: Tensor) -> Tensor:
         """Return the variance ``[c]`` of each estimated bias without its prior, from the diagonal alone.
 
         Labelled images have chosen counts: f^2/d - f/n, with f = (c-1)/c for the centring. Unlabelled images are
-        drawn: f^2 (f n/d^2 - 1/d).
+        drawn: f^2 (f n/d^2 - 1/d) N/(N-1).
         """
         f, d = self.centring, self.diagonal
-        drawn = f**2 * (f * self.data.counts / d.square() - 1 / d)
+        drawn = f**2 * (f * self.data.counts / d.square() - 1 / d) * self.resampling
         return (f**2 / d - f * design if self.labelled else drawn).clamp(min=self.floor)
 
     def log_evidence(self, variances: Tensor, design: Tensor, deviation: float) -> float:
@@ -175,7 +181,10 @@ class _Hessian:
             centred = design.diag() - design / classes - design[:, None] / classes + design.mean() / classes
             variance = inverse - centred
         else:
-            variance = inverse @ (gram - m.outer(m) / m.sum()) @ inverse
+            drawn = gram - m.outer(m) / m.sum()
+            expected = self.centring * self.data.counts - self.diagonal  # few images may show none of a class
+            drawn = drawn + (expected - drawn.diagonal()).clamp(min=0).diag()
+            variance = self.resampling * inverse @ drawn @ inverse
         return prior * identity - prior**2 * torch.linalg.inv(variance + prior * identity)
 
 

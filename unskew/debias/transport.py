@@ -1,0 +1,87 @@
+"""OTTER: exact optimal transport of images to classes of given frequencies (Shin et al., arXiv 2404.08461).
+
+The plan is the joint distribution of images and classes with the least expected cost ``-log P(y|x)`` whose marginals
+are uniform over the images and the target frequencies over the classes. The dual prices of the class marginals turn
+the plan into an offset of the logits, which makes any other offset of each class irrelevant.
+"""
+
+import warnings
+
+import numpy as np
+import torch
+from scipy.sparse.csgraph import csgraph_from_dense, floyd_warshall
+from torch import Tensor
+
+from unskew.debias._validation import check_logits, to_prior
+
+# Images times classes: a network of this size takes about 7 GB.
+MOST_CELLS = 2**28
+
+MOST_PIVOTS = 10**9
+
+
+def transport_offset(logits: Tensor, log_target: Tensor | None = None) -> Tensor:
+    """Return the offset ``[C]`` by which ``argmax(logits - offset)`` is the optimal transport of the images.
+
+    Each class then has its share of the images, up to images that the plan splits: they count for the class with the
+    largest logit among theirs. Images with equal logits cannot be separated by an offset.
+
+    The prices are not unique. With the images i of class c, they must satisfy ``offset_d - offset_c >= logits_id -
+    logits_ic`` for every class d. The shortest paths over these bounds between all pairs of classes are the tightest
+    bounds (Cormen et al., Introduction to Algorithms, difference constraints); the offset is their centre, at which
+    no bound is tight that can be loose.
+
+    Args:
+        logits: ``[N, C]``, finite; the scale matters, so calibrate them.
+        log_target: ``[C]``, log frequencies of the classes, uniform if omitted; a class with ``-inf`` has no images
+            and the offset ``inf``.
+
+    Raises:
+        ValueError: POT is not installed; invalid logits or target; more than `MOST_CELLS` logits; the solver stopped early.
+    """
+    scores = check_logits(logits, None)[0]
+    samples, classes = scores.shape
+    if samples * classes > MOST_CELLS:
+        raise ValueError(
+            f"optimal transport of {samples:,} images to {classes:,} classes exceeds {MOST_CELLS:,} cells: predict "
+            "fewer images at once, or combine with map"
+        )
+    target = scores.new_zeros(classes) if log_target is None else to_prior(log_target, "log_target", classes, scores)
+    frequencies = target.softmax(0)
+    present = frequencies.nonzero().flatten()
+    offset = torch.full_like(frequencies, torch.inf)
+    costs = (scores.amax(1, keepdim=True) - scores[:, present]).cpu().numpy()
+    prices = _prices(costs, frequencies[present].cpu().numpy()) if len(present) > 1 else np.zeros(1)
+    offset[present] = -torch.from_numpy(prices).to(offset)
+    return offset.to(logits.device, torch.promote_types(logits.dtype, torch.float32))
+
+
+def _prices(costs: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
+    """Return the central dual prices ``[C]`` of the classes: each image goes to its least ``costs - prices``."""
+    samples, classes = costs.shape
+    plan, prices = _transport(costs, samples * frequencies / frequencies.sum())
+    assigned = np.where(plan > 1e-6, costs, np.inf).argmin(1)  # [N]
+    slack = np.full((classes, classes), np.inf)  # of the bound on prices_d - prices_c, in row c and column d
+    for c in np.unique(assigned):
+        rows = costs[assigned == c]
+        slack[c] = (rows - rows[:, c, None]).min(0)
+    slack = np.maximum(slack - (prices - prices[:, None]), 0)
+    largest = slack[np.isfinite(slack)].max()
+    slack[np.isinf(slack)] = largest + 1  # a class without images has no bound
+    tightest = floyd_warshall(csgraph_from_dense(slack, null_value=np.inf))
+    prices = prices + (tightest.mean(0) - tightest.mean(1)) / 2
+    return prices - prices.mean()
+
+
+def _transport(costs: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the plan ``[N, C]``, whose rows sum to one and columns to ``shares``, and dual prices of the classes."""
+    try:
+        import ot
+    except ImportError:
+        raise ValueError("optimal transport needs the package POT: pip install 'unskew[transport]'") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # raised below
+        plan, log = ot.emd(np.ones(len(costs)), shares, costs, numItermax=MOST_PIVOTS, log=True)
+    if log["warning"] is not None:
+        raise ValueError(f"the optimal transport of {len(costs):,} images is not solved ({log['warning']})")
+    return plan, log["v"]
