@@ -49,7 +49,9 @@ setup(
         "yacs",
     ],
     extras_require={
+        "transport": ["POT"],
         "test": [
+            "POT",
             "mypy",
             "pytest",
             "pytest-xdist",
@@ -59,7 +61,7 @@ setup(
             "types-requests",
             "types-tabulate",
             "types-tqdm",
-        ]
+        ],
     },
     entry_points={"console_scripts": ["unskew = unskew.cli.main:main"]},
 )

@@ -223,6 +223,7 @@ class Backdoor(SimpleTrainer):
         trainer = build_trainer(cfg)
         trainer.load_model(cfg.OUTPUT_DIR, self.members_epoch)
         logits = trainer.predict(paths)
+        self.transductive = trainer.transductive
         del trainer
         backbones.release()
         return logits

@@ -11,7 +11,15 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from unskew.engine.clip_trainer import CLIPTrainer
-from unskew.engine.debiasing import SavedGLA, check_prior, fit_zeroshot_prior, matches_classes, prior_options
+from unskew.engine.debiasing import (
+    SavedGLA,
+    check_choice,
+    check_prior,
+    check_transductive,
+    fit_zeroshot_prior,
+    matches_classes,
+    prior_options,
+)
 from unskew.engine.prediction import Prediction
 from unskew.engine.trainer import TRAINER_REGISTRY
 
@@ -20,17 +28,24 @@ logger = logging.getLogger("unskew")
 
 @TRAINER_REGISTRY.register()
 class DebiasedZeroshot(CLIPTrainer):
-    """Logits = zs/T_zs - log q."""
+    """Logits = zs/T_zs - log q, or with ``COMBINE otter`` zs/T_zs minus the offset of its optimal transport."""
 
     logit_adjusted = True  # the zero-shot model was not trained on the training images
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
         check_prior(cfg, self.node_name)
+        check_choice(cfg, f"{self.node_name}.COMBINE", ("prior", "otter"))
+
+    @property
+    def transductive(self) -> bool:
+        return self.gla.transductive
 
     def build_model(self) -> None:
         keys = {"log_q": "log_q_", "temperature": "zs_temperature_"}
-        self.gla = SavedGLA(self.classnames, keys, **prior_options(self.node)).to(self.device)
+        combine = "otter" if self.node.COMBINE == "otter" else "sum"
+        self.gla = SavedGLA(self.classnames, keys, combine=combine, **prior_options(self.node)).to(self.device)
+        check_transductive(self, self.gla)
         self.register_model("prior", self.gla)
 
     def fit_zeroshot(self) -> None:

@@ -16,7 +16,7 @@ from unskew import config
 from unskew.debias.metrics import selection_score
 from unskew.engine import fingerprint
 from unskew.engine.clip_trainer import CLIPTrainer
-from unskew.engine.debiasing import SavedGLA, check_choice, fit_zeroshot, matches_classes
+from unskew.engine.debiasing import SavedGLA, check_choice, check_transductive, fit_zeroshot, matches_classes
 from unskew.engine.prediction import Prediction
 from unskew.engine.run_dir import RunDir
 from unskew.engine.trainer import TRAINER_REGISTRY, build_trainer
@@ -56,6 +56,10 @@ class Ensemble(CLIPTrainer):
     def logit_adjusted(self) -> bool:
         return self.base.logit_adjusted
 
+    @property
+    def transductive(self) -> bool:
+        return self.gla.transductive or self.base.transductive
+
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
         check_choice(cfg, f"{self.node_name}.TEMPERATURE", ("confidence", "nll"))
@@ -66,6 +70,7 @@ class Ensemble(CLIPTrainer):
         cfg = base_config(self.cfg, self.node) if self.node.BASE_DIR else self.cfg
         self.base = build_trainer(cfg, config.class_name(self.node.BASE), validate=self.validate)
         self.gla = self.build_gla().to(self.device)
+        check_transductive(self, self.gla)
         self.register_model(type(self).__name__.lower(), self.gla)
 
     def build_gla(self) -> SavedGLA:

@@ -27,7 +27,9 @@ _SAVED = {
 class GLA(ensemble.Ensemble):
     """Logits = a (ft/T_ft - log p - rho log q) + b (zs/T_zs - log q) + log target.
 
-    With rho 0 and a = b = 1 this is the paper's f_gla with both halves calibrated; see `unskew.debias.GLA`.
+    With rho 0 and a = b = 1 this is the paper's f_gla with both halves calibrated. With ``PRIOR unlabelled`` q is
+    estimated on the images to predict, and with ``COMBINE otter`` they are assigned by optimal transport; see
+    `unskew.debias.GLA`.
     """
 
     logit_adjusted = True  # log p is subtracted unless the base has none
@@ -36,7 +38,7 @@ class GLA(ensemble.Ensemble):
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
         check_prior(cfg, self.node_name)
-        check_choice(cfg, f"{self.node_name}.COMBINE", ("map", "fitted", "sum"))
+        check_choice(cfg, f"{self.node_name}.COMBINE", ("map", "fitted", "sum", "otter"))
         check_choice(cfg, f"{self.node_name}.TARGET", ("uniform", "train"), file=True)
 
     def build_gla(self) -> SavedGLA:
@@ -63,4 +65,4 @@ class GLA(ensemble.Ensemble):
 
     def selection_logits(self, zeroshot: Tensor, finetuned: Tensor) -> Tensor:
         """Return the logits ``[N, C]`` without the target prior: val need not have the label frequencies of test."""
-        return super().selection_logits(zeroshot, finetuned) - self.gla.log_target
+        return self.gla.fitted_logits(zeroshot, finetuned)

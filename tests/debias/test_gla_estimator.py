@@ -276,7 +276,8 @@ def test_all_predictions_have_the_kind_of_all_arguments():
 
 def test_the_summary_names_the_estimator_that_ran():
     zs, ft, y = halves()
-    assert "(em, converged)" in GLA().fit(zs, ft).summary()
+    assert "(em, converged, " in GLA().fit(zs, ft).summary() and GLA().fit(zs, ft).assumes_uniform_
+    assert not GLA(prior="eigen").fit(zs, ft).assumes_uniform_
     assert "(convex, converged)" in GLA().fit(zs, ft, y).summary()
     assert "(given, converged)" in GLA(prior=np.log(np.full(4, 0.25))).fit(zs, ft, y).summary()
 

@@ -18,6 +18,7 @@ CALLS = {
     "combine_members": (debias.combine_members, (MEMBERS, WEIGHTS), {"combine": "probs"}),
     "fit_member_weights": (debias.fit_member_weights, (MEMBERS, Y), {}),
     "prior_groups": (debias.prior_groups, (LOG_Q,), {}),
+    "transport_offset": (debias.transport_offset, (ZS, TARGET), {}),
     "estimate_log_prior": (lambda zs, y: debias.estimate_log_prior(zs, y).log_q, (ZS, Y), {}),
     # Numbers, of any kind of array:
     "fit_temperature": (debias.fit_temperature, (ZS, Y), {}),

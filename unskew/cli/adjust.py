@@ -117,6 +117,7 @@ def run(request: Request) -> str:
     plan = cross_fit(gla, sample.zs, sample.ft, sample.labels) if crossed and sample.labels is not None else []
     gla.fit_zeroshot(source.zs, source.labels).fit_finetuned(source.zs, source.ft, source.labels)
     parts = cross_predict(plan or [(torch.ones(len(sample.zs), dtype=torch.bool), gla)], *sample[:2], log_target)
+    gla.log_q_ = gla.log_q_for(sample.zs)
     gla.converged_ = gla.converged_ and all(fitted.converged_ for _, fitted in plan)
 
     basis = "cross-fitted" if crossed else f"from {len(source.zs):,} val samples"
@@ -127,7 +128,8 @@ def run(request: Request) -> str:
             "T, q and the combination above are fitted on all samples"
         )
     if sample.labels is not None:
-        predicted = {name: logits.argmax(1) for name, logits in _rows(parts, log_target).items()} | wiseft_row
+        rows = _rows(parts, log_target, transported=gla.combine == "otter")
+        predicted = {name: logits.argmax(1) for name, logits in rows.items()} | wiseft_row
         lines += ["", table(predicted, sample.labels, gla.log_q_)]
     if request.out:
         _write(Path(request.out), parts["gla"], gla, lines)
@@ -157,10 +159,13 @@ def _fits_something(gla: GLA) -> bool:
 # --- text and files ------------------------------------------------------------------------------------
 
 
-def _rows(parts: Mapping[str, Tensor], log_target: Tensor | None) -> dict[str, Tensor]:
+def _rows(parts: Mapping[str, Tensor], log_target: Tensor | None, transported: bool) -> dict[str, Tensor]:
     """Return the logits ``[N, C]`` of each row of the table."""
-    name = "zero-shot - log q" if log_target is None else "zero-shot - log q + log target"
-    debiased = parts["debiased"] if log_target is None else parts["debiased"] + log_target.to(parts["debiased"])
+    name, debiased = "zero-shot - log q", parts["debiased"]
+    if transported:
+        name = "zero-shot, transported"
+    elif log_target is not None:
+        name, debiased = "zero-shot - log q + log target", debiased + log_target.to(debiased)
     return {
         "zero-shot": parts["zs"],
         name: debiased,
@@ -190,6 +195,8 @@ def _origins(request: Request, gla: GLA, basis: str) -> list[str]:
         temperatures = "no labels to fit them on"
         assumption = "its predictions are right" if gla.prior == "eigen" else "it is balanced over the classes"
         basis = f"from --zeroshot, assuming that {assumption}"
+    elif gla.prior == "unlabelled":
+        basis = "from --zeroshot without labels, assuming that it is balanced over the classes"
     state = "converged" if gla.converged_ else "NOT converged"
     prior = f"from '{request.prior}'" if request.prior else f"{gla.prior}, {basis}, {state}"
     prior += f"; minus log p of '{request.train_counts}'" if request.train_counts else ""

@@ -256,11 +256,16 @@ def _add_adjust(commands: Commands) -> None:
     temperatures = ("confidence", "nll", "none")
     p.add_argument("--temperature", default="", choices=temperatures, help="how to calibrate; default: confidence")
     p.add_argument(
-        "--method", default="", help="convex, map, eigen, em or released; default: convex, without labels em"
+        "--method",
+        default="",
+        help="convex, map, unlabelled, eigen, em or released; default: convex, without labels em",
     )
     p.add_argument("--strength", metavar="K", help="pseudo-samples of the uniform prior, or 'cv'")
     p.add_argument(
-        "--combine", default="fitted", choices=("fitted", "map", "sum"), help="sum: the paper's; map: with priors"
+        "--combine",
+        default="fitted",
+        choices=("fitted", "map", "sum", "otter"),
+        help="sum: the paper's; map: with priors; otter: optimal transport to the target class frequency",
     )
     p.add_argument("--checkpoints", nargs=2, default=(), metavar="RUN", help="two run folders, or 'init' and one")
     p.add_argument("--alpha", type=float, help="WiSE-FT's weight of the second checkpoint (default: 0.5)")

@@ -12,5 +12,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "mixture": ["combine_members", "fit_member_weights"],
         "prior": ["PriorEstimate", "estimate_log_prior"],
         "temperature": ["fit_temperature"],
+        "transport": ["transport_offset"],
     },
 )

@@ -38,9 +38,13 @@ def cross_fit(estimator: GLA, zs: Tensor, ft: Tensor, y: Tensor) -> list[tuple[T
 def cross_predict(
     plan: Sequence[tuple[Tensor, GLA]], zs: Tensor, ft: Tensor, log_target: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Return `GLA.parts` of all samples, each row from the estimator that was fitted without it."""
+    """Return `GLA.parts` of all samples, each row from the estimator that was fitted without it.
+
+    An estimator that uses the images to predict sees all samples, without labels.
+    """
     merged: dict[str, Tensor] = {}
     for rows, fitted in plan:
-        for name, logits in fitted.parts(zs[rows], ft[rows], log_target=log_target).items():
-            merged.setdefault(name, logits.new_empty(zs.shape))[rows] = logits
+        seen = torch.ones_like(rows) if fitted.transductive else rows
+        for name, logits in fitted.parts(zs[seen], ft[seen], log_target=log_target).items():
+            merged.setdefault(name, logits.new_empty(zs.shape))[rows] = logits[rows[seen]]
     return merged

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import logging
 import math
 from collections.abc import Sequence
 from numbers import Real
@@ -22,15 +23,18 @@ from unskew.debias._validation import (
     uses_numpy,
 )
 from unskew.debias.combination import MAP_PRIOR, SUM, Combination, combine, fit_combination
-from unskew.debias.prior import METHODS, PriorEstimate, estimate_log_prior
+from unskew.debias.prior import JOINT, METHODS, PriorEstimate, estimate_log_prior
 from unskew.debias.temperature import fit_temperature
+from unskew.debias.transport import transport_offset
 from unskew.utils.registry import unknown_name
+
+logger = logging.getLogger("unskew")
 
 # With this many held-out images per class the training images add little to the zero-shot half.
 ENOUGH_HELD_OUT = 20
 
 _CHOICES = {
-    "combine": ("fitted", "map", "sum"),
+    "combine": ("fitted", "map", "sum", "otter"),
     "temperature": ("confidence", "nll", "none"),
     "logit_scale": ("model", "unknown"),
 }
@@ -43,15 +47,23 @@ class GLA(torch.nn.Module):
     pre-training data, p the label prior of the training images, rho the share of log q that remains in the fine-tuned
     logits; a and b are weights. With rho = 0 and a = b = 1 this is the paper's formula.
 
+    The prior ``unlabelled`` and the combination ``otter`` use the images to predict, without labels: the prediction of
+    an image then depends on the other images of the call.
+
     All arrays of one call are NumPy arrays or all are tensors; the results are of the same kind.
 
     Args:
-        prior: A method of `estimate_log_prior`, or a known log q ``[C]``, for example from `read_prior`.
-        strength: Pseudo-samples of the uniform prior, or "cv", as in `estimate_log_prior`; ``map`` has none.
+        prior: A method of `estimate_log_prior`, or a known log q ``[C]``, for example from `read_prior`. With
+            ``unlabelled`` each prediction estimates log q on its images, whose class frequency it assumes to be
+            uniform; rho and the weights are fitted with an estimate on the images of the fit.
+        strength: Pseudo-samples of the uniform prior, or "cv", as in `estimate_log_prior`; ``map`` and ``unlabelled``
+            have none.
         combine: ``fitted`` fits rho, a and b on held-out labels; ``map`` also fits an offset of each class, with
-            normal priors on all; ``sum`` is the paper's formula.
+            normal priors on all; ``sum`` is the paper's formula; ``otter`` has the weights of ``map`` and assigns the
+            images to predict to the classes by optimal transport to the target class frequency (`transport_offset`),
+            with which log q and the other offsets cancel.
         temperature: Method of `fit_temperature`, or ``none`` for temperatures of 1. With the prior ``map`` it concerns
-            the fine-tuned logits alone.
+            the fine-tuned logits alone, and with ``unlabelled`` too unless the logit scale is unknown.
         logit_scale: ``model`` for logits multiplied by the model's logit scale, ``unknown`` for others. It decides
             where an estimator of the temperature starts; ``confidence`` and ``nll`` have one solution, so that both
             values give the same result.
@@ -59,17 +71,18 @@ class GLA(torch.nn.Module):
     Attributes:
         zs_temperature_: Temperature of the zero-shot logits.
         ft_temperature_: Temperature of the fine-tuned logits; NaN if only the zero-shot half is fitted.
-        log_q_: ``[C]``, log prior of the pre-training data.
+        log_q_: ``[C]``, log prior of the pre-training data, from the images of the fit.
         log_p_: ``[C]``, log prior of the training images; zeros if balanced or if the loss was logit-adjusted.
         rho_: Share of log q that remains in the fine-tuned logits.
         ft_weight_: Weight a of the fine-tuned half.
         zs_weight_: Weight b of the zero-shot half.
         offset_: ``[C]``, offset that is subtracted from the sum (``combine="map"``); otherwise 0.
-        log_q_deviation_: ``[C]``, posterior standard deviation of log q (``prior="map"``); otherwise None.
+        log_q_deviation_: ``[C]``, posterior standard deviation of log q (``map`` and ``unlabelled``); otherwise None.
         log_evidence_: Log Bayes factor of a class bias against none, in nats (``prior="map"``); otherwise NaN.
         no_bias_: Posterior probability that there is no class bias (``prior="map"``); otherwise 0.
         method_: Estimator of log q: ``em`` if ``convex`` had no labels, "given" for a known log q.
         converged_: Whether the estimate of log q converged.
+        assumes_uniform_: Whether log q was estimated without labels, under a uniform class frequency.
 
     Example:
         >>> import numpy as np
@@ -107,8 +120,8 @@ class GLA(torch.nn.Module):
                 raise ValueError(unknown_name("prior method", prior, METHODS))
         else:
             to_prior(prior, "prior", len(prior) if hasattr(prior, "__len__") else 1, torch.device("cpu"))
-        if isinstance(prior, str) and prior == "map" and strength is not None:
-            raise ValueError(f"prior 'map' has no strength (got {strength!r}): omit it, or choose convex")
+        if isinstance(prior, str) and prior in JOINT and strength is not None:
+            raise ValueError(f"prior '{prior}' has no strength (got {strength!r}): omit it, or choose convex")
         number = isinstance(strength, Real) and math.isfinite(strength) and strength >= 0
         if strength not in ("cv", None) and not number:
             raise ValueError(f"strength must be a number of 0 or more, or 'cv' (got {strength!r})")
@@ -118,7 +131,7 @@ class GLA(torch.nn.Module):
         self.prior, self.strength, self.combine = prior, strength, combine
         self.temperature, self.logit_scale = temperature, logit_scale
         self.method_ = prior if isinstance(prior, str) else "given"
-        self.converged_ = True
+        self.converged_, self.assumes_uniform_ = True, False
         self.log_q_deviation_: Tensor | None = None
         self.log_evidence_, self.no_bias_ = math.nan, 0.0
         for name in ("zs_temperature_", "ft_temperature_"):
@@ -196,14 +209,31 @@ class GLA(torch.nn.Module):
         self.log_q_ = log_q
         if self._buffers["log_p_"] is None or len(self.log_p_) != len(log_q):
             self.log_p_ = _log_frequencies(None, len(log_q), log_q)
-        self._store_combination(1.0, MAP_PRIOR if self.combine == "map" else SUM)
+        self._store_combination(1.0, self._prior_combination)
         return self
+
+    @property
+    def _prior_combination(self) -> Combination:
+        return MAP_PRIOR if self.combine in ("map", "otter") else SUM
+
+    @property
+    def _estimates_on_prediction(self) -> bool:
+        return isinstance(self.prior, str) and self.prior == "unlabelled"
+
+    @property
+    def transductive(self) -> bool:
+        """True if the prediction of an image depends on the other images of the call."""
+        return self._estimates_on_prediction or self.combine == "otter"
 
     def _estimate_prior(self, zs: Tensor, y: Tensor | None) -> PriorEstimate[Tensor]:
         """Return the estimate of log q with the temperature of the zero-shot logits."""
-        if isinstance(self.prior, str) and self.prior == "map":
-            return estimate_log_prior(zs, y, method="map", logit_scale=self.logit_scale)
-        temperature = self._fit_temperature(zs, y)
+        self.assumes_uniform_ = False
+        if isinstance(self.prior, str):
+            self.assumes_uniform_ = self.prior == "unlabelled" or (y is None and self.prior != "eigen")
+            if self.prior == "map":
+                return estimate_log_prior(zs, y, method="map", logit_scale=self.logit_scale)
+        known = self._estimates_on_prediction and self.logit_scale == "model"
+        temperature = 1.0 if known else self._fit_temperature(zs, y)
         if not isinstance(self.prior, str):
             log_q = to_prior(self.prior, "prior", zs.shape[1], zs.device).clone()
             return PriorEstimate(log_q, True, math.nan, 0, math.nan, temperature)
@@ -220,10 +250,11 @@ class GLA(torch.nn.Module):
             y: ``[N]``; without labels T_ft is 1 and the weights are those of their prior, or of the paper's sum.
         """
         self._check_fitted()
-        self._store_combination(self._fit_temperature(ft, y), MAP_PRIOR if self.combine == "map" else SUM)
+        self._store_combination(self._fit_temperature(ft, y), self._prior_combination)
         if self.combine != "sum" and y is not None:
             zs, ft = zs / self.zs_temperature_, ft / self.ft_temperature_
-            combination = fit_combination(zs, ft, y, self.log_q_, self.log_p_, method=self.combine)
+            method = "fitted" if self.combine == "fitted" else "map"
+            combination = fit_combination(zs, ft, y, self.log_q_, self.log_p_, method=method)
             self._store_combination(float(self.ft_temperature_), combination)
         return self
 
@@ -247,8 +278,9 @@ class GLA(torch.nn.Module):
     def parts(self, zs: Array, ft: Array | None = None, *, log_target: Array | None = None) -> dict[str, Array]:
         """Return the logits ``[N, C]`` of each part by name.
 
-        ``zs`` and ``ft`` are the calibrated halves, ``ensemble`` is their sum, ``debiased`` is ``zs`` minus log q, and
-        ``gla`` is `decision_function`. Without ``ft`` there are only ``zs`` and ``debiased``.
+        ``zs`` and ``ft`` are the calibrated halves, ``ensemble`` is their sum, ``debiased`` is ``zs`` minus log q (with
+        ``otter``, minus the offset of its transport), and ``gla`` is `decision_function`. Without ``ft`` there are only
+        ``zs`` and ``debiased``.
         """
         numpy = uses_numpy(zs=zs, ft=ft, log_target=log_target)
         scores = self._parts(to_logits(zs), None if ft is None else to_logits(ft), log_target)
@@ -256,25 +288,64 @@ class GLA(torch.nn.Module):
 
     def _parts(self, zs: Tensor, ft: Tensor | None, log_target: Any) -> dict[str, Tensor]:
         zs = self._scaled(zs, "zs")
-        log_q, log_p = self.log_q_.to(zs.device), self.log_p_.to(zs.device)
-        scores = {"zs": zs, "debiased": (zs - log_q).to(zs.dtype)}
+        target = None if log_target is None else to_prior(log_target, "log_target", self.n_classes_, zs.device)
+        log_q, transported = self._log_q_for(zs), self.combine == "otter"
+        debiased = self._transport(zs, target) if transported else (zs - log_q).to(zs.dtype)
         if ft is None:
-            return scores
+            return {"zs": zs, "debiased": debiased}
+        ft = self._scaled_finetuned(ft, zs)
+        gla = self._combined(zs, ft, log_q, None if transported else target)
+        gla = self._transport(gla, target) if transported else gla
+        return {"zs": zs, "ft": ft, "ensemble": ft + zs, "debiased": debiased, "gla": gla}
+
+    def _combined(self, zs: Tensor, ft: Tensor, log_q: Tensor, target: Tensor | None = None) -> Tensor:
+        """Return the weighted sum ``[N, C]`` of both calibrated halves."""
+        combination = Combination(*(self._number(f"{name}_", zs) for name in Combination._fields))
+        logits = combine(zs, ft, log_q, combination, self.log_p_.to(zs.device), target)
+        return logits.to(torch.promote_types(zs.dtype, ft.dtype))
+
+    def _transport(self, logits: Tensor, target: Tensor | None) -> Tensor:
+        logger.info(f"optimal transport of {len(logits):,} images, unlabelled, to the target class frequency")
+        return logits - transport_offset(logits, target)
+
+    def _log_q_for(self, zs: Tensor) -> Tensor:
+        """Return `log_q_for` of calibrated logits."""
+        if not self._estimates_on_prediction:
+            return self.log_q_.to(zs.device)
+        log_q = estimate_log_prior(zs, method="unlabelled").log_q
+        ratio = float((log_q.max() - log_q.min()).exp())
+        logger.info(
+            f"class bias of {len(zs):,} images to predict, unlabelled, assuming a uniform class frequency: "
+            f"max/min {ratio:.3g}"
+        )
+        return log_q
+
+    def log_q_for(self, zs: Array) -> Array:
+        """Return the log q ``[C]`` that predictions of zero-shot logits ``[N, C]`` subtract.
+
+        It is ``log_q_``, and with the prior ``unlabelled`` an estimate on these images.
+        """
+        return to_kind(self._log_q_for(self._scaled(to_logits(zs), "zs")), uses_numpy(zs=zs))
+
+    def fitted_logits(self, zs: Tensor, ft: Tensor) -> Tensor:
+        """Return the logits ``[N, C]`` for a uniform target by the fitted numbers alone, without transport."""
+        zs = self._scaled(zs, "zs")
+        return self._combined(zs, self._scaled_finetuned(ft, zs), self.log_q_.to(zs.device))
+
+    def _scaled_finetuned(self, ft: Tensor, zs: Tensor) -> Tensor:
         if self.ft_temperature_.isnan():
             raise ValueError("only the zero-shot half is fitted: pass ft to fit, or omit it here")
         ft = self._scaled(ft, "ft")
         check_same_shape(zs, ft)
-        target = None if log_target is None else to_prior(log_target, "log_target", self.n_classes_, zs.device)
-        combination = Combination(*(self._number(f"{name}_", zs) for name in Combination._fields))
-        gla = combine(zs, ft, log_q, combination, log_p, target).to(torch.promote_types(zs.dtype, ft.dtype))
-        return {"zs": zs, "ft": ft, "ensemble": ft + zs, "debiased": scores["debiased"], "gla": gla}
+        return ft
 
     def decision_function(self, zs: Array, ft: Array | None = None, *, log_target: Array | None = None) -> Array:
         """Return GLA's logits ``[N, C]``.
 
         Args:
-            zs: ``[N, C]``, zero-shot logits.
-            ft: ``[N, C]``, fine-tuned logits; without them the result is ``zs/T_zs - log q``.
+            zs: ``[N, C]``, zero-shot logits; with ``unlabelled`` and ``otter``, of all images to predict.
+            ft: ``[N, C]``, fine-tuned logits; without them the result is ``zs/T_zs - log q``, or with ``otter``
+                ``zs/T_zs`` minus the offset of its transport.
             log_target: ``[C]``, log prior of the images to predict; uniform if omitted.
 
         Raises:
@@ -285,7 +356,7 @@ class GLA(torch.nn.Module):
         if ft is not None:
             return to_kind(scores["gla"], numpy)
         logits = scores["debiased"]
-        if log_target is not None:
+        if log_target is not None and self.combine != "otter":
             logits = logits + to_prior(log_target, "log_target", self.n_classes_, logits)
         return to_kind(logits, numpy)
 
@@ -337,13 +408,22 @@ class GLA(torch.nn.Module):
         ft_temperature = float(self.ft_temperature_)
         zs_only = math.isnan(ft_temperature)
         finetuned = "not fitted" if zs_only else f"{ft_temperature:.3g}"
-        offset = " - offset" if self.offset_.any() else ""
-        combination = f"{a:.2f} (ft/T - {rho:.2f} log q) + {b:.2f} (zs/T - log q){offset}"
+        if self.combine == "otter":
+            combination = ("zs/T" if zs_only else f"{a:.2f} ft/T + {b:.2f} zs/T") + ", transported to the target"
+        elif zs_only:
+            combination = "zs/T - log q"
+        else:
+            offset = " - offset" if self.offset_.any() else ""
+            combination = f"{a:.2f} (ft/T - {rho:.2f} log q) + {b:.2f} (zs/T - log q){offset}"
+        state = "converged" if self.converged_ else "NOT converged"
+        assumption = ", assuming a uniform class frequency" if self.assumes_uniform_ else ""
+        if self._estimates_on_prediction:
+            assumption += ", estimated again on the images to predict"
         return "\n".join(
             [
                 f"T: zero-shot {float(self.zs_temperature_):.3g}, fine-tuned {finetuned}",
-                f"q: {self.bias_summary()} ({self.method_}, {'converged' if self.converged_ else 'NOT converged'})",
-                f"GLA: {'zs/T - log q' if zs_only else combination}",
+                f"q: {self.bias_summary()} ({self.method_}, {state}{assumption})",
+                f"GLA: {combination}",
             ]
         )
 

@@ -80,6 +80,8 @@ def estimate_log_prior(
 
     ``map`` is the joint maximum a posteriori of temperature and class bias with its standard deviations and the
         evidence for a bias, see `unskew.debias.joint.fit_joint`. It has no ``strength``.
+    ``unlabelled`` is ``map`` without the labels: the temperature is 1, and the images are assumed to be drawn with a
+        uniform class frequency. `GLA` estimates q in this way on the images to predict.
     ``convex`` minimises ``1/N sum_i CE(logits_i - log q + log pi, y_i) + strength/N * KL(u || q)`` exactly.
         The first term is the objective of GLA (arXiv 2310.08106, its estimation step), where samples are balanced
         and pi drops out; without pi the result on other samples would be q/pi. The objective is convex in log q
@@ -103,8 +105,8 @@ def estimate_log_prior(
 
     Args:
         logits: ``[N, C]``, NumPy or torch.
-        labels: ``[N]``, integers in 0..C-1; optional for ``map``, ``em`` and ``eigen``.
-        method: ``map``, ``convex``, ``em``, ``eigen`` or ``released``.
+        labels: ``[N]``, integers in 0..C-1; optional for ``map``, ``em`` and ``eigen``, unused by ``unlabelled``.
+        method: ``map``, ``unlabelled``, ``convex``, ``em``, ``eigen`` or ``released``.
         strength: At least 0, default 1; 0 requires every class among the labels. "cv" (``convex`` and ``em``) selects
             from `unskew.debias._solver.STRENGTHS` by cross-validation on the labels.
         logit_scale: ``model`` if the logits contain the model's logit scale, so that their temperature is near 1;
@@ -126,8 +128,8 @@ def estimate_log_prior(
         raise ValueError(unknown_name("prior method", method, METHODS))
     if logit_scale not in ("model", "unknown"):
         raise ValueError(f"logit_scale must be model or unknown (got {logit_scale!r})")
-    if method == "map" and strength is not None:
-        raise ValueError(f"method 'map' has no strength (got {strength!r}): omit it, or choose convex")
+    if method in JOINT and strength is not None:
+        raise ValueError(f"method '{method}' has no strength (got {strength!r}): omit it, or choose convex")
     strength = 1.0 if strength is None else strength
     number = isinstance(strength, Real) and math.isfinite(strength) and strength >= 0
     if not number and strength != "cv":
@@ -135,10 +137,10 @@ def estimate_log_prior(
     numpy = uses_numpy(logits=logits, labels=labels)
     original = to_logits(logits)
     tensor, label_tensor = check_logits(original, labels, None)
-    if label_tensor is None and method not in ("map", "em", "eigen"):
+    if label_tensor is None and method not in (*JOINT, "em", "eigen"):
         raise ValueError(f"method '{method}' needs labels; pass labels, or choose map, em or eigen")
-    if method == "map":
-        estimate = _map(tensor, label_tensor, logit_scale)
+    if method in JOINT:
+        estimate = _map(tensor, label_tensor if method == "map" else None, logit_scale)
     else:
         estimate = _WITH_STRENGTH[method](tensor, label_tensor, strength)
 
@@ -268,4 +270,7 @@ _WITH_STRENGTH: dict[str, Callable[[Tensor, Tensor | None, float | str], PriorEs
     "released": _released,
 }
 
-METHODS = ("map", *_WITH_STRENGTH)
+# Methods that estimate log q by `fit_joint`; they have no strength.
+JOINT = ("map", "unlabelled")
+
+METHODS = (*JOINT, *_WITH_STRENGTH)

@@ -10,9 +10,8 @@ import warnings
 import numpy as np
 import torch
 from scipy.sparse.csgraph import csgraph_from_dense, floyd_warshall
-from torch import Tensor
 
-from unskew.debias._validation import check_logits, to_prior
+from unskew.debias._validation import Array, check_logits, to_kind, to_logits, to_prior, uses_numpy
 
 # Images times classes: a network of this size takes about 7 GB.
 MOST_CELLS = 2**28
@@ -20,7 +19,7 @@ MOST_CELLS = 2**28
 MOST_PIVOTS = 10**9
 
 
-def transport_offset(logits: Tensor, log_target: Tensor | None = None) -> Tensor:
+def transport_offset(logits: Array, log_target: Array | None = None) -> Array:
     """Return the offset ``[C]`` by which ``argmax(logits - offset)`` is the optimal transport of the images.
 
     Each class then has its share of the images, up to images that the plan splits: they count for the class with the
@@ -37,23 +36,34 @@ def transport_offset(logits: Tensor, log_target: Tensor | None = None) -> Tensor
             and the offset ``inf``.
 
     Raises:
-        ValueError: POT is not installed; invalid logits or target; more than `MOST_CELLS` logits; the solver stopped early.
+        ValueError: POT is not installed; invalid logits or target; mixed kinds of arrays; more than `MOST_CELLS`
+            logits; the solver stopped early.
+
+    Example:
+        >>> import numpy as np
+        >>> from unskew.debias import transport_offset
+        >>> logits = np.array([[3.0, 0.0], [2.0, 0.0], [1.0, 0.0], [0.5, 0.0]])
+        >>> (logits - transport_offset(logits)).argmax(1)
+        array([0, 0, 1, 1])
     """
-    scores = check_logits(logits, None)[0]
+    numpy = uses_numpy(logits=logits, log_target=log_target)
+    original = to_logits(logits)
+    scores = check_logits(original, None)[0]
     samples, classes = scores.shape
     if samples * classes > MOST_CELLS:
         raise ValueError(
             f"optimal transport of {samples:,} images to {classes:,} classes exceeds {MOST_CELLS:,} cells: predict "
             "fewer images at once, or combine with map"
         )
-    target = scores.new_zeros(classes) if log_target is None else to_prior(log_target, "log_target", classes, scores)
+    uniform = scores.new_zeros(classes)
+    target = uniform if log_target is None else to_prior(log_target, "log_target", classes, scores)
     frequencies = target.softmax(0)
     present = frequencies.nonzero().flatten()
     offset = torch.full_like(frequencies, torch.inf)
     costs = (scores.amax(1, keepdim=True) - scores[:, present]).cpu().numpy()
     prices = _prices(costs, frequencies[present].cpu().numpy()) if len(present) > 1 else np.zeros(1)
     offset[present] = -torch.from_numpy(prices).to(offset)
-    return offset.to(logits.device, torch.promote_types(logits.dtype, torch.float32))
+    return to_kind(offset.to(original.device, torch.promote_types(original.dtype, torch.float32)), numpy)
 
 
 def _prices(costs: np.ndarray, frequencies: np.ndarray) -> np.ndarray:

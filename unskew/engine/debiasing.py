@@ -16,7 +16,7 @@ from unskew.data.dataset import Datum
 from unskew.data.sampling import sample_up_to
 from unskew.debias.gla import ENOUGH_HELD_OUT, GLA
 from unskew.debias.io import read_prior
-from unskew.debias.prior import METHODS
+from unskew.debias.prior import JOINT, METHODS
 from unskew.engine import checkpoint
 from unskew.engine.checkpoint import class_fingerprint
 from unskew.engine.clip_trainer import CLIPTrainer
@@ -140,6 +140,8 @@ def fit_zeroshot_prior(trainer: CLIPTrainer, gla: GLA, prior: str) -> None:
     images = fit_zeroshot(trainer, gla)
     if not gla.converged_:
         logger.warning(f"the prior by '{prior}' has not converged to its optimum")
+    if gla.assumes_uniform_:
+        logger.info("q is estimated without labels, assuming a uniform class frequency; predictions estimate it again")
     source = f"{prior} on {images:,} images" if prior in METHODS else f"'{prior}'"
     order = _names_by(trainer, gla.log_q_)
     logger.info(
@@ -170,9 +172,10 @@ def _write_prior(path: Path, classnames: Sequence[str], gla: GLA) -> None:
 
 
 def prior_options(node: CfgNode) -> dict[str, Any]:
-    """Return the arguments of `GLA` in a trainer's node; `fit_zeroshot_prior` sets the prior."""
+    """Return the arguments of `GLA` in a trainer's node; `fit_zeroshot_prior` reads the prior of a file."""
     strength = {"": None, "cv": "cv"}[node.STRENGTH] if node.STRENGTH in ("", "cv") else float(node.STRENGTH)
-    return {"temperature": node.TEMPERATURE, "strength": strength}
+    options = {"temperature": node.TEMPERATURE, "strength": strength}
+    return {**options, "prior": node.PRIOR} if node.PRIOR in METHODS else options
 
 
 def pretraining_prior(trainer: CLIPTrainer, node: CfgNode) -> Tensor:
@@ -196,14 +199,24 @@ def check_choice(cfg: CfgNode, key: str, words: Sequence[str], file: bool = Fals
     raise ValueError(f"TRAINER.{key} must be {choices} (got '{value}'{missing})")
 
 
+def check_transductive(trainer: CLIPTrainer, gla: GLA) -> None:
+    """Raise a ``ValueError`` if a prediction assumes a class frequency that the test images cannot have."""
+    if gla.transductive and getattr(trainer.dataset, "test_classes", None) is not None:
+        raise ValueError(
+            f"the test images of '{trainer.cfg.DATASET.NAME}' have a part of its classes: PRIOR unlabelled and COMBINE "
+            "otter assume all classes; choose other values"
+        )
+
+
 def check_prior(cfg: CfgNode, trainer: str) -> None:
     """Raise a ``ValueError`` unless PRIOR, STRENGTH and TEMPERATURE are valid in the trainer's node."""
     check_choice(cfg, f"{trainer}.TEMPERATURE", ("confidence", "nll"))
     check_choice(cfg, f"{trainer}.PRIOR", tuple(METHODS), file=True)
     strength = cfg.TRAINER[trainer].STRENGTH
-    if cfg.TRAINER[trainer].PRIOR == "map" and strength != "":
+    prior = cfg.TRAINER[trainer].PRIOR
+    if prior in JOINT and strength != "":
         raise ValueError(
-            f"TRAINER.{trainer}.PRIOR map has no STRENGTH (got '{strength}'): omit it, or set PRIOR convex"
+            f"TRAINER.{trainer}.PRIOR {prior} has no STRENGTH (got '{strength}'): omit it, or set PRIOR convex"
         )
     try:
         valid = strength in ("", "cv") or 0 <= float(strength) < float("inf")

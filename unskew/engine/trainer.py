@@ -130,6 +130,9 @@ class SimpleTrainer(TrainerBase):
         """The trainer's node of the config."""
         return self.cfg.TRAINER[self.node_name]
 
+    # True if the prediction of an image depends on the other images, as in transductive methods; tables say so.
+    transductive: bool = False
+
     def check_cfg(self, cfg: CfgNode) -> None:
         """Raise ``ValueError`` for a config that does not suit the method (optional)."""
 

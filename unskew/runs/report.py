@@ -22,6 +22,8 @@ _TEXTS, _WHOLE_NUMBERS, _NUMBERS = ("dataset", "trainer", "backbone"), ("shots",
 _FIXED = ("accuracy", "error_rate", "macro_f1", "ece", "seconds")
 _GROUP = "(many|medium|few)"
 
+_MARK = "*"  # at the name of a trainer
+
 
 def collect(folder: str | Path) -> list[dict]:
     """Return the metrics of every finished run below a folder, in the order of their paths.
@@ -134,7 +136,8 @@ def table(
 ) -> str:
     """Return tables whose rows are trainers and whose cells are mean ± standard deviation over seeds.
 
-    There is one table for each dataset and backbone, in the order of the rows.
+    There is one table for each dataset and backbone, in the order of the rows. Trainers whose predictions used the
+    unlabelled test images are marked.
 
     Args:
         rows: metrics of runs.
@@ -164,12 +167,17 @@ def table(
             same = [row for row in group if row["shots"] == k]
             title = f"{where}, {labels[k]}, {_seeds(same)}{_unit(*columns)}"
             parts.append((title, _grid(same, names, [(_short(name), k, name) for name in columns], style)))
-    return "\n\n".join(f"{title}\n\n{grid}" for title, grid in parts)
+    text = "\n\n".join(f"{title}\n\n{grid}" for title, grid in parts)
+    return f"{text}\n\n{_MARK} used the unlabelled test images" if any(map(_is_transductive, rows)) else text
+
+
+def _is_transductive(row: dict) -> bool:
+    return bool(row.get("transductive"))
 
 
 def _check_metrics(rows: Sequence[dict], wanted: Sequence[str]) -> None:
     numbers = {key for row in rows for key, value in row.items() if isinstance(value, int | float)}
-    numbers -= {"seed", "shots", "longtail"}
+    numbers -= {"seed", "shots", "longtail", "transductive"}
     for metric in wanted:
         if metric not in numbers:
             known = f"choose from {', '.join(sorted(numbers))}" if numbers else "no run has been tested"
@@ -227,6 +235,7 @@ def _grid(rows: Sequence[dict], names: Sequence[str], columns: Sequence[tuple[st
             same = [row for row in rows if _values(row, names) == line and row["shots"] == shots]
             values = [row[metric] for row in same if metric in row]
             cells.append(mean_and_deviation(values) if values else "")
-        lines.append([*line, *cells])
+        seen = any(_is_transductive(row) for row in rows if _values(row, names) == line)
+        lines.append([f"{line[0]} {_MARK}" if seen else line[0], *line[1:], *cells])
     headers = ["", *names[1:], *(head for head, *_ in columns)]
     return tabulate(lines, headers=headers, tablefmt=style, disable_numparse=True)

@@ -285,6 +285,8 @@ def _train_and_test(cfg: CfgNode) -> "tuple[dict, dict[str, Tensor]]":
     seconds = round(time.perf_counter() - started, 2)
     results = {name: float(value) for name, value in trainer.results.items()}  # a plugin's values may be tensors
     metrics = {**_describe(cfg), **results, "seconds": seconds, **_versions()}
+    if getattr(trainer, "transductive", False):  # a trainer written for Dassl need not have it
+        metrics["transductive"] = True
     predictions: dict[str, Tensor] = getattr(trainer.evaluator, "predictions", dict)() if results else {}
     if predictions:
         metrics["per_class_accuracy"] = trainer.evaluator.per_class_accuracy()
