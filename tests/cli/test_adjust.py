@@ -236,6 +236,41 @@ def test_without_labels_q_comes_from_balanced_logits_alone(files, capsys):
     assert "assuming that its predictions are right" in capsys.readouterr().out
 
 
+def test_unlabelled_estimates_q_on_the_samples_to_adjust(files, capsys):
+    zs, ft, labels = model(9, 400)
+    vz, vf, vy = model(10, 60)
+    files(zs=zs, ft=ft, y=labels, vz=vz, vf=vf, vy=vy)
+    val = {"val_zeroshot": "vz.npy", "val_finetuned": "vf.npy", "val_labels": "vy.npy"}
+    out, facts = files.adjust(**val, method="unlabelled"), files.facts()
+    said = capsys.readouterr().out
+    assert "unlabelled, from --zeroshot without labels" in said
+    t_zs, t_ft, rho, a, b = (
+        float(facts[name])
+        for name in ("zeroshot_temperature", "finetuned_temperature", "rho", "ft_weight", "zs_weight")
+    )
+    assert t_zs == fit_temperature(torch.from_numpy(vz), torch.from_numpy(vy))
+    log_q = estimate_log_prior(torch.from_numpy(zs) / t_zs, method="map").log_q
+    torch.testing.assert_close(out["log_q"], log_q)
+    expected = a * (ft / t_ft - rho * log_q.numpy()) + b * (zs / t_zs - log_q.numpy())
+    assert np.allclose(out["logits"].numpy(), expected, atol=1e-6)
+    alone = files.adjust(method="unlabelled", combine="sum")["log_q"]
+    torch.testing.assert_close(alone, estimate_log_prior(torch.from_numpy(zs), method="map").log_q)
+
+
+def test_otter_transports_to_the_target(files, capsys):
+    zs, ft, labels = model(11, 400)
+    files(zs=zs, ft=ft, y=labels, target=[4, 3, 2, 1])
+    for target, expected in (("uniform", [100] * 4), ("target.npy", [160, 120, 80, 40])):
+        for name in ("", "y.npy"):  # without labels, and cross-fitted
+            logits = files.adjust(combine="otter", labels=name, target=target)["logits"]
+            assert np.abs(logits.argmax(1).bincount(minlength=4).numpy() - expected).max() <= (8 if name else 0)
+        rows = rows_of(capsys.readouterr().out)
+        assert "zero-shot, transported" in rows and "zero-shot - log q" not in rows
+    files.adjust(combine="otter", labels="y.npy")
+    rows = rows_of(capsys.readouterr().out)
+    assert float(rows["GLA"][0]) > float(rows["zero-shot, transported"][0]) > float(rows["zero-shot"][0])
+
+
 def test_strength_reaches_the_estimator(files):
     files(**dict(zip(("zs", "ft", "y"), model(6, 80), strict=True)))
     val = {"val_zeroshot": "zs.npy", "val_finetuned": "ft.npy", "val_labels": "y.npy", "temperature": "none"}

@@ -79,6 +79,17 @@ def test_the_time_is_no_percentage():
     assert "%" not in report.table(rows, columns=["seconds"])
 
 
+def test_trainers_that_used_the_unlabelled_test_images_are_marked():
+    rows = [row("Z", 1, 1, 50.0), *(row("G", 1, s, 60.0, transductive=True) for s in (1, 2))]
+    for text in (report.table(rows), report.table(rows, columns=["accuracy"], together=True)):
+        grid, note = text.rsplit("\n\n", 1)
+        assert [line[0] for line in cells(grid.splitlines()[4:])] == ["Z", "G *"]
+        assert note.startswith("* ") and "\n" not in note
+    assert "*" not in report.table(rows[:1])
+    with pytest.raises(ValueError, match=r"accuracy$"):
+        report.table(rows, "transductive")
+
+
 @pytest.mark.parametrize("unknown", ["p_feww", "per_class_accuracy", "trainer", "shots"])
 def test_unknown_column_lists_the_numbers(unknown):
     rows = [row("Z", 1, 1, 50.0, p_few=40.0, per_class_accuracy=[1.0])]

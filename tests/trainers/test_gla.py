@@ -153,10 +153,11 @@ def test_a_checkpoint_without_an_offset_loads(data_root, tmp_path):
     trainer.gla.load_state_dict(state)
 
 
+@pytest.mark.parametrize("prior", ["map", "unlabelled"])
 @pytest.mark.parametrize("name", ["GLA", "DebiasedZeroshot"])
-def test_map_has_no_strength(name, data_root, tmp_path):
-    opts = (f"TRAINER.{name.upper()}.PRIOR", "map", f"TRAINER.{name.upper()}.STRENGTH", "2")
-    with pytest.raises(ValueError, match=rf"TRAINER\.{name.upper()}\.PRIOR map.*STRENGTH"):
+def test_a_joint_estimate_has_no_strength(name, prior, data_root, tmp_path):
+    opts = (f"TRAINER.{name.upper()}.PRIOR", prior, f"TRAINER.{name.upper()}.STRENGTH", "2")
+    with pytest.raises(ValueError, match=rf"TRAINER\.{name.upper()}\.PRIOR {prior}.*STRENGTH"):
         build(name, data_root, tmp_path, *opts)
 
 

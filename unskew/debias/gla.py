@@ -25,7 +25,7 @@ from unskew.debias._validation import (
 from unskew.debias.combination import MAP_PRIOR, SUM, Combination, combine, fit_combination
 from unskew.debias.prior import JOINT, METHODS, PriorEstimate, estimate_log_prior
 from unskew.debias.temperature import fit_temperature
-from unskew.debias.transport import transport_offset
+from unskew.debias.transport import check_installed, transport_offset
 from unskew.utils.registry import unknown_name
 
 logger = logging.getLogger("unskew")
@@ -128,6 +128,8 @@ class GLA(torch.nn.Module):
         for name, choice in (("combine", combine), ("temperature", temperature), ("logit_scale", logit_scale)):
             if choice not in _CHOICES[name]:
                 raise ValueError(f"{name} must be {' or '.join(_CHOICES[name])} (got {choice!r})")
+        if combine == "otter":
+            check_installed()
         self.prior, self.strength, self.combine = prior, strength, combine
         self.temperature, self.logit_scale = temperature, logit_scale
         self.method_ = prior if isinstance(prior, str) else "given"

@@ -5,6 +5,7 @@ are uniform over the images and the target frequencies over the classes. The dua
 the plan into an offset of the logits, which makes any other offset of each class irrelevant.
 """
 
+import importlib.util
 import warnings
 
 import numpy as np
@@ -13,17 +14,27 @@ from scipy.sparse.csgraph import csgraph_from_dense, floyd_warshall
 
 from unskew.debias._validation import Array, check_logits, to_kind, to_logits, to_prior, uses_numpy
 
-# Images times classes: a network of this size takes about 7 GB.
+# Images times classes: a transport of this size takes about 13 GB.
 MOST_CELLS = 2**28
 
 MOST_PIVOTS = 10**9
+
+# Smaller parts of an image, relative to its largest, are rounding: a target in single precision is off by 1e-5 images.
+LEAST_PART = 1e-3
+
+
+def check_installed() -> None:
+    """Raise a ``ValueError`` unless POT is installed."""
+    if importlib.util.find_spec("ot") is None:
+        raise ValueError("optimal transport needs the package POT: pip install 'unskew[transport]'")
 
 
 def transport_offset(logits: Array, log_target: Array | None = None) -> Array:
     """Return the offset ``[C]`` by which ``argmax(logits - offset)`` is the optimal transport of the images.
 
-    Each class then has its share of the images, up to images that the plan splits: they count for the class with the
-    largest logit among theirs. Images with equal logits cannot be separated by an offset.
+    Each class then has its share of the images, up to images that the plan splits: they go to the class with the
+    largest logit among theirs. Classes whose share is less than one image have at most one image each, and together
+    the sum of their shares; a single image keeps its prediction. An offset cannot separate images with equal logits.
 
     The prices are not unique. With the images i of class c, they must satisfy ``offset_d - offset_c >= logits_id -
     logits_ic`` for every class d. The shortest paths over these bounds between all pairs of classes are the tightest
@@ -31,7 +42,7 @@ def transport_offset(logits: Array, log_target: Array | None = None) -> Array:
     no bound is tight that can be loose.
 
     Args:
-        logits: ``[N, C]``, finite; the scale matters, so calibrate them.
+        logits: ``[N, C]``, finite; their scale does not matter.
         log_target: ``[C]``, log frequencies of the classes, uniform if omitted; a class with ``-inf`` has no images
             and the offset ``inf``.
 
@@ -70,7 +81,8 @@ def _prices(costs: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
     """Return the central dual prices ``[C]`` of the classes: each image goes to its least ``costs - prices``."""
     samples, classes = costs.shape
     plan, prices = _transport(costs, samples * frequencies / frequencies.sum())
-    assigned = np.where(plan > 1e-6, costs, np.inf).argmin(1)  # [N]
+    split = plan > LEAST_PART * plan.max(1, keepdims=True)
+    assigned = np.where(split, costs, np.inf).argmin(1)  # [N]
     slack = np.full((classes, classes), np.inf)  # of the bound on prices_d - prices_c, in row c and column d
     for c in np.unique(assigned):
         rows = costs[assigned == c]
@@ -84,14 +96,23 @@ def _prices(costs: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
 
 
 def _transport(costs: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the plan ``[N, C]``, whose rows sum to one and columns to ``shares``, and dual prices of the classes."""
-    try:
-        import ot
-    except ImportError:
-        raise ValueError("optimal transport needs the package POT: pip install 'unskew[transport]'") from None
+    """Return the plan ``[N, C]``, whose rows sum to one and columns to ``shares``, and dual prices of the classes.
+
+    A share below 1 becomes 1, and a further row takes the rest from these classes.
+    """
+    check_installed()
+    import ot
+
+    masses, samples = np.ones(len(costs)), len(costs)
+    small = shares < 1 - 1e-9
+    if small.any():
+        masses = np.append(masses, (1 - shares[small]).sum())
+        prohibitive = (len(shares) + 1) * (1 + costs.max())
+        costs = np.vstack([costs, np.where(small, 0, prohibitive)])
+        shares = np.where(small, 1, shares)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # raised below
-        plan, log = ot.emd(np.ones(len(costs)), shares, costs, numItermax=MOST_PIVOTS, log=True)
+        plan, log = ot.emd(masses, shares, costs, numItermax=MOST_PIVOTS, log=True)
     if log["warning"] is not None:
-        raise ValueError(f"the optimal transport of {len(costs):,} images is not solved ({log['warning']})")
-    return plan, log["v"]
+        raise ValueError(f"the optimal transport of {samples:,} images is not solved ({log['warning']})")
+    return plan[:samples], log["v"]
