@@ -11,6 +11,7 @@ import itertools
 import logging
 import multiprocessing
 import tempfile
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,9 +46,9 @@ class Key:
         return folder / self.world / self.backbone / self.base / f"{self.shots}-{self.seed}.pt"
 
 
-def keys(names: tuple[str, ...], backbones: tuple[str, ...], shots: tuple[int, ...], seeds: int) -> list[Key]:
-    """Return all runs, seed by seed."""
-    return [Key(*run) for run in itertools.product(range(1, seeds + 1), names, backbones, BASES, shots)]
+def keys(*axes: Iterable) -> list[Key]:
+    """Return all runs of seeds, worlds, backbones, bases and shots, seed by seed."""
+    return [Key(*run) for run in itertools.product(*axes)]
 
 
 def record(key: Key, root: str) -> dict[str, dict[str, Tensor] | Tensor]:
@@ -94,13 +95,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--worlds", nargs="+", default=BALANCED, choices=worlds.WORLDS)
     parser.add_argument("--backbones", nargs="+", default=BACKBONES)
+    parser.add_argument("--bases", nargs="+", default=BASES)
     parser.add_argument("--shots", nargs="+", type=int, default=SHOTS)
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 1")
     parser.add_argument("--root", default="data", help="folder of the datasets")
     parser.add_argument("--out", type=Path, default=Path("output/records"))
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     arguments = parser.parse_args()
-    runs = keys(tuple(arguments.worlds), tuple(arguments.backbones), tuple(arguments.shots), arguments.seeds)
+    seeds = range(1, arguments.seeds + 1)
+    runs = keys(seeds, arguments.worlds, arguments.backbones, arguments.bases, arguments.shots)
     write_all(runs, arguments.out, arguments.root, arguments.jobs)
 
 
