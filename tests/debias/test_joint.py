@@ -44,7 +44,7 @@ def solve(logits, labels, deviation=DEVIATION, **options):
 )
 def test_the_fit_is_that_of_an_independent_solver(counts, separation):
     logits, labels = ExactWorld(len(counts), 50, 0, separation=separation).sample(counts)
-    fitted = fit(logits, labels, no_bias=0.0)
+    fitted = fit(logits, labels, no_bias=0.0, shared=(0.0,))
     s, bias = solve(logits, labels)
     assert fitted.converged
     assert 1 / fitted.temperature == pytest.approx(s, abs=1e-6)

@@ -19,6 +19,9 @@ MAX_STEPS = 200
 # Newton decrement in nats at which the next step, which squares the error, is the last.
 LAST_STEP = 1e-13
 
+# Images that the correlation of the classes is computed from.
+MOST_CORRELATED = 4096
+
 # Row maxima are subtracted from larger logits, whose variances would lose precision otherwise.
 LARGE = 1e3
 
@@ -130,6 +133,18 @@ class LogitSums:
                     covariance[j, k] += torch.linalg.vecdot(product, parts[k]) @ inverse - means[j] @ means[k]
         covariance = covariance + covariance.tril(-1).T
         return Sums(float(log_partition), probabilities, squares, expected, covariance, crossed)
+
+    def correlation(self) -> Tensor:
+        """Return the correlation ``[c, c]`` over the images of the first logits, minus their mean over the classes.
+
+        It is computed from at most `MOST_CORRELATED` images at equal distances.
+        """
+        step = -(-len(self) // MOST_CORRELATED)
+        logits = self._features[0][::step].double()
+        logits = logits - logits.mean(1, keepdim=True)
+        logits -= logits.mean(0)
+        logits /= logits.square().sum(0).sqrt().clamp(min=1e-30)
+        return logits.T @ logits
 
     def product(self, vector: Tensor) -> Tensor:
         """Return sum_i p_i (p_i . vector), ``[c]``, at the last point, whose exponentials were kept."""
