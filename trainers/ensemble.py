@@ -13,6 +13,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from unskew import config
+from unskew.debias import temperature
 from unskew.debias.metrics import selection_score
 from unskew.engine import fingerprint
 from unskew.engine.clip_trainer import CLIPTrainer
@@ -62,7 +63,7 @@ class Ensemble(CLIPTrainer):
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
-        check_choice(cfg, f"{self.node_name}.TEMPERATURE", ("confidence", "nll"))
+        check_choice(cfg, f"{self.node_name}.TEMPERATURE", temperature.METHODS)
         if cfg.SEED < 0:
             raise ValueError(f"{type(self).__name__} and its base must draw the same images: set SEED to 0 or more")
 

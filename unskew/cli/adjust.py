@@ -34,8 +34,8 @@ class Request:
         prior: A file of q for `read_prior`, instead of an estimate.
         train_counts: A file of training counts; their log p is subtracted.
         target: A file of the class frequencies to predict for; empty: uniform.
-        temperature: As in `GLA`; empty: confidence.
-        method: As ``prior`` in `GLA`; empty: convex with labels, em without.
+        temperature: As in `GLA`; empty: map.
+        method: As ``prior`` in `GLA`; empty: map.
         strength: As in `GLA`; None: the default.
         combine: As in `GLA`.
         checkpoints: Two checkpoints for `wiseft.predict_test`, which add a row to the table.
@@ -56,7 +56,7 @@ class Request:
     temperature: str = ""
     method: str = ""
     strength: float | str | None = None
-    combine: str = "fitted"
+    combine: str = "map"
     checkpoints: tuple[str, ...] = ()
     alpha: float | None = None
     out: str = ""
@@ -139,12 +139,10 @@ def run(request: Request) -> str:
 
 def _estimator(request: Request, classes: int) -> GLA:
     gla = GLA(
-        prior=read_prior(request.prior, classes)
-        if request.prior
-        else request.method or ("convex" if request.fits_on_labels else "em"),
+        prior=read_prior(request.prior, classes) if request.prior else request.method or "map",
         strength=request.strength,
         combine=request.combine,
-        temperature=request.temperature or "confidence",
+        temperature=request.temperature or "map",
         logit_scale="unknown",
     )
     if request.train_counts:

@@ -253,19 +253,20 @@ def _add_adjust(commands: Commands) -> None:
     add_file("--prior", help="q, instead of an estimate (json, npy, pt, csv)")
     add_file("--train-counts", help="training counts per class; subtracts the fine-tuned model's log p")
     add_file("--target", default="uniform", help="class frequencies to predict for, or 'uniform'")
-    temperatures = ("confidence", "nll", "none")
-    p.add_argument("--temperature", default="", choices=temperatures, help="how to calibrate; default: confidence")
+    temperatures = ("map", "confidence", "nll", "none")
+    p.add_argument("--temperature", default="", choices=temperatures, help="how to calibrate; default: map")
     p.add_argument(
         "--method",
         default="",
-        help="convex, map, unlabelled, eigen, em or released; default: convex, without labels em",
+        help="map, convex, unlabelled, eigen, em or released; default: map",
     )
     p.add_argument("--strength", metavar="K", help="pseudo-samples of the uniform prior, or 'cv'")
     p.add_argument(
         "--combine",
-        default="fitted",
-        choices=("fitted", "map", "sum", "otter"),
-        help="sum: the paper's; map: with priors; otter: optimal transport to the target class frequency",
+        default="map",
+        choices=("map", "fitted", "sum", "otter"),
+        help="map: weights and class offsets with priors; fitted: weights; sum: the paper's; otter: optimal transport "
+        "to the target class frequency",
     )
     p.add_argument("--checkpoints", nargs=2, default=(), metavar="RUN", help="two run folders, or 'init' and one")
     p.add_argument("--alpha", type=float, help="WiSE-FT's weight of the second checkpoint (default: 0.5)")

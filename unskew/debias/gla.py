@@ -24,6 +24,7 @@ from unskew.debias._validation import (
 )
 from unskew.debias.combination import MAP_PRIOR, SUM, Combination, combine, fit_combination
 from unskew.debias.prior import JOINT, METHODS, PriorEstimate, estimate_log_prior
+from unskew.debias import temperature as temperatures
 from unskew.debias.temperature import fit_temperature
 from unskew.debias.transport import check_installed, transport_offset
 from unskew.utils.registry import unknown_name
@@ -35,7 +36,7 @@ ENOUGH_HELD_OUT = 20
 
 _CHOICES = {
     "combine": ("fitted", "map", "sum", "otter"),
-    "temperature": ("confidence", "nll", "none"),
+    "temperature": (*temperatures.METHODS, "none"),
     "logit_scale": ("model", "unknown"),
 }
 
@@ -65,8 +66,7 @@ class GLA(torch.nn.Module):
         temperature: Method of `fit_temperature`, or ``none`` for temperatures of 1. With the prior ``map`` it concerns
             the fine-tuned logits alone, and with ``unlabelled`` too unless the logit scale is unknown.
         logit_scale: ``model`` for logits multiplied by the model's logit scale, ``unknown`` for others. It decides
-            where an estimator of the temperature starts; ``confidence`` and ``nll`` have one solution, so that both
-            values give the same result.
+            where ``map`` expects the temperatures: at 1, or where ``confidence`` finds them.
 
     Attributes:
         zs_temperature_: Temperature of the zero-shot logits.
@@ -108,10 +108,10 @@ class GLA(torch.nn.Module):
     def __init__(
         self,
         *,
-        prior: Any = "convex",
+        prior: Any = "map",
         strength: float | str | None = None,
-        combine: str = "fitted",
-        temperature: str = "confidence",
+        combine: str = "map",
+        temperature: str = "map",
         logit_scale: str = "model",
     ) -> None:
         super().__init__()
@@ -263,7 +263,9 @@ class GLA(torch.nn.Module):
     def _fit_temperature(self, logits: Tensor, labels: Tensor | None) -> float:
         if self.temperature == "none" or labels is None:
             return 1.0
-        return fit_temperature(logits, labels, method=self.temperature)
+        known = self.temperature != "map" or self.logit_scale == "model"
+        expected = 1.0 if known else fit_temperature(logits, labels, method="confidence")
+        return fit_temperature(logits, labels, method=self.temperature, expected=expected)
 
     def _store_combination(self, ft_temperature: float, combination: Combination) -> None:
         self._store("ft_temperature_", ft_temperature)

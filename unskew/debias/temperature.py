@@ -9,6 +9,7 @@ from torch import Tensor
 
 from unskew.debias._softmax import blocks, buffers, spread
 from unskew.debias._validation import Array, check_logits, uses_numpy
+from unskew.utils.registry import unknown_name
 
 logger = logging.getLogger("unskew")
 
@@ -16,7 +17,15 @@ logger = logging.getLogger("unskew")
 RANGE = (0.01, 100.0)
 
 
-def fit_temperature(logits: Array, labels: Array | Sequence[int], *, method: str = "confidence") -> float:
+METHODS = ("map", "confidence", "nll")
+
+# Pseudo-samples that hold the temperature of `map`.
+STRENGTH = 1.0
+
+
+def fit_temperature(
+    logits: Array, labels: Array | Sequence[int], *, method: str = "confidence", expected: float = 1.0
+) -> float:
     """Fit the temperature that calibrates logits ``[N, C]`` on labels ``[N]``, in float64.
 
     ``confidence`` returns the T at which the mean of max softmax(logits/T) equals the accuracy, as in GLA's released
@@ -25,10 +34,14 @@ def fit_temperature(logits: Array, labels: Array | Sequence[int], *, method: str
     convex in 1/T. Both are the root of a decreasing function of T. It is searched from 0.01 to 100 times the standard
     deviation of the logits around their row means; without a root there, the nearer end is returned with one warning.
 
+    ``map`` is the maximum a posteriori: it adds ``K (s/s_0 - 1 - log(s/s_0))`` with s = 1/T, s_0 = 1/``expected`` and
+    K = 1 to the negative log-likelihood, so that few samples do not move T far.
+
     Args:
         logits: ``[N, C]``, NumPy or torch.
         labels: ``[N]``, integers in 0..C-1.
-        method: ``confidence`` or ``nll``.
+        method: ``map``, ``confidence`` or ``nll``.
+        expected: T that ``map`` expects; 1 for the logits of a model that was trained with cross entropy.
 
     Raises:
         ValueError: An unknown method; shapes or labels out of range; logits that are not finite; mixed kinds of arrays.
@@ -39,14 +52,14 @@ def fit_temperature(logits: Array, labels: Array | Sequence[int], *, method: str
         >>> round(fit_temperature(np.eye(2)[[0, 0, 0, 1]], [0, 0, 0, 0]), 3)  # 75% right: softmax(1/T) = 0.75
         0.91
     """
-    if method not in ("confidence", "nll"):
-        raise ValueError(f"unknown temperature method '{method}'; choose confidence or nll")
+    if method not in METHODS:
+        raise ValueError(unknown_name("temperature method", method, METHODS))
     uses_numpy(logits=logits, labels=labels)
     tensor, label_tensor = check_logits(logits, labels, None)
-    return _fit(tensor, label_tensor, method)
+    return _fit(tensor, label_tensor, method, expected)
 
 
-def _fit(logits: Tensor, labels: Tensor, method: str) -> float:
+def _fit(logits: Tensor, labels: Tensor, method: str, expected: float) -> float:
     samples, classes = logits.shape
     if classes == 1:
         return 1.0  # the probability is 1 at every T
@@ -58,9 +71,12 @@ def _fit(logits: Tensor, labels: Tensor, method: str) -> float:
         target = float((logits.gather(1, labels[:, None])[:, 0].double() - highest).mean())
     mean = _confidence if method == "confidence" else _mean_logit
 
+    strength = STRENGTH / samples if method == "map" else 0.0
+
     def excess(log_t: float) -> tuple[float, float]:
-        value, slope = mean(logits, highest, math.exp(-log_t))
-        return value - target, -math.exp(-log_t) * slope
+        s = math.exp(-log_t)
+        value, slope = mean(logits, highest, s)
+        return value - target + strength * (expected - 1 / s), -s * slope - strength / s
 
     unit = spread(logits) or 1.0
     ends = [unit * end for end in RANGE]

@@ -16,6 +16,7 @@ from unskew.data.dataset import Datum
 from unskew.data.sampling import sample_up_to
 from unskew.debias.gla import ENOUGH_HELD_OUT, GLA
 from unskew.debias.io import read_prior
+from unskew.debias import temperature
 from unskew.debias.prior import JOINT, METHODS
 from unskew.engine import checkpoint
 from unskew.engine.checkpoint import class_fingerprint
@@ -210,7 +211,7 @@ def check_transductive(trainer: CLIPTrainer, gla: GLA) -> None:
 
 def check_prior(cfg: CfgNode, trainer: str) -> None:
     """Raise a ``ValueError`` unless PRIOR, STRENGTH and TEMPERATURE are valid in the trainer's node."""
-    check_choice(cfg, f"{trainer}.TEMPERATURE", ("confidence", "nll"))
+    check_choice(cfg, f"{trainer}.TEMPERATURE", temperature.METHODS)
     check_choice(cfg, f"{trainer}.PRIOR", tuple(METHODS), file=True)
     strength = cfg.TRAINER[trainer].STRENGTH
     prior = cfg.TRAINER[trainer].PRIOR
