@@ -1,248 +1,236 @@
-"""How well is the pre-training prior recovered, and what is it worth? On the embedded world, where it is known.
+"""How well is the class bias recovered, and what is it worth? On worlds that no method was designed on, too.
 
     python benchmarks/prior_recovery.py --plot docs/prior_recovery.png
 
-For each dataset, number of shots and seed the residual prompt is trained as GLA's config says, and the logits of its
-epochs are kept. Then every estimator of log q is compared with the truth, and every way to combine the two models with
-every other, on the same logits. Nothing but the accuracies that are printed sees a test label.
+The logits of several bases on the worlds of `worlds.py` are recorded once (`records.py`). Every method then sees the
+same logits: the zero-shot model's on train and val, both models' on val. Nothing but the printed numbers sees a test
+label; `transductive` methods see the test images without labels. In the exact worlds GLA's theorem holds.
 """
 
 import argparse
+import itertools
 import json
 import logging
 import statistics
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
+import worlds
+from records import BACKBONES, BALANCED, BASES, SHOTS, Key, keys, write_all
 from tabulate import tabulate
 from torch import Tensor
 from tqdm import tqdm
 
-from unskew import config
-from unskew.debias.combination import SUM, Combination, combine, fit_weights, remaining_bias
-from unskew.debias.metrics import selection_score
-from unskew.debias.prior import estimate_log_prior
-from unskew.debias.temperature import fit_temperature
-from unskew.engine.evaluator import labels_of
-from unskew.engine.trainer import build_trainer
-from unskew.micro import true_log_prior
+from unskew.debias import GLA, estimate_log_prior, fit_temperature
+from unskew.debias.joint import fit_joint
+from unskew.debias.rivals import fit_bcts, fit_stacking
 from unskew.utils.files import write_atomically
-from unskew.utils.seeds import set_random_seed
 
-# name -> arguments of estimate_log_prior; without "labels" the estimator is given none.
-ESTIMATORS = {
-    "convex, strength 0": {"method": "convex", "strength": 0.0, "labels": True},
-    "convex, strength 1": {"method": "convex", "strength": 1.0, "labels": True},
-    "convex, strength 10": {"method": "convex", "strength": 10.0, "labels": True},
-    "convex, strength cv": {"method": "convex", "strength": "cv", "labels": True},
-    "em, no labels": {"method": "em", "strength": 1.0},
-    "eigen": {"method": "eigen", "strength": 1.0, "labels": True},
-    "eigen, no labels": {"method": "eigen", "strength": 1.0},
-    "released": {"method": "released", "strength": 1.0, "labels": True},
-}
-# Those of the plot: strength 0 and 10 and em lie on the default's line.
-DRAWN = ("convex, strength 1", "convex, strength cv", "eigen", "released", "eigen, no labels")
+EXACT = tuple(itertools.product((2, 10, 50), (1, 10, 100)))  # classes and imbalance
+FAMILIES = ("shipped", "unseen", "corrupted", "renamed", "exact, biased", "exact, no bias")
+
+Record = dict[str, dict[str, Tensor]]
 
 
-# --- one run ----------------------------------------------------------------------------------------
+# --- the methods --------------------------------------------------------------------------------------
 
 
-@dataclass
-class Record:
-    """Logits of a run by split: ``sample`` (train + val, what q is fitted on), ``val``, ``test``."""
+def accuracies(r: Record) -> dict[str, float]:
+    """Return the test accuracy in percent of every method."""
+    train, val, test = r["train"], r["val"], r["test"]
+    fit = {"zs_train": train["zs"], "y_train": train["y"]}
+    logits: dict[str, Tensor] = {}
 
-    labels: dict[str, Tensor]
-    zs: dict[str, Tensor]  # [N, C]
-    epochs: list[dict[str, Tensor]]  # of the fine-tuned model, after each epoch: val and test
-    truth: Tensor  # [C]
+    def run(gla: GLA) -> dict[str, Tensor]:
+        return gla.fit(val["zs"], val["ft"], val["y"], **fit).parts(test["zs"], test["ft"])
 
-
-def record(dataset: str, shots: int, seed: int, root: str) -> Record:
-    with tempfile.TemporaryDirectory() as folder:
-        opts = ("DATASET.NUM_SHOTS", shots, "SEED", seed, "DATASET.ROOT", root, "OUTPUT_DIR", folder)
-        cfg = config.load(dataset, trainer="ResidualPrompt", opts=opts)
-        set_random_seed(seed)
-        trainer = build_trainer(cfg)
-        trainer.show_progress = False
-        data = trainer.dataset
-        items = {"sample": [*data.train_x, *data.val], "val": data.val, "test": data.test}
-        paths = {split: [item.impath for item in part] for split, part in items.items()}
-        epochs: list[dict[str, Tensor]] = []
-        trainer.epoch_callbacks.append(
-            lambda t: epochs.append({split: t.predict(paths[split]).cpu() for split in ("val", "test")})
-        )
-        trainer.fit()
-        zs = {split: trainer.zeroshot_logits(part).cpu() for split, part in paths.items()}
-    labels = {split: labels_of(part) for split, part in items.items()}
-    return Record(labels, zs, epochs, true_log_prior(cfg.MODEL.BACKBONE.NAME, dataset))
-
-
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    return 100 * (logits.argmax(1) == labels).double().mean().item()
+    paper = run(GLA(prior="convex", combine="sum", temperature="confidence"))
+    logits |= {"zero-shot": paper["zs"], "fine-tuned": paper["ft"], "ensemble": paper["ensemble"]}
+    logits |= {"zs - log q, convex": paper["debiased"], "GLA, the paper's sum": paper["gla"]}
+    fitted = run(GLA(prior="convex", combine="fitted", temperature="confidence"))
+    logits["GLA, convex and fitted"] = fitted["gla"]
+    sample = torch.cat([train["zs"], val["zs"]]), torch.cat([train["y"], val["y"]])
+    bcts = fit_bcts(*sample)
+    scaled = {s: r[s]["zs"] / bcts.temperature - bcts.bias for s in ("val", "test")}
+    t_zs, t_ft = fit_temperature(*sample), fit_temperature(val["ft"], val["y"])
+    logits["BCTS"] = scaled["test"]
+    for name, zs in (("stacking", {s: r[s]["zs"] / t_zs for s in scaled}), ("BCTS and stacking", scaled)):
+        a, b = fit_stacking(zs["val"], val["ft"] / t_ft, val["y"])
+        logits[name] = a * test["ft"] / t_ft + b * zs["test"]
+    ours = run(GLA())
+    logits |= {"zs - log q, map": ours["debiased"], "GLA": ours["gla"]}
+    logits["GLA, unlabelled *"] = run(GLA(prior="unlabelled"))["gla"]
+    logits["GLA, otter *"] = run(GLA(combine="otter"))["gla"]
+    return {name: 100 * float((z.argmax(1) == test["y"]).double().mean()) for name, z in logits.items()}
 
 
-# --- ways to combine the two models -----------------------------------------------------------------
-# Each gives, from the fine-tuned logits of an epoch, the final logits of val and test.
-
-Combine = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+RIVALS = ("zero-shot", "fine-tuned", "ensemble", "zs - log q, convex", "GLA, the paper's sum", "BCTS", "stacking")
+RIVALS += ("BCTS and stacking",)
 
 
-def gla(r: Record, log_q: Tensor, fit: str = "all", temperature: str = "confidence") -> Combine:
-    """The trainer's rule (``all``), the paper's (``none``), and what lies between: ``rho`` or ``weights`` alone."""
-    t_zs = fit_temperature(r.zs["sample"], r.labels["sample"], method=temperature)
-    zs = {s: r.zs[s] / t_zs for s in ("val", "test")}
-
-    def combine_epoch(epoch: dict[str, Tensor]) -> dict[str, Tensor]:
-        t_ft = fit_temperature(epoch["val"], r.labels["val"], method=temperature)
-        ft = {s: epoch[s] / t_ft for s in epoch}
-        rho, a, b, _ = SUM
-        if fit in ("all", "rho"):
-            rho = remaining_bias(ft["val"], r.labels["val"], log_q)
-        if fit in ("all", "weights"):
-            a, b = fit_weights(zs["val"] - log_q, ft["val"] - rho * log_q, r.labels["val"])
-        return {s: combine(zs[s], ft[s], log_q, Combination(rho, a, b)) for s in ft}
-
-    return combine_epoch
-
-
-def fine_tuned(r: Record) -> Combine:
-    return lambda ft: ft
-
-
-def best_on_val(r: Record, combine: Combine) -> float:
-    """Test accuracy of the epoch that is best on val, ties by cross entropy, as GLA keeps it."""
-    best, kept = -float("inf"), None
-    for ft in r.epochs:
-        logits = combine(ft)
-        score = selection_score(logits["val"], r.labels["val"])
-        if score > best:
-            best, kept = score, logits["test"]
-    return accuracy(kept, r.labels["test"])
-
-
-# --- the two questions ------------------------------------------------------------------------------
-
-
-def recovery(r: Record) -> dict[str, dict[str, float]]:
-    """For each estimator, and for the true and the uniform prior: closeness to the truth, and accuracies."""
-    temperature = fit_temperature(r.zs["sample"], r.labels["sample"])
-    scaled, classes = r.zs["sample"] / temperature, r.zs["sample"].shape[1]
-    priors = {}
-    for name, arguments in ESTIMATORS.items():
-        labels = r.labels["sample"] if "labels" in arguments else None
-        options = {key: arguments[key] for key in ("method", "strength")}
-        priors[name] = estimate_log_prior(scaled, labels, **options).log_q
-    priors |= {"true": r.truth, "uniform": torch.full((classes,), 1 / classes).log()}
+def recovery(r: Record) -> dict[str, dict[str, float | None]]:
+    """Return how close each estimate of log q is to the true one: slope, correlation, KL in nats, coverage."""
+    zs = torch.cat([r["train"]["zs"], r["val"]["zs"]])
+    labels, truth = torch.cat([r["train"]["y"], r["val"]["y"]]), r["truth"].double()
+    scaled = zs / fit_temperature(zs, labels)
+    estimates = {
+        name: (estimate_log_prior(scaled, labels, method=name).log_q.double(), None)
+        for name in ("convex", "eigen", "released")
+    }
+    for name, shared in (("map, classes independent", (0.0,)), ("map", (0.0, 0.25, 0.5, 0.75))):
+        fit = fit_joint(zs, labels, shared=shared)
+        estimates[name] = fit.log_q, fit.log_q_deviation
     found = {}
-    for name, log_q in priors.items():
-        spread = float(log_q.std())
+    centred = truth - truth.mean()
+    for name, (log_q, deviation) in estimates.items():
+        bias = log_q - log_q.mean()
+        spread, size = float(bias.norm()), float(centred.norm())
         found[name] = {
-            "correlation": float(torch.corrcoef(torch.stack([log_q, r.truth]))[0, 1]) if spread > 1e-6 else 0.0,
-            "kl": float((r.truth.exp() * (r.truth - log_q)).sum()),
-            "debiased": accuracy(r.zs["test"] / temperature - log_q, r.labels["test"]),
-            "gla": best_on_val(r, gla(r, log_q)),
+            "slope": float(bias @ centred) / size**2 if size else None,
+            "correlation": float(bias @ centred) / (size * spread) if size * spread > 1e-9 else None,
+            "kl": float((truth.exp() * (truth - log_q)).sum()),
         }
+        if deviation is not None:
+            found[name]["coverage"] = float(((log_q - truth).abs() < 1.96 * deviation).double().mean())
     return found
 
 
-def combinations(r: Record) -> dict[str, dict[str, float]]:
-    """With the default estimate of q: what to do with it."""
-    t_zs = fit_temperature(r.zs["sample"], r.labels["sample"])
-    log_q = estimate_log_prior(r.zs["sample"] / t_zs, r.labels["sample"]).log_q
-    none = torch.zeros_like(log_q)
-    ways = {
-        "fine-tuned": fine_tuned(r),
-        "ensemble": gla(r, none, "none"),
-        "GLA, the paper's sum": gla(r, log_q, "none"),
-        "GLA, sum, T by nll": gla(r, log_q, "none", "nll"),
-        "GLA, rho fitted": gla(r, log_q, "rho"),
-        "GLA, weights fitted": gla(r, log_q, "weights"),
-        "GLA (both fitted)": gla(r, log_q),
+# --- all runs -----------------------------------------------------------------------------------------
+
+
+def runs(recorded: list[Key], folder: Path, shots: list[int], seeds: int) -> Iterator[tuple[dict, Record]]:
+    """Yield a description of each run, with its logits."""
+    for key in recorded:
+        where = {"family": worlds.WORLDS[key.world].family, **vars(key)}
+        yield where, torch.load(key.path(folder))
+    for (classes, imbalance), k, seed in itertools.product(EXACT, shots, range(1, 2 * seeds + 1)):
+        where = {"family": "exact, biased" if imbalance > 1 else "exact, no bias", "seed": seed, "shots": k}
+        where |= {"world": f"{classes} classes, imbalance {imbalance}", "backbone": "", "base": BASES[0]}
+        yield where, worlds.exact(classes, imbalance, k, seed)
+
+
+def study(listed: Iterator[tuple[dict, Record]], total: int) -> tuple[list[dict], list[dict]]:
+    """Return the rows of accuracies, and those of recovery, for which one base is enough."""
+    rows, recovered = [], []
+    for where, r in tqdm(listed, total=total, unit="run"):
+        rows.append({**where, "accuracy": accuracies(r)})
+        if where["base"] == BASES[0]:
+            recovered.append({**where, "recovery": recovery(r)})
+    return rows, recovered
+
+
+# --- tables and the plot --------------------------------------------------------------------------------
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    """Return mean and standard error."""
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return statistics.fmean(values), error
+
+
+def by_shots(rows: list[dict], family: str, shots: list[int]) -> list[list[dict]]:
+    """Return the rows of a family, by shots."""
+    return [[row for row in rows if (row["family"], row["shots"]) == (family, k)] for k in shots]
+
+
+def accuracy_table(rows: list[dict], family: str, shots: list[int]) -> str:
+    """Tabulate mean accuracies; below, the difference of GLA to its best rival with its paired standard error."""
+    cells = by_shots(rows, family, shots)
+    means = {
+        name: [statistics.fmean(row["accuracy"][name] for row in cell) for cell in cells]
+        for name in rows[0]["accuracy"]
     }
-    test, zs = r.labels["test"], r.zs["test"]
-    found = {"zero-shot": accuracy(zs, test), "zero-shot - log q": accuracy(zs / t_zs - log_q, test)}
-    found |= {name: best_on_val(r, combine) for name, combine in ways.items()}
-    last = r.epochs[-1]
-    t_ft = fit_temperature(last["val"], r.labels["val"])
-    rho = 100 * remaining_bias(last["val"] / t_ft, r.labels["val"], log_q)
-    return {name: {"accuracy": value} for name, value in found.items()} | {"rho, last epoch (%)": {"accuracy": rho}}
+    lines = [[name, *(f"{mean:.1f}" for mean in values)] for name, values in means.items()]
+    rivals, gains = [], []
+    for i, cell in enumerate(cells):
+        rival = sorted(RIVALS, key=lambda name: means[name][i])[-1]
+        rivals.append(rival)
+        differences = [row["accuracy"]["GLA"] - row["accuracy"][rival] for row in cell]
+        gains.append("{:+.2f} ± {:.2f}".format(*mean_and_error(differences)))
+    lines += [["best rival", *rivals], ["GLA - best rival", *gains]]
+    return tabulate(lines, [family, *map(str, shots)], "github", disable_numparse=True)
 
 
-# --- tables and the plot ----------------------------------------------------------------------------
-
-
-def table(rows: list[dict], dataset: str, study: str, metric: str) -> str:
-    rows = [row for row in rows if (row["dataset"], row["study"]) == (dataset, study)]
-    shots = sorted({row["shots"] for row in rows})
+def recovery_table(rows: list[dict], family: str, shots: list[int]) -> str:
+    """Tabulate slope, correlation, KL and coverage by estimator and shots, as means."""
     lines = []
-    for name in dict.fromkeys(row["name"] for row in rows):
-        cells = [[row[metric] for row in rows if (row["name"], row["shots"]) == (name, k)] for k in shots]
-        digits = 1 if metric in ("accuracy", "gla", "debiased") else 3
-        lines.append([name, *(f"{statistics.fmean(cell):.{digits}f}" for cell in cells)])
-    return tabulate(lines, ["", *map(str, shots)], "github", disable_numparse=True)
+    for name, metric in itertools.product(rows[0]["recovery"], ("slope", "correlation", "kl", "coverage")):
+        cells = [[row["recovery"][name].get(metric) for row in cell] for cell in by_shots(rows, family, shots)]
+        known = [[value for value in cell if value is not None] for cell in cells]
+        if any(known):
+            lines.append([name, metric, *(f"{statistics.fmean(cell):.2f}" if cell else "" for cell in known)])
+    return tabulate(lines, [family, "", *map(str, shots)], "github", disable_numparse=True)
 
 
-TITLES = {
-    ("recovery", "correlation"): "correlation of log q with the true log prior",
-    ("recovery", "kl"): "KL(true || q) in nats",
-    ("recovery", "debiased"): "accuracy (%) of zero-shot - log q",
-    ("recovery", "gla"): "accuracy (%) of GLA with that q",
-    ("combination", "accuracy"): "accuracy (%) of the ways to combine",
-}
+def below_zero_shot(rows: list[dict], name: str) -> list[str]:
+    """Return the cells (mean over seeds) in which a method is more than 0.3 points below zero-shot."""
+    cells = defaultdict(list)
+    for row in rows:
+        cell = tuple(str(row[key]) for key in ("world", "backbone", "base", "shots"))
+        cells[cell].append(row["accuracy"][name] - row["accuracy"]["zero-shot"])
+    low = {cell: statistics.fmean(v) for cell, v in cells.items() if statistics.fmean(v) < -0.3}
+    worst = sorted(low, key=low.__getitem__)
+    return [f"{name}: {len(low)} of {len(cells)} cells", *(f"  {' '.join(c)}: {low[c]:+.1f}" for c in worst[:5])]
 
 
-def plot(rows: list[dict], dataset: str, path: str) -> None:
+DRAWN = ("GLA", "GLA, convex and fitted", "GLA, the paper's sum", "BCTS", "BCTS and stacking", "ensemble")
+
+
+def plot(rows: list[dict], shots: list[int], path: str) -> None:
+    """Draw the gain over zero-shot by family and shots."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    axes = figure.subplots(1, 2)
-    shots = sorted({row["shots"] for row in rows})
-    for axis, metric in zip(axes, ("correlation", "gla"), strict=True):
-        known = {} if metric == "correlation" else {"true": "--", "uniform": ":"}
-        for name in (*DRAWN, *known):
-            cells = [
-                [row[metric] for row in rows if (row["dataset"], row["name"], row["shots"]) == (dataset, name, k)]
-                for k in shots
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    for axis, family in zip(figure.subplots(2, 3).flat, FAMILIES, strict=True):
+        for name in DRAWN:
+            gains = [
+                statistics.fmean(row["accuracy"][name] - row["accuracy"]["zero-shot"] for row in cell)
+                for cell in by_shots(rows, family, shots)
             ]
-            style = {"color": "black", "linestyle": known[name]} if name in known else {}
-            axis.plot(shots, [statistics.fmean(cell) for cell in cells], marker="o", markersize=3, label=name, **style)
-        axis.set(xscale="log", xticks=shots, xticklabels=shots, xlabel="shots")
+            style = {"color": "black", "linewidth": 2.5} if name == "GLA" else {}
+            axis.plot(shots, gains, marker="o", markersize=3, label=name, **style)
+        axis.set(xscale="log", xticks=shots, xticklabels=shots, title=family)
         axis.minorticks_off()
+        axis.axhline(0, color="grey", linewidth=0.8)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set(title=f"{dataset}: correlation with the true log prior")
-    axes[1].set(title=f"{dataset}: accuracy of GLA with that prior (%)")
-    axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.supxlabel("shots")
+    figure.supylabel("points above zero-shot")
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right center", frameon=False)
     figure.savefig(path, dpi=110)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--datasets", nargs="+", default=["shapes", "patterns", "digits"])
-    parser.add_argument("--shots", nargs="+", type=int, default=[1, 2, 4, 8, 16])
-    parser.add_argument("--seeds", type=int, default=10, help="how many, from 1")
+    parser.add_argument("--shots", nargs="+", type=int, default=list(SHOTS))
+    parser.add_argument("--seeds", type=int, default=3, help="how many, from 1")
     parser.add_argument("--root", default="data", help="folder of the datasets")
+    parser.add_argument("--records", type=Path, default=Path("output/records"), help="folder of the recorded logits")
+    parser.add_argument("--jobs", type=int, default=2, help="recordings at a time")
     parser.add_argument("--json", default="", help="write every number there")
-    parser.add_argument("--plot", default="", help="draw the first dataset there")
+    parser.add_argument("--plot", default="", help="draw the gains over zero-shot there")
     arguments = parser.parse_args()
     logging.getLogger("unskew").setLevel(logging.ERROR)
 
-    rows = []
-    runs = [(d, k, s) for d in arguments.datasets for k in arguments.shots for s in range(1, arguments.seeds + 1)]
-    for dataset, shots, seed in tqdm(runs, unit="run"):
-        r = record(dataset, shots, seed, arguments.root)
-        for study, found in (("recovery", recovery(r)), ("combination", combinations(r))):
-            where = {"dataset": dataset, "shots": shots, "seed": seed, "study": study}
-            rows += [{**where, "name": name, **values} for name, values in found.items()]
-    for dataset in arguments.datasets:
-        for (study, metric), title in TITLES.items():
-            print(f"\n{dataset}: {title}, by shots, mean over {arguments.seeds} seeds\n")
-            print(table(rows, dataset, study, metric))
+    shots, seeds = arguments.shots, arguments.seeds
+    recorded = keys(range(1, seeds + 1), BALANCED, BACKBONES, BASES, shots)
+    write_all(recorded, arguments.records, arguments.root, arguments.jobs)
+    listed = runs(recorded, arguments.records, shots, seeds)
+    rows, recovered = study(listed, len(recorded) + len(EXACT) * len(shots) * 2 * seeds)
+    for family in FAMILIES:
+        print("\nAccuracy (%), by shots; * sees the test images without labels\n")
+        print(accuracy_table(rows, family, shots))
+        print("\nRecovery of the true log prior, by shots\n")
+        print(recovery_table(recovered, family, shots))
+    print("\nMore than 0.3 points below zero-shot, mean over seeds\n")
+    for name in rows[0]["accuracy"]:
+        print("\n".join(below_zero_shot(rows, name)))
     if arguments.json:
-        write_atomically(arguments.json, json.dumps({"rows": rows}) + "\n")
+        write_atomically(arguments.json, json.dumps({"accuracy": rows, "recovery": recovered}) + "\n")
     if arguments.plot:
-        plot(rows, arguments.datasets[0], arguments.plot)
+        plot(rows, shots, arguments.plot)
 
 
 if __name__ == "__main__":

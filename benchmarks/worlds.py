@@ -2,8 +2,9 @@
 
 ``unseen`` pictures come from a second renderer: tilted plates in perspective with a rim and a shadow over clutter, and
 printed or seven-segment digits. ``corrupted`` worlds are the shipped pictures with noise, coarse pixels or fog.
-``renamed`` worlds are the shipped pictures with other names for half of the classes. The backbones are the shipped ones,
-so they have seen none of these pictures and names. Each world is a registered dataset: `load_config` returns its config.
+``renamed`` worlds are the shipped pictures with other names for half of the classes. The backbones are the shipped
+ones and have seen none of these pictures and names. Each world is a registered dataset: `load_config` returns its
+config.
 """
 
 import itertools
@@ -14,7 +15,9 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from torch import Tensor
 from yacs.config import CfgNode
 
 from unskew import config
@@ -86,8 +89,10 @@ OUTLINES: dict[str, np.ndarray] = {
     "triangle": np.array([[0, -0.9], [0.95, 0.8], [-0.95, 0.8]]),
     "star": _spikes(5, 0.5),
     "cross": np.array(
-        [(-0.2, -1), (0.2, -1), (0.2, -0.2), (1, -0.2), (1, 0.2), (0.2, 0.2)]
-        + [(0.2, 1), (-0.2, 1), (-0.2, 0.2), (-1, 0.2), (-1, -0.2), (-0.2, -0.2)]
+        [
+            *[(-0.2, -1), (0.2, -1), (0.2, -0.2), (1, -0.2), (1, 0.2), (0.2, 0.2)],
+            *[(0.2, 1), (-0.2, 1), (-0.2, 0.2), (-1, 0.2), (-1, -0.2), (-0.2, -0.2)],
+        ]
     ),
     "ring": _round(40, 0.95),
     "diamond": np.array([[0, -1], [0.6, 0], [0, 1], [-0.6, 0]]),
@@ -200,8 +205,8 @@ def draw_thing(shape: int, colour: int, pattern: int, rng: np.random.Generator) 
     return _photograph(_plate(_outline_mask(world.FACTORS["shape"][shape]), tone, paint, rng), rng)
 
 
-# The lit segments of a seven-segment display, by digit: top, upper left and right, middle, lower left and right, bottom.
-_SEGMENTS = ("1110111", "0010010", "1011101", "1011011", "0111010", "1101011", "1101111", "1010010", "1111111", "1111011")
+# The lit segments of a seven-segment display: top, upper left and right, middle, lower left and right, bottom.
+_SEGMENTS = "1110111 0010010 1011101 1011011 0111010 1101011 1101111 1010010 1111111 1111011"
 
 
 def _numeral(digit: int, rng: np.random.Generator) -> Image.Image:
@@ -212,10 +217,15 @@ def _numeral(digit: int, rng: np.random.Generator) -> Image.Image:
         draw.text((PLATE / 2, PLATE / 2), str(digit), 255, font, anchor="mm", stroke_width=stroke)
         return mask
     left, right, top, middle, bottom = 18, 46, 6, 32, 58
-    ends = [(left, top, right, top), (left, top, left, middle), (right, top, right, middle), (left, middle, right, middle)]
+    ends = [
+        (left, top, right, top),
+        (left, top, left, middle),
+        (right, top, right, middle),
+        (left, middle, right, middle),
+    ]
     ends += [(left, middle, left, bottom), (right, middle, right, bottom), (left, bottom, right, bottom)]
     width = int(rng.integers(6, 12))
-    for lit, line in zip(_SEGMENTS[digit], ends, strict=True):
+    for lit, line in zip(_SEGMENTS.split()[digit], ends, strict=True):
         if lit == "1":
             draw.line(line, fill=255, width=width)
     return mask
@@ -300,6 +310,33 @@ WORLDS = {
     "unseen_shapes_lt": World("unseen", "shapes_lt", lambda: _unseen("shapes_lt")),
     "unseen_digits_lt": World("unseen", "digits_lt", lambda: _unseen("digits_lt")),
 }
+
+
+# --- exact worlds -------------------------------------------------------------------------------------
+
+
+def exact(classes: int, imbalance: float, shots: int, seed: int) -> dict[str, dict[str, Tensor] | Tensor]:
+    """Draw a world in which GLA's theorem holds: Gaussian classes in two independent views, with their exact scores.
+
+    The zero-shot model knows the first view and saw the classes with a prior of the given imbalance; the fine-tuned
+    model knows the second view without a prior. Both temperatures are 1.
+
+    Returns:
+        Labels ``y``, logits ``zs`` and ``ft`` by split, and the log prior ``truth``.
+    """
+    rng = np.random.default_rng([34, classes, int(imbalance), shots, seed])
+    log_q = -np.linspace(0, np.log(imbalance), classes)
+    log_q = rng.permutation(log_q - np.log(np.exp(log_q).sum()))
+    means = {"zs": rng.normal(size=(classes, 6)), "ft": 1.2 * rng.normal(size=(classes, 6))}
+    drawn: dict = {"truth": torch.tensor(log_q)}
+    for split, per_class in (("train", shots), ("val", min(shots, 4)), ("test", max(20, 2000 // classes))):
+        labels = np.repeat(np.arange(classes), per_class)
+        drawn[split] = {"y": torch.tensor(labels)}
+        for name, centres in means.items():
+            features = centres[labels] + rng.normal(size=(len(labels), 6))
+            scores = features @ centres.T - 0.5 * (centres**2).sum(1)
+            drawn[split][name] = torch.tensor(scores + log_q if name == "zs" else scores)
+    return drawn
 
 
 # --- the registered datasets ----------------------------------------------------------------------------

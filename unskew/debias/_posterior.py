@@ -2,9 +2,8 @@
 
 A shift of the image features, such as another style of the pictures, moves the logits of similar classes together: in
 the directions in which the logits vary over the images. The prior covariance of the bias is therefore
-``tau^2 ((1 - r) I + r K)`` with the correlation K of the logits over the images. The share r is averaged over candidates
-by their evidence (empirical Bayes; Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, Eq. 2.25 to
-2.30).
+``tau^2 ((1 - r) I + r K)`` with the correlation K of the logits over the images. The share r is averaged over
+candidates by their evidence (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, Eq. 2.25 to 2.30).
 """
 
 import math
@@ -73,8 +72,9 @@ class Curvature:
             shared: Candidates of r.
         """
         if len(design) > MOST_CLASSES:
-            variance, prior = self.marginal(design), self.centring * deviation**2
-            return self.fit.bias * deviation**2 / variances, (prior * variance / (prior + variance)).diag()
+            marginal, marginal_prior = self.marginal(design), self.centring * deviation**2
+            covariance = (marginal_prior * marginal / (marginal_prior + marginal)).diag()
+            return self.fit.bias * deviation**2 / variances, covariance
         variance, inverse = self._variance()
         gradient = self.fit.bias / variances
         if self.labelled:  # for r = 0 the mean is then the maximum a posteriori itself
@@ -89,9 +89,9 @@ class Curvature:
         for share in shared:
             prior = deviation**2 * ((1 - share) * identity + share * similar)
             factor = torch.linalg.cholesky(prior + variance + constant)
-            mean = torch.cholesky_solve(estimate[:, None], factor)[:, 0]
-            log_evidence.append(-0.5 * estimate @ mean - factor.diagonal().log().sum())
-            candidates.append((prior, factor, prior @ mean))
+            solved = torch.cholesky_solve(estimate[:, None], factor)[:, 0]
+            log_evidence.append(-0.5 * estimate @ solved - factor.diagonal().log().sum())
+            candidates.append((prior, factor, prior @ solved))
         weights = torch.stack(log_evidence).softmax(0)
         mean = torch.stack([candidate[2] for candidate in candidates], 1) @ weights
         covariance = torch.zeros_like(variance)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unskew.debias import temperature as temperatures
 from unskew.debias._validation import (
     Array,
     check_finite,
@@ -24,7 +25,6 @@ from unskew.debias._validation import (
 )
 from unskew.debias.combination import MAP_PRIOR, SUM, Combination, combine, fit_combination
 from unskew.debias.prior import JOINT, METHODS, PriorEstimate, estimate_log_prior
-from unskew.debias import temperature as temperatures
 from unskew.debias.temperature import fit_temperature
 from unskew.debias.transport import check_installed, transport_offset
 from unskew.utils.registry import unknown_name

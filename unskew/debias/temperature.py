@@ -19,8 +19,12 @@ RANGE = (0.01, 100.0)
 
 METHODS = ("map", "confidence", "nll")
 
-# Pseudo-samples that hold the temperature of `map`.
-STRENGTH = 1.0
+# Standard deviation of the normal prior of ``map`` on log T.
+LOG_DEVIATION = 1.0
+
+# ``map`` searches its minimum on a grid of log T first, with at most as many samples.
+GRID_POINTS = 33
+GRID_SAMPLES = 2000
 
 
 def fit_temperature(
@@ -34,8 +38,8 @@ def fit_temperature(
     convex in 1/T. Both are the root of a decreasing function of T. It is searched from 0.01 to 100 times the standard
     deviation of the logits around their row means; without a root there, the nearer end is returned with one warning.
 
-    ``map`` is the maximum a posteriori: it adds ``K (s/s_0 - 1 - log(s/s_0))`` with s = 1/T, s_0 = 1/``expected`` and
-    K = 1 to the negative log-likelihood, so that few samples do not move T far.
+    ``map`` is the maximum a posteriori: it adds ``log(T/expected)^2 / 2`` to the negative log-likelihood, so that few
+    samples do not move T far.
 
     Args:
         logits: ``[N, C]``, NumPy or torch.
@@ -56,13 +60,13 @@ def fit_temperature(
         raise ValueError(unknown_name("temperature method", method, METHODS))
     uses_numpy(logits=logits, labels=labels)
     tensor, label_tensor = check_logits(logits, labels, None)
-    return _fit(tensor, label_tensor, method, expected)
-
-
-def _fit(logits: Tensor, labels: Tensor, method: str, expected: float) -> float:
-    samples, classes = logits.shape
-    if classes == 1:
+    if tensor.shape[1] == 1:
         return 1.0  # the probability is 1 at every T
+    return _fit_map(tensor, label_tensor, expected) if method == "map" else _fit(tensor, label_tensor, method)
+
+
+def _fit(logits: Tensor, labels: Tensor, method: str) -> float:
+    samples, classes = logits.shape
     highest, predicted = logits.max(1)
     if method == "confidence":
         accuracy = float((predicted == labels).double().mean())
@@ -71,12 +75,9 @@ def _fit(logits: Tensor, labels: Tensor, method: str, expected: float) -> float:
         target = float((logits.gather(1, labels[:, None])[:, 0].double() - highest).mean())
     mean = _confidence if method == "confidence" else _mean_logit
 
-    strength = STRENGTH / samples if method == "map" else 0.0
-
     def excess(log_t: float) -> tuple[float, float]:
-        s = math.exp(-log_t)
-        value, slope = mean(logits, highest, s)
-        return value - target + strength * (expected - 1 / s), -s * slope - strength / s
+        value, slope = mean(logits, highest, math.exp(-log_t))
+        return value - target, -math.exp(-log_t) * slope
 
     unit = spread(logits) or 1.0
     ends = [unit * end for end in RANGE]
@@ -88,6 +89,30 @@ def _fit(logits: Tensor, labels: Tensor, method: str, expected: float) -> float:
     span = f"from {ends[0]:.3g} to {ends[1]:.3g}"
     logger.warning(f"no temperature {span} fits {samples} samples by '{method}'; using {end:.3g}")
     return end
+
+
+def _fit_map(logits: Tensor, labels: Tensor, expected: float) -> float:
+    highest = logits.amax(1)
+    target = float((logits.gather(1, labels[:, None])[:, 0].double() - highest).mean())
+    samples, expected_log, unit = len(logits), math.log(expected), spread(logits) or 1.0
+    low, high = (math.log(unit * end) for end in RANGE)
+    grid = torch.linspace(min(low, expected_log), max(high, expected_log), GRID_POINTS).tolist()
+    every = -(-samples // GRID_SAMPLES)
+    few = logits[::every].double() - highest[::every, None]
+    few_labels = labels[::every]
+
+    def objective(log_t: float) -> float:
+        nll = torch.nn.functional.cross_entropy(few / math.exp(log_t), few_labels, reduction="sum")
+        return every * float(nll) + 0.5 * ((log_t - expected_log) / LOG_DEVIATION) ** 2
+
+    def descent(log_t: float) -> tuple[float, float]:  # minus the derivative of the objective of all samples
+        s = math.exp(-log_t)
+        value, slope = _mean_logit(logits, highest, s)
+        excess, precision = samples * s * (value - target), LOG_DEVIATION**-2
+        return excess - precision * (log_t - expected_log), -excess - samples * s**2 * slope - precision
+
+    start, step = min(grid, key=objective), grid[1] - grid[0]
+    return math.exp(find_decreasing_root(descent, start - 2 * step, start + 2 * step, start)[0])
 
 
 def _exponentials(logits: Tensor, highest: Tensor, sharpness: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
