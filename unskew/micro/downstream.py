@@ -63,7 +63,7 @@ def classnames(dataset: str) -> list[str]:
     return [world.phrase(dict(zip(values, combination, strict=True))) for combination in names]
 
 
-def _counts(dataset: str, classes: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def image_counts(dataset: str, classes: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Return the images of each class [C] by split; ``rng`` shuffles a long tail, independent of any pre-training."""
     if dataset not in LONGTAILED:
         return {split: np.full(classes, n) for split, n in COUNTS.items()}
@@ -85,7 +85,7 @@ def splits(dataset: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     sizes = [len(v) for v in values.values()]
     classes = math.prod(sizes)
     result = {}
-    for split, per_class in _counts(dataset, classes, rng).items():
+    for split, per_class in image_counts(dataset, classes, rng).items():
         labels = np.repeat(np.arange(classes), per_class)
         factors = {f: rng.integers(len(world.FACTORS[f]), size=len(labels)) for f in world.VISUAL}
         named = zip(values, np.unravel_index(labels, sizes), strict=True)
@@ -97,7 +97,7 @@ def splits(dataset: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def _digits(dataset: str, rng: np.random.Generator) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Render the half of scikit-learn's digits that was not used in pre-training."""
     images, labels = world.digits(pretraining=False)
-    counts = _counts(dataset, 10, rng)
+    counts = image_counts(dataset, 10, rng)
     if dataset == "digits":
         counts["test"][:] = len(labels)
     result, start = {}, 0
