@@ -22,8 +22,13 @@ def fit_temperature(logits: Array, labels: Array | Sequence[int], *, method: str
     ``confidence`` returns the T at which the mean of max softmax(logits/T) equals the accuracy, as in GLA's released
     code. The accuracy is first clipped to [1/C + 1/(2N), 1 - 1/(2N)], so that a perfect or hopeless score on few
     samples does not send T to 0 or infinity. ``nll`` returns the T of the least negative log-likelihood, which is
-    convex in 1/T. Both are the root of a decreasing function of T. It is searched from 0.01 to 100 times the standard
-    deviation of the logits around their row means; without a root there, the nearer end is returned with one warning.
+    convex in 1/T: there the mean logit under softmax(logits/T) equals the mean logit of the labels. The latter is
+    clipped alike, as if at least half a sample were right and half a sample wrong: from uniform labels with 1/(2N) of
+    each moved to the predicted class, to predicted labels with 1/(2N) of each moved to the runner-up. Without the
+    limits T would be 0 if all samples are right. Between them the result is the exact minimum.
+
+    Both are the root of a decreasing function of T. It is searched from 0.01 to 100 times the standard deviation of the
+    logits around their row means; without a root there, the nearer end is returned with one warning.
 
     Args:
         logits: ``[N, C]``, NumPy or torch.
@@ -55,7 +60,7 @@ def _fit(logits: Tensor, labels: Tensor, method: str) -> float:
         accuracy = float((predicted == labels).double().mean())
         target = min(max(accuracy, 1 / classes + 0.5 / samples), 1 - 0.5 / samples)
     else:
-        target = float((logits.gather(1, labels[:, None])[:, 0].double() - highest).mean())
+        target = _label_logit(logits, labels, highest)
     mean = _confidence if method == "confidence" else _mean_logit
 
     def excess(log_t: float) -> tuple[float, float]:
@@ -72,6 +77,15 @@ def _fit(logits: Tensor, labels: Tensor, method: str) -> float:
     span = f"from {ends[0]:.3g} to {ends[1]:.3g}"
     logger.warning(f"no temperature {span} fits {samples} samples by '{method}'; using {end:.3g}")
     return end
+
+
+def _label_logit(logits: Tensor, labels: Tensor, highest: Tensor) -> float:
+    """Return the mean logit of the labels minus the row maximum, clipped by half a sample at both ends."""
+    half = 0.5 / len(logits)
+    target = float((logits.gather(1, labels[:, None])[:, 0].double() - highest).mean())
+    uniform = float((logits.double().mean(1) - highest).mean())
+    runner_up = float((logits.topk(2).values[:, 1].double() - highest).mean())
+    return min(max(target, (1 - half) * uniform), half * runner_up)
 
 
 def _exponentials(logits: Tensor, highest: Tensor, sharpness: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
