@@ -39,7 +39,7 @@ def train_alone(member, data_root, folder, *opts):
 # --- the combination --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("combine", "weights"), [("logits", "uniform"), ("probs", "uniform"), ("logits", "val")])
+@pytest.mark.parametrize(("combine", "weights"), [("logits", "uniform"), ("probs", "uniform"), ("logits", "")])
 def test_parts_equal_the_members_trained_alone(combine, weights, data_root, tmp_path):
     opts = ("TRAINER.BACKDOOR.COMBINE", combine, "TRAINER.BACKDOOR.WEIGHTS", weights)
     trainer = build("Backdoor", data_root, tmp_path, *opts)
@@ -52,14 +52,17 @@ def test_parts_equal_the_members_trained_alone(combine, weights, data_root, tmp_
     assert list(parts) == [*MEMBERS, "backdoor"]
     for member, expected in zip(MEMBERS, calibrated, strict=True):
         torch.testing.assert_close(parts[member], expected)
-    p_m = torch.full((3,), 1 / 3)
-    if weights == "val":
-        on_val = torch.stack([base.predict(val) / t for base, t in zip(bases, temperatures, strict=True)])
+    p_m, on_val = torch.full((3,), 1 / 3), torch.stack([base.predict(val) for base in bases])
+    on_val = on_val / torch.tensor(temperatures)[:, None, None]
+    if weights == "":
         p_m = mixture.fit_member_weights(on_val, labels)
         assert p_m.std() > 0.01
     torch.testing.assert_close(trainer.terms.weights, p_m)
+    temperature = fit_temperature(mixture.combine_members(on_val, p_m, combine), labels, method="nll")
+    assert trainer.terms.temperature.item() == pytest.approx(temperature, rel=1e-4)
     total = sum(w * (f if combine == "logits" else f.softmax(1)) for w, f in zip(p_m, calibrated, strict=True))
-    torch.testing.assert_close(parts["backdoor"], total if combine == "logits" else total.log())
+    expected = (total if combine == "logits" else total.log()) / temperature
+    torch.testing.assert_close(parts["backdoor"], expected, rtol=1e-4, atol=1e-4)
     test = trainer.dataset.test
     logits = trainer.predict_parts([item.impath for item in test]).parts["micro-b"]
     accuracy = compute_accuracy(logits, torch.tensor([item.label for item in test]))[0].item()
@@ -92,6 +95,26 @@ def test_debias_adds_a_zero_shot_half_and_subtracts_a_prior_for_each_member(data
     plain = build("Backdoor", data_root, tmp_path / "plain", "TRAINER.BACKDOOR.MEMBERS_DIR", str(tmp_path))
     plain.train()  # copies the members
     assert not torch.equal(plain.predict(paths), parts["backdoor"])
+
+
+@pytest.mark.parametrize(("weights", "fitted"), [("", True), ("val", True), ("uniform", False)])
+def test_weights_are_fitted_on_val_by_default(weights, fitted, data_root, tmp_path):
+    opts = ("TRAINER.BACKDOOR.WEIGHTS", weights, "TRAINER.BACKDOOR.CALIBRATE", "none")
+    trainer = build("Backdoor", data_root, tmp_path, *opts)
+    trainer.train()
+    val, labels = paths_and_labels_of_val(trainer)
+    expected = mixture.fit_member_weights(trainer._all_logits(val), labels) if fitted else torch.full((3,), 1 / 3)
+    torch.testing.assert_close(trainer.terms.weights, expected)
+    assert trainer.terms.temperature == 1 and trainer.terms.temperatures.tolist() == [1, 1, 1]
+
+
+def test_without_val_the_weights_are_uniform_with_one_log_line(data_root, tmp_path, caplog):
+    trainer = build("Backdoor", data_root, tmp_path, "DATASET.NUM_VAL_SHOTS", 0)
+    with caplog.at_level("INFO", "unskew"):
+        trainer.train()
+    assert trainer.terms.weights.tolist() == pytest.approx([1 / 3] * 3)
+    assert [*trainer.terms.temperatures.tolist(), trainer.terms.temperature.item()] == [1, 1, 1, 1]
+    assert sum("No val images" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_a_run_with_another_prior_strength_fits_the_prior_again(data_root, tmp_path):
@@ -328,7 +351,7 @@ def test_different_backbones_are_more_accurate_than_different_seeds(data_root, t
 
 
 def test_terms_are_fitted_again_for_other_members_or_settings(data_root, tmp_path):
-    weighted = ("TRAINER.BACKDOOR.BASE", "TaskRes", "TRAINER.BACKDOOR.WEIGHTS", "val")
+    weighted = ("TRAINER.BACKDOOR.BASE", "TaskRes")
 
     def two(folder, *opts, members=("micro-a", "micro-b")):
         return build("Backdoor", data_root, folder, *weighted, "TRAINER.BACKDOOR.MEMBERS", list(members), *opts)
