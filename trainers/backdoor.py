@@ -15,7 +15,7 @@ from unskew.debias.metrics import crossed_groups
 from unskew.debias.mixture import COMBINE, combine_members, fit_member_weights
 from unskew.debias.temperature import fit_temperature
 from unskew.engine.dataset_groups import dataset_groups
-from unskew.engine.debiasing import FittedTerms, matches_classes
+from unskew.engine.debiasing import FittedTerms, check_prior, matches_classes
 from unskew.engine.evaluator import labels_of
 from unskew.engine.prediction import Prediction
 from unskew.engine.run_dir import RunDir, path_safe
@@ -83,7 +83,7 @@ def debiased_config(cfg: CfgNode, node: CfgNode) -> CfgNode:
     values = {
         "BASE": cfg.TRAINER.NAME,
         "BASE_DIR": cfg.OUTPUT_DIR,
-        "COMBINE": "sum",
+        "COMBINE": "fitted",
         "TARGET": "uniform",
         **{key: node[key] for key in ("PRIOR", "STRENGTH", "TEMPERATURE")},
     }
@@ -146,6 +146,8 @@ class Backdoor(SimpleTrainer):
                 f"TRAINER.BACKDOOR.DEBIAS would subtract log q twice, as BASE {node.BASE} subtracts it already: set "
                 "TRAINER.BACKDOOR.DEBIAS to False"
             )
+        if node.DEBIAS:
+            check_prior(cfg, "BACKDOOR")
         if cfg.SEED < 0:
             raise ValueError("the members must be trained on the same sample of images: set SEED to 0 or more")
         if node.MEMBERS_DIR and not Path(node.MEMBERS_DIR).is_dir():
