@@ -83,7 +83,7 @@ def _label_logit(logits: Tensor, labels: Tensor, highest: Tensor) -> float:
     """Return the mean logit of the labels minus the row maximum, clipped by half a sample at both ends."""
     half = 0.5 / len(logits)
     target = float((logits.gather(1, labels[:, None])[:, 0].double() - highest).mean())
-    uniform = float((logits.double().mean(1) - highest).mean())
+    uniform = float((logits.mean(1, dtype=torch.float64) - highest).mean())
     runner_up = float((logits.topk(2).values[:, 1].double() - highest).mean())
     return min(max(target, (1 - half) * uniform), half * runner_up)
 
