@@ -1,30 +1,34 @@
-"""Controls of the backdoor adjustment: different models compared with seeds of the best model.
+"""Controls of the backdoor adjustment: combinations of members compared with the best member and with seeds.
 
     python benchmarks/backdoor_controls.py --plot docs/backdoor_controls.png
 
-For each seed the script trains every member of the dataset's Backdoor config and further seeds of the member that is
-best on val. It computes all combinations from their logits. Temperatures, priors, weights and the choice of the best
-member use val only.
+For each world of `worlds.py` and each seed the script trains the members of the Backdoor config and further seeds of
+the member that is best on val, and computes all combinations from their logits. Temperatures, priors and weights use
+labels of train and val only. The row "best member" takes in each column the member with the best mean on test.
 """
 
 import argparse
+import itertools
 import json
 import logging
+import math
+import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
+import worlds
 from tabulate import tabulate
 from torch import Tensor
 from tqdm import tqdm
 
 from unskew import config
 from unskew.clip import backbones
-from unskew.debias.combination import SUM, combine, fit_combination
+from unskew.debias import GLA
 from unskew.debias.metrics import classification_metrics, group_accuracies
-from unskew.debias.mixture import combine_members, fit_member_weights
-from unskew.debias.prior import estimate_log_prior
+from unskew.debias.mixture import COMBINE, combine_members, fit_member_weights
 from unskew.debias.temperature import fit_temperature
 from unskew.engine.evaluator import labels_of
 from unskew.engine.trainer import build_trainer
@@ -33,8 +37,8 @@ from unskew.trainers.backdoor import member_config, parse_member
 from unskew.utils.files import write_atomically
 from unskew.utils.seeds import set_random_seed
 
-GROUPS = ("d_many", "d_medium", "d_few", "p_many", "p_medium", "p_few")
-SPLITS = ("val", "test")
+WORLDS = ("shapes_lt", "digits_lt", "unseen_shapes_lt", "unseen_digits_lt")
+COLUMNS = ("accuracy", "d_many", "d_medium", "d_few", "ece")
 
 Logits = dict[str, Tensor]  # [N, C] by split
 
@@ -42,7 +46,7 @@ Logits = dict[str, Tensor]  # [N, C] by split
 # --- one run ----------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(eq=False)
 class Record:
     """Labels and uncalibrated logits of a trained member."""
 
@@ -53,18 +57,26 @@ class Record:
     groups: dict[str, Tensor]
 
 
+def world_config(world: str, opts: Sequence):
+    """Return the config of Backdoor on a world, or on any dataset."""
+    if world in worlds.WORLDS:
+        return worlds.load_config(world, "Backdoor", "", opts)
+    return config.load(world, trainer="Backdoor", opts=opts)
+
+
 def record(cfg, name: str, folder: str) -> Record:
     derived = member_config(cfg, parse_member(name), f"{folder}/{name.replace('/', '-')}")
     set_random_seed(derived.SEED)
     trainer = build_trainer(derived)
     trainer.show_progress = False
     trainer.fit()
-    items = {split: getattr(trainer.dataset, split) for split in SPLITS}
+    data = trainer.dataset
+    items = {"train": data.train_x, "val": data.val, "test": data.test}
     paths = {split: [item.impath for item in images] for split, images in items.items()}
     result = Record(
         name,
         {split: labels_of(images) for split, images in items.items()},
-        {split: trainer.predict(files).cpu() for split, files in paths.items()},
+        {split: trainer.predict(paths[split]).cpu() for split in ("val", "test")},
         {split: trainer.zeroshot_logits(files).cpu() for split, files in paths.items()},
         {key: classes.cpu() for key, classes in trainer.class_groups().items()},
     )
@@ -73,17 +85,12 @@ def record(cfg, name: str, folder: str) -> Record:
     return result
 
 
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    return 100 * (logits.argmax(1) == labels).double().mean().item()
-
-
-def records(dataset: str, seed: int, root: str, opts: Sequence[str]) -> tuple[list[Record], list[Record]]:
+def records(world: str, seed: int, root: str, opts: Sequence[str]) -> tuple[list[Record], list[Record]]:
     """Return the members sorted by accuracy on val, best first, and as many seeds of the best."""
     with tempfile.TemporaryDirectory() as folder:
-        flags = ("SEED", seed, "DATASET.ROOT", root, "OUTPUT_DIR", folder)
-        cfg = config.load(dataset, trainer="Backdoor", opts=(*opts, *flags))
+        cfg = world_config(world, (*opts, "SEED", seed, "DATASET.ROOT", root, "OUTPUT_DIR", folder))
         models = [record(cfg, name, folder) for name in cfg.TRAINER.BACKDOOR.MEMBERS]
-        models.sort(key=lambda r: accuracy(r.f["val"], r.labels["val"]), reverse=True)
+        models.sort(key=lambda r: float((r.f["val"].argmax(1) == r.labels["val"]).double().mean()), reverse=True)
         seeds = [record(cfg, f"{models[0].name}#{k}", folder) for k in range(1, len(models))]
     return models, [models[0], *seeds]
 
@@ -91,111 +98,150 @@ def records(dataset: str, seed: int, root: str, opts: Sequence[str]) -> tuple[li
 # --- a member's score -------------------------------------------------------------------------------
 
 
-def calibrated(logits: Logits, labels: Tensor, method: str = "confidence") -> Logits:
-    temperature = fit_temperature(logits["val"], labels, method=method)
-    return {split: values / temperature for split, values in logits.items()}
-
-
-def halves(r: Record) -> tuple[Logits, Logits, Tensor]:
-    """Return calibrated fine-tuned and zero-shot logits, and log q."""
-    f, zs = calibrated(r.f, r.labels["val"]), calibrated(r.zs, r.labels["val"])
-    return f, zs, estimate_log_prior(zs["val"], r.labels["val"]).log_q
+@cache
+def gla(r: Record) -> GLA:
+    """Return GLA as ``DEBIAS`` fits it over a member."""
+    halves = r.zs["val"], r.f["val"], r.labels["val"]
+    return GLA(prior="map", combine="fitted").fit(*halves, zs_train=r.zs["train"], y_train=r.labels["train"])
 
 
 def minus_prior(r: Record) -> Logits:
-    f, _, log_q = halves(r)
-    return {split: f[split] - log_q for split in SPLITS}
-
-
-def gla(r: Record, fitted: bool = False) -> Logits:
-    f, zs, log_q = halves(r)
-    how = fit_combination(zs["val"], f["val"], r.labels["val"], log_q) if fitted else SUM
-    return {split: combine(zs[split], f[split], log_q, how) for split in SPLITS}
+    return {split: logits / gla(r).ft_temperature_ - gla(r).log_q_ for split, logits in r.f.items()}
 
 
 SCORES: dict[str, Callable[[Record], Logits]] = {
     "f": lambda r: r.f,
     "f - log q": minus_prior,
-    "DEBIAS (f + zs - log q)": gla,
-    "f and zs weighted on val": lambda r: gla(r, fitted=True),
+    "DEBIAS": lambda r: {split: gla(r).decision_function(r.zs[split], logits) for split, logits in r.f.items()},
 }
-PLAIN = next(iter(SCORES))
 
 
 # --- combinations -----------------------------------------------------------------------------------
 
 
-def evaluate(
-    members: Sequence[Record], score: str, how: str = "logits", calibrate: str = "nll", weigh: bool = False
-) -> dict:
+def evaluate(members: Sequence[Record], score: str, how: str = "logits", weigh: bool = False) -> dict[str, float]:
     """Return test metrics of the combined members, in percent."""
     val, test = members[0].labels["val"], members[0].labels["test"]
     scores = [SCORES[score](r) for r in members]
-    if calibrate != "none":
-        scores = [calibrated(logits, val, calibrate) for logits in scores]
-    stacked = {split: torch.stack([logits[split] for logits in scores]) for split in SPLITS}  # [M, N, C]
-    uniform = torch.full((len(members),), 1 / len(members))
-    weights = fit_member_weights(stacked["val"], val, how) if weigh else uniform
-    combined = combine_members(stacked["test"], weights, how)
+    temperatures = [fit_temperature(logits["val"], val, method="nll") for logits in scores]
+    on_val, on_test = (  # [M, N, C]
+        torch.stack([logits[split].float() / t for logits, t in zip(scores, temperatures, strict=True)])
+        for split in ("val", "test")
+    )
+    weights = fit_member_weights(on_val, val, how) if weigh else torch.full((len(members),), 1 / len(members))
+    temperature = fit_temperature(combine_members(on_val, weights, how), val, method="nll")
+    combined = combine_members(on_test, weights, how) / temperature
     metrics = classification_metrics(combined, test)
     groups = group_accuracies(combined.argmax(1) == test, test, members[0].groups)
     return {"accuracy": metrics["accuracy"], "ece": metrics["ece"], **groups}
 
 
 def controls(models: list[Record], seeds: list[Record]) -> list[dict]:
-    """Evaluate 1 to M models, as many seeds of the best, and each model alone, with each score."""
+    """Evaluate each model alone, and 1 to M models and seeds of the best, with each score."""
     rows = []
     for score in SCORES:
+        for r in models:
+            rows.append({"study": "members", "score": score, "name": r.name, **evaluate([r], score)})
         for count in range(1, len(models) + 1):
             name = "1 model, the best on val" if count == 1 else f"{count} models"
-            rows.append({"score": score, "name": name, **evaluate(models[:count], score)})
+            rows.append({"study": "controls", "score": score, "name": name, **evaluate(models[:count], score)})
         for count in range(2, len(seeds) + 1):
-            rows.append({"score": score, "name": f"{count} seeds of the best", **evaluate(seeds[:count], score)})
-        for r in sorted(models, key=lambda r: r.name):
-            rows.append({"score": score, "name": f"{r.name} alone", **evaluate([r], score)})
-    return [{"study": "controls", **row} for row in rows]
+            name = f"{count} seeds of the best"
+            rows.append({"study": "controls", "score": score, "name": name, **evaluate(seeds[:count], score)})
+    return rows
 
 
 def ways(models: list[Record]) -> list[dict]:
     """Evaluate all models with every way to combine them."""
     rows = []
-    for how in ("logits", "probs"):
-        for calibrate in ("none", "confidence", "nll"):
-            for weigh in (False, True):
-                name = f"{how}, T by {calibrate}, P(m) {'on val' if weigh else 'uniform'}"
-                rows.append({"score": PLAIN, "name": name, **evaluate(models, PLAIN, how, calibrate, weigh)})
-    return [{"study": "ways", **row} for row in rows]
+    for score, how, weigh in itertools.product(("f", "DEBIAS"), COMBINE, (False, True)):
+        name = f"{how}, P(m) {'on val' if weigh else 'uniform'}, DEBIAS {score == 'DEBIAS'}"
+        rows.append({"study": "ways", "score": score, "name": name, **evaluate(models, score, how, weigh)})
+    return rows
 
 
 # --- tables and the plot ----------------------------------------------------------------------------
 
 
-def table(rows: Sequence[dict], columns: Sequence[str]) -> str:
-    lines = []
-    for name in dict.fromkeys(row["name"] for row in rows):
-        same = [row for row in rows if row["name"] == name]
-        lines.append([name, *(mean_and_deviation([row[key] for row in same]) for key in columns)])
-    return tabulate(lines, ["", *(key.replace("_", " ") for key in columns)], "github", disable_numparse=True)
+def chosen(rows: Sequence[dict], **wanted: str) -> list[dict]:
+    return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+
+
+def table(lines: dict[str, Sequence[str]], columns: Sequence[str]) -> str:
+    cells = [[name, *values] for name, values in lines.items()]
+    return tabulate(cells, ["", *(key.replace("_", " ") for key in columns)], "github", disable_numparse=True)
+
+
+def means(groups: dict[str, Sequence[dict]], columns: Sequence[str]) -> str:
+    found = {name: [mean_and_deviation([row[key] for row in rows]) for key in columns] for name, rows in groups.items()}
+    return table(found, columns)
+
+
+def by_name(rows: Sequence[dict]) -> dict[str, list[dict]]:
+    return {name: chosen(rows, name=name) for name in dict.fromkeys(row["name"] for row in rows)}
+
+
+def best_member(rows: Sequence[dict], score: str, columns: Sequence[str]) -> list[dict]:
+    """Return rows, by seed, that hold in each column the member with the best mean over the seeds."""
+    members = by_name(chosen(rows, study="members", score=score)).values()
+    best = {}
+    for key in columns:
+        order = sorted(members, key=lambda found: sum(row[key] for row in found))
+        best[key] = order[0 if key == "ece" else -1]
+    return [{key: found[i][key] for key, found in best.items()} for i in range(len(next(iter(members))))]
+
+
+def difference(first: Sequence[dict], second: Sequence[dict], columns: Sequence[str]) -> list[str]:
+    """Return for each column the mean difference over the seeds and its standard error."""
+    cells = []
+    for key in columns:
+        values = [a[key] - b[key] for a, b in zip(first, second, strict=True)]
+        error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        cells.append(f"{statistics.mean(values):+.1f} ± {error:.1f}")
+    return cells
+
+
+def print_world(world: str, rows: Sequence[dict], columns: Sequence[str]) -> None:
+    """Print the ways to combine, their paired differences, and the controls."""
+    found = by_name(chosen(rows, study="ways"))
+    best, debiased = (best_member(rows, score, columns) for score in ("f", "DEBIAS"))
+    print(f"\n{world}, mean ± standard deviation over the seeds\n")
+    print(means({"best member": best, "best member, DEBIAS": debiased, **found}, columns))
+    name = "logits, P(m) {}, DEBIAS {}".format
+    default, plain = found[name("on val", True)], found[name("on val", False)]
+    pairs = {
+        "default - best member": (default, best),
+        "default - best member with DEBIAS": (default, debiased),
+        "P(m) on val, DEBIAS False - best member": (plain, best),
+        "P(m) on val - uniform, DEBIAS False": (plain, found[name("uniform", False)]),
+        "P(m) on val - uniform, DEBIAS True": (default, found[name("uniform", True)]),
+        "DEBIAS True - False, P(m) on val": (default, plain),
+    }
+    print(f"\n{world}, mean difference ± standard error over the seeds\n")
+    print(table({text: difference(*pair, columns) for text, pair in pairs.items()}, columns))
+    for score in SCORES:
+        print(f"\n{world}, models and seeds, {score}\n")
+        print(means(by_name(chosen(rows, study="controls", score=score)), columns))
 
 
 def plot(rows: Sequence[dict], path: str) -> None:
     """Plot accuracy by number of members, over all classes and over the rarest."""
     from matplotlib.figure import Figure
 
-    rows = [row for row in rows if row["study"] == "controls" and "alone" not in row["name"]]
+    rows = chosen(rows, study="controls")
     figure = Figure(figsize=(10, 4), layout="constrained")
     shown = [metric for metric in ("accuracy", "d_few", "p_few") if metric in rows[0]]
     for axis, metric in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        for score, colour in zip(SCORES, ("C0", "C1", "C2", "C3"), strict=True):
+        for score, colour in zip(SCORES, ("C0", "C1", "C2"), strict=True):
             for kind, line in (("model", "-"), ("seeds", ":")):
                 values: dict[int, list[float]] = {}
-                for row in rows:
+                for row in chosen(rows, score=score):
                     count = int(row["name"].split()[0])
-                    if row["score"] == score and (kind in row["name"] or count == 1):
+                    if kind in row["name"] or count == 1:
                         values.setdefault(count, []).append(row[metric])
-                means = [sum(runs) / len(runs) for runs in values.values()]
+                heights = [statistics.mean(runs) for runs in values.values()]
                 label = score if kind == "model" else None
-                axis.plot(list(values), means, line, color=colour, marker="o", markersize=3, label=label)
+                axis.plot(list(values), heights, line, color=colour, marker="o", markersize=3, label=label)
         axis.set(title=f"{metric.replace('_', ' ')} (%)", xlabel="members", xticks=sorted(values))
         axis.spines[["top", "right"]].set_visible(False)
     axis.plot([], [], ":", color="black", label="seeds of the best model")
@@ -205,7 +251,7 @@ def plot(rows: Sequence[dict], path: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", default="shapes_lt")
+    parser.add_argument("--worlds", nargs="+", default=WORLDS, help="worlds or datasets; the plot shows the first")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from 1")
     parser.add_argument("--root", default="data", help="folder of the datasets")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides")
@@ -215,21 +261,17 @@ def main() -> None:
     logging.getLogger("unskew").setLevel(logging.ERROR)
 
     rows = []
-    for seed in tqdm(range(1, arguments.seeds + 1), unit="seed"):
-        models, seeds = records(arguments.dataset, seed, arguments.root, arguments.opts)
-        rows += [{"seed": seed, "best": models[0].name, **row} for row in controls(models, seeds) + ways(models)]
-    columns = ["accuracy", *(name for name in GROUPS if name in rows[0])]
-    over = f"mean ± standard deviation over {arguments.seeds} seeds"
-    for score in SCORES:
-        print(f"\n{arguments.dataset}, {score}, {over}\n")
-        print(table([row for row in rows if (row["study"], row["score"]) == ("controls", score)], columns))
-    print(f"\n{arguments.dataset}, all models, ways to combine {PLAIN}, {over}\n")
-    print(table([row for row in rows if row["study"] == "ways"], ["accuracy", "ece", *columns[1:]]))
-    print(f"\nbest on val, by seed: {', '.join({row['seed']: row['best'] for row in rows}.values())}")
+    for world in arguments.worlds:
+        for seed in tqdm(range(1, arguments.seeds + 1), desc=world, unit="seed"):
+            models, seeds = records(world, seed, arguments.root, arguments.opts)
+            found = controls(models, seeds) + ways(models)
+            rows += [{"world": world, "seed": seed, "best": models[0].name, **row} for row in found]
+        here = chosen(rows, world=world)
+        print_world(world, here, [key for key in COLUMNS if key in here[0]])
     if arguments.json:
         write_atomically(arguments.json, json.dumps({"rows": rows}) + "\n")
     if arguments.plot:
-        plot(rows, arguments.plot)
+        plot(chosen(rows, world=arguments.worlds[0]), arguments.plot)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python benchmarks/records.py --out output/records --jobs 2
 
 Each file ``WORLD/BACKBONE/BASE/SHOTS-SEED.pt`` holds the zero-shot logits and those of the base's last epoch on train,
-val and test. Files that exist are kept, so that a stopped recording goes on.
+val and test. Files that exist are kept, so that a stopped recording continues.
 """
 
 import argparse

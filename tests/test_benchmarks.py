@@ -32,12 +32,18 @@ def test_prior_recovery(data_root, tmp_path):
 
 @pytest.mark.slow
 def test_backdoor_controls(data_root, tmp_path):
-    flags = ["--dataset", "digits_lt", "--seeds", "1", "--root", data_root, "--json", str(tmp_path / "rows.json")]
+    flags = ["--worlds", "digits_lt", "unseen_digits_lt", "--seeds", "1", "--root", data_root]
+    flags += ["--json", str(tmp_path / "rows.json"), "--plot", str(tmp_path / "plot.png")]
     command = [sys.executable, str(ROOT / "benchmarks" / "backdoor_controls.py"), *flags]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "3 models" in done.stdout
-    assert json.loads((tmp_path / "rows.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    found = {(row["world"], row["name"]): row["accuracy"] for row in rows if row["study"] == "ways"}
+    assert (
+        found["digits_lt", "logits, P(m) on val, DEBIAS True"]
+        > found["unseen_digits_lt", "logits, P(m) on val, DEBIAS True"] + 20
+    )
 
 
 def test_listing(tmp_path):

@@ -15,7 +15,7 @@ from unskew.debias.metrics import crossed_groups
 from unskew.debias.mixture import COMBINE, combine_members, fit_member_weights
 from unskew.debias.temperature import fit_temperature
 from unskew.engine.dataset_groups import dataset_groups
-from unskew.engine.debiasing import FittedTerms, matches_classes
+from unskew.engine.debiasing import FittedTerms, check_prior, matches_classes
 from unskew.engine.evaluator import labels_of
 from unskew.engine.prediction import Prediction
 from unskew.engine.run_dir import RunDir, path_safe
@@ -27,7 +27,7 @@ logger = logging.getLogger("unskew")
 _DEBIASED = ("GLA", "DebiasedZeroshot", "Ensemble")  # bases that contain a zero-shot half
 _CHOICES = {
     "COMBINE": COMBINE,
-    "WEIGHTS": ("uniform", "val"),
+    "WEIGHTS": ("", "uniform", "val"),
     "CALIBRATE": ("nll", "confidence", "none"),
 }
 
@@ -83,7 +83,7 @@ def debiased_config(cfg: CfgNode, node: CfgNode) -> CfgNode:
     values = {
         "BASE": cfg.TRAINER.NAME,
         "BASE_DIR": cfg.OUTPUT_DIR,
-        "COMBINE": "sum",
+        "COMBINE": "fitted",
         "TARGET": "uniform",
         **{key: node[key] for key in ("PRIOR", "STRENGTH", "TEMPERATURE")},
     }
@@ -96,19 +96,21 @@ class MemberTerms(FittedTerms):
 
     Attributes:
         weights: [M], P(m).
-        temperatures: [M].
+        temperatures: [M], of the members.
+        temperature: of the combined logits.
     """
 
     weights: Tensor
     temperatures: Tensor
+    temperature: Tensor
 
     def __init__(self, identity: Sequence[str], members: int) -> None:
-        super().__init__(identity, weights=torch.empty(members), temperatures=torch.empty(members))
+        super().__init__(identity, weights=torch.empty(members), temperatures=torch.empty(members), temperature=1.0)
         self.reset()
 
     def reset(self) -> None:
         """Set uniform weights and temperatures of 1."""
-        self.fill(weights=1 / len(self.weights), temperatures=1.0)
+        self.fill(weights=1 / len(self.weights), temperatures=1.0, temperature=1.0)
 
 
 @TRAINER_REGISTRY.register()
@@ -119,7 +121,7 @@ class Backdoor(SimpleTrainer):
     loaded from there for each prediction, so that at most one member is in memory.
 
     Attributes:
-        terms: P(m) and the members' temperatures.
+        terms: P(m), the members' temperatures, and that of the combination.
         directory: the folder that contains ``members``.
         members_epoch: the epoch of the members to load; ``None`` for the one that each deploys.
     """
@@ -137,12 +139,15 @@ class Backdoor(SimpleTrainer):
             )
         for key, known in _CHOICES.items():
             if node[key] not in known:
-                raise ValueError(f"TRAINER.BACKDOOR.{key} must be one of {', '.join(known)} (got '{node[key]}')")
+                choices = ", ".join(known).removeprefix(", ")
+                raise ValueError(f"TRAINER.BACKDOOR.{key} must be one of {choices} (got '{node[key]}')")
         if node.DEBIAS and (config.class_name(node.BASE) in _DEBIASED or cfg.TRAINER.FINETUNE.LOSS == "gla_train"):
             raise ValueError(
                 f"TRAINER.BACKDOOR.DEBIAS would subtract log q twice, as BASE {node.BASE} subtracts it already: set "
                 "TRAINER.BACKDOOR.DEBIAS to False"
             )
+        if node.DEBIAS:
+            check_prior(cfg, "BACKDOOR")
         if cfg.SEED < 0:
             raise ValueError("the members must be trained on the same sample of images: set SEED to 0 or more")
         if node.MEMBERS_DIR and not Path(node.MEMBERS_DIR).is_dir():
@@ -155,15 +160,16 @@ class Backdoor(SimpleTrainer):
         if self.node.WEIGHTS == "val" and not self.dataset.val:
             raise ValueError(
                 f"TRAINER.BACKDOOR.WEIGHTS is val, but '{self.cfg.DATASET.NAME}' has no val split: "
-                "set it to uniform, or set DATASET.HOLDOUT to 0.05"
+                'set it to uniform or "", or set DATASET.HOLDOUT to 0.05'
             )
 
     def build_model(self) -> None:
         self.members = [parse_member(name) for name in self.node.MEMBERS]
         self.directory, self.members_epoch = self.output_dir, None
-        # The terms are valid only for these classes, members and settings; for others they are fitted again.
+        # The terms are valid only for these classes, members and settings; for others they are fitted again. Terms
+        # without a temperature of the combination, of older runs, have another identity too.
         settings = (f"{key} {self.node[key]}" for key in (*_CHOICES, "DEBIAS"))
-        identity = [*self.classnames, *self.node.MEMBERS, *settings]
+        identity = [*self.classnames, *self.node.MEMBERS, *settings, "temperature"]
         self.terms = MemberTerms(identity, len(self.members)).to(self.device)
         self.register_model("backdoor", self.terms)
 
@@ -249,18 +255,25 @@ class Backdoor(SimpleTrainer):
         """Fit temperatures and weights on val; without val, set temperatures of 1 and uniform weights."""
         self.terms.reset()
         items, node = self.dataset.val or [], self.node
-        if not items or (node.CALIBRATE, node.WEIGHTS) == ("none", "uniform"):
+        if not items:
+            logger.info("No val images: the members have equal weights and temperatures of 1")
+            return
+        if (node.CALIBRATE, node.WEIGHTS) == ("none", "uniform"):
             return
         paths, labels = [item.impath for item in items], labels_of(items).to(self.device)
         logits = self._all_logits(paths)
         if node.CALIBRATE != "none":
             temperatures = [fit_temperature(member_logits, labels, method=node.CALIBRATE) for member_logits in logits]
             self.terms.temperatures.copy_(torch.tensor(temperatures))
-        if node.WEIGHTS == "val":
-            weights = fit_member_weights(logits / self.terms.temperatures[:, None, None], labels, node.COMBINE)
-            self.terms.weights.copy_(weights)
+        logits = logits / self.terms.temperatures[:, None, None]
+        if node.WEIGHTS != "uniform":
+            self.terms.weights.copy_(fit_member_weights(logits, labels, node.COMBINE))
+        if node.CALIBRATE != "none":
+            combined = combine_members(logits, self.terms.weights, node.COMBINE)
+            self.terms.fill(temperature=fit_temperature(combined, labels, method=node.CALIBRATE))
         for member, weight, temperature in zip(self.members, self.terms.weights, self.terms.temperatures, strict=True):
             logger.info(f"{member.name}: weight {weight:.3g}, temperature {temperature:.3g}")
+        logger.info(f"combination: temperature {self.terms.temperature:.3g}")
 
     # --- prediction ---------------------------------------------------------------------------------
 
@@ -269,7 +282,7 @@ class Backdoor(SimpleTrainer):
         """Return the combined logits, with the calibrated logits of each member as parts."""
         logits = self._all_logits(paths) / self.terms.temperatures[:, None, None]
         parts = {path_safe(member.name): part for member, part in zip(self.members, logits, strict=True)}
-        combined = combine_members(logits, self.terms.weights, self.node.COMBINE)
+        combined = combine_members(logits, self.terms.weights, self.node.COMBINE) / self.terms.temperature
         return Prediction(combined, {**parts, "backdoor": combined})
 
     def predict(self, paths: Sequence[str]) -> Tensor:

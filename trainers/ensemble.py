@@ -87,6 +87,8 @@ class Ensemble(CLIPTrainer):
     # --- training -----------------------------------------------------------------------------------
 
     def train(self) -> None:
+        if self.node.BASE_DIR:
+            _check_same_images(self.cfg, self.node)
         self.before_train()
         self.fit_zeroshot()  # never resumed: the fit is fast, and the file of the prior may have changed
         if self.node.BASE_DIR:
@@ -164,31 +166,41 @@ class Ensemble(CLIPTrainer):
 
 
 def base_config(cfg: CfgNode, node: CfgNode) -> CfgNode:
-    """Return the frozen config of the finished run in ``node.BASE_DIR``, to build its trainer here.
+    """Return the frozen config of the finished run in ``node.BASE_DIR``, to build its trainer for the images of a run.
 
     Raises:
         FileNotFoundError: the folder holds no finished run.
-        ValueError: the run has another trainer or other images.
+        ValueError: the run has another trainer.
     """
+    base = _finished_config(cfg, node)
+    if base.TRAINER.NAME != node.BASE:
+        raise ValueError(
+            f"BASE_DIR '{node.BASE_DIR}' holds a run of {base.TRAINER.NAME}, but BASE is {node.BASE}: change one of "
+            "them"
+        )
+    current = dict(config.flatten(cfg))
+    return config.derive(base, {key: current[key] for key in (*fingerprint.NOT_IDENTITY, *_SAME_IMAGES)})
+
+
+def _finished_config(cfg: CfgNode, node: CfgNode) -> CfgNode:
     folder = RunDir(node.BASE_DIR)
     if not folder.is_finished:
         raise FileNotFoundError(
             f"BASE_DIR '{folder.path}' of {cfg.TRAINER.NAME} holds no finished run (no file 'done'): set it to the "
             "folder of a finished run"
         )
-    base = config.restore(folder.config)
-    if base.TRAINER.NAME != node.BASE:
-        raise ValueError(
-            f"BASE_DIR '{folder.path}' holds a run of {base.TRAINER.NAME}, but BASE is {node.BASE}: change one of them"
-        )
+    return config.restore(folder.config)
+
+
+def _check_same_images(cfg: CfgNode, node: CfgNode) -> None:
+    """Raise a ``ValueError`` if the run in ``node.BASE_DIR`` was trained on other images; prediction may use any."""
+    base = _finished_config(cfg, node)
     theirs, ours = fingerprint.identity(base), fingerprint.identity(cfg)
     different = [key for key in _SAME_IMAGES if theirs.get(key) != ours.get(key)]
     if different:
         key = different[0]
         value, expected = (dict(config.flatten(tree))[key] for tree in (base, cfg))
         raise ValueError(
-            f"BASE_DIR '{folder.path}' was trained on other images ({key} is {value} there and {expected} here): train "
-            "the base on the same images, so that val is held out for both"
+            f"BASE_DIR '{node.BASE_DIR}' was trained on other images ({key} is {value} there and {expected} here): "
+            "train the base on the same images, so that val is held out for both"
         )
-    current = dict(config.flatten(cfg))
-    return config.derive(base, {key: current[key] for key in fingerprint.NOT_IDENTITY})

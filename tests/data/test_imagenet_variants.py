@@ -137,8 +137,9 @@ def test_zero_shot_needs_no_model(data, tmp_path):
     assert accuracy == pytest.approx(accuracies(trainer, data)[0], abs=0.06)
 
 
-def test_backdoor_is_tested_on_a_variant(data, tmp_path):
-    opts = ["TRAINER.BACKDOOR.MEMBERS", "['micro-a', 'micro-b']", *SHORT]
+@pytest.mark.parametrize("debias", ["True", "False"])
+def test_backdoor_is_tested_on_a_variant(debias, data, tmp_path):
+    opts = ["TRAINER.BACKDOOR.MEMBERS", "['micro-a', 'micro-b']", "TRAINER.BACKDOOR.DEBIAS", debias, *SHORT]
     flags = ["train", "-t", "Backdoor", "--root", str(data), "--output-dir"]
     assert main([*flags, str(tmp_path / "run"), "-d", "imagenet", "--shots", "1", *opts]) == 0
     evaluation = ["-d", "imagenet_a", "--eval-only", "--model-dir", str(tmp_path / "run")]

@@ -68,12 +68,74 @@ def test_clipped_accuracy(right):
     assert abs(confidence - (0.95 if right else 0.30)) < 1e-9
 
 
-def test_no_root_is_the_nearer_end_and_one_warning(warned):
+@pytest.mark.parametrize("scale", [1e-6, 0.03, 1.0, 200.0])
+@pytest.mark.parametrize("right", [True, False])
+def test_nll_of_a_perfect_or_hopeless_score_changes_half_a_sample(right, scale, warned):
+    """SciPy's least nll of soft labels: 1/(2N) for the runner-up, or 1/(2N) for the prediction and the rest uniform."""
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=(20, 4))
+    order = logits.argsort(1)
+    soft = np.full((20, 4), 0.0 if right else 0.975 / 4)
+    soft[np.arange(20), order[:, -1]] += 0.975 if right else 0.025
+    soft[np.arange(20), order[:, -2]] += 0.025 if right else 0.0
+
+    def nll(log_t):
+        return -(soft * log_softmax(logits / np.exp(log_t), 1)).sum(1).mean()
+
+    found = minimize_scalar(nll, bounds=np.log([0.01, 100]), method="bounded", options={"xatol": 1e-10})
+    labels = torch.from_numpy(order[:, -1 if right else 0].copy())
+    temperature = fit_temperature(torch.from_numpy(scale * logits), labels, method="nll")
+    assert np.log(temperature / scale) == pytest.approx(found.x, abs=1e-5)
+    assert (temperature / scale < 0.5) if right else (temperature / scale > 5)
+    assert not warned()
+
+
+def test_a_perfect_score_with_wide_or_no_margins():
+    """Margins of a thousand spreads do not underflow, and a few ties do not send T to the end of its range."""
+    labels = torch.arange(40) % 5
+    logits = 1e4 * torch.eye(5, dtype=torch.float64)[labels]
+    temperature = fit_temperature(logits, labels, method="nll")
+    assert softmax(logits.numpy() / temperature, 1).max(1).mean() == pytest.approx(1 - 1 / 80)
+    logits[:3] = 0
+    labels[:3] = 0
+    assert 0.1 < fit_temperature(logits, labels, method="nll") / temperature < 10
+
+
+@pytest.mark.parametrize("margin", [1.0, 10.0])
+def test_nll_of_one_wrong_sample_is_unchanged(margin):
     logits, _ = case(scale=1.0)
+    labels = logits.argmax(1)
+    labels[0] = (labels[0] + 1) % 7
+    logits[0, labels[0]] = logits[0].max() - margin
+
+    def nll(log_t):
+        return -log_softmax(logits.numpy() / np.exp(log_t), 1)[np.arange(len(labels)), labels.numpy()].mean()
+
+    found = minimize_scalar(nll, bounds=np.log([0.01, 10]), method="bounded", options={"xatol": 1e-10})
+    assert np.log(fit_temperature(logits, labels, method="nll")) == pytest.approx(found.x, abs=1e-4)
+
+
+def test_nll_is_continuous_where_a_wrong_sample_becomes_right():
+    def temperature(margin):
+        logits, _ = case(scale=1.0)
+        labels = logits.argmax(1)
+        first = (labels[0] + 1) % 7
+        logits[0, first], labels[0] = logits[0].max() - margin, first
+        return fit_temperature(logits, labels, method="nll")
+
+    found = [temperature(margin) for margin in (2.0, 0.4, 1e-3, 0.0, -1e-3)]
+    assert found[0] > found[1] >= found[2]
+    assert found[2] == pytest.approx(found[3], rel=0.01) == found[4]
+
+
+def test_no_root_is_the_nearer_end_and_one_warning(warned):
+    """Two equal highest logits: no T is more confident than one half, and a label at the top has no least nll."""
+    logits = torch.tensor([[1.0, 1.0, 0.0]]).double().expand(20, -1)
     spread = float(logits.var(1, correction=0).mean().sqrt())
-    assert fit_temperature(logits, logits.argmax(1), method="nll") == pytest.approx(0.01 * spread)  # all are right
-    assert fit_temperature(logits, logits.argmin(1), method="nll") == pytest.approx(100 * spread)
-    assert len(warned()) == 2 and all("no temperature" in message for message in warned())
+    for method in ("confidence", "nll"):
+        temperature = fit_temperature(logits, torch.zeros(20, dtype=torch.long), method=method)
+        assert temperature == pytest.approx(0.01 * spread)
+    assert [method in message for method, message in zip(("confidence", "nll"), warned(), strict=True)] == [True, True]
 
 
 @pytest.mark.parametrize("method", ["confidence", "nll"])

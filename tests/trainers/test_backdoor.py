@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from unskew import config
 from unskew.cli.main import main
 from unskew.clip import backbones
-from unskew.debias import mixture
+from unskew.debias import GLA, mixture
 from unskew.debias.metrics import compute_accuracy
 from unskew.debias.temperature import fit_temperature
 from unskew.engine import fingerprint
@@ -23,6 +23,7 @@ from unskew.runs.run import Run, execute
 from unskew.trainers.backdoor import member_config, parse_member
 
 MEMBERS = ("micro-a", "micro-b", "micro-c")
+PLAIN = ("TRAINER.BACKDOOR.DEBIAS", False)
 
 
 def paths_and_labels_of_val(trainer):
@@ -39,9 +40,9 @@ def train_alone(member, data_root, folder, *opts):
 # --- the combination --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("combine", "weights"), [("logits", "uniform"), ("probs", "uniform"), ("logits", "val")])
+@pytest.mark.parametrize(("combine", "weights"), [("logits", "uniform"), ("probs", "uniform"), ("logits", "")])
 def test_parts_equal_the_members_trained_alone(combine, weights, data_root, tmp_path):
-    opts = ("TRAINER.BACKDOOR.COMBINE", combine, "TRAINER.BACKDOOR.WEIGHTS", weights)
+    opts = (*PLAIN, "TRAINER.BACKDOOR.COMBINE", combine, "TRAINER.BACKDOOR.WEIGHTS", weights)
     trainer = build("Backdoor", data_root, tmp_path, *opts)
     trainer.train()
     paths, (val, labels) = some_paths(trainer), paths_and_labels_of_val(trainer)
@@ -52,14 +53,17 @@ def test_parts_equal_the_members_trained_alone(combine, weights, data_root, tmp_
     assert list(parts) == [*MEMBERS, "backdoor"]
     for member, expected in zip(MEMBERS, calibrated, strict=True):
         torch.testing.assert_close(parts[member], expected)
-    p_m = torch.full((3,), 1 / 3)
-    if weights == "val":
-        on_val = torch.stack([base.predict(val) / t for base, t in zip(bases, temperatures, strict=True)])
+    p_m, on_val = torch.full((3,), 1 / 3), torch.stack([base.predict(val) for base in bases])
+    on_val = on_val / torch.tensor(temperatures)[:, None, None]
+    if weights == "":
         p_m = mixture.fit_member_weights(on_val, labels)
         assert p_m.std() > 0.01
     torch.testing.assert_close(trainer.terms.weights, p_m)
+    temperature = fit_temperature(mixture.combine_members(on_val, p_m, combine), labels, method="nll")
+    assert trainer.terms.temperature.item() == pytest.approx(temperature, rel=1e-4)
     total = sum(w * (f if combine == "logits" else f.softmax(1)) for w, f in zip(p_m, calibrated, strict=True))
-    torch.testing.assert_close(parts["backdoor"], total if combine == "logits" else total.log())
+    expected = (total if combine == "logits" else total.log()) / temperature
+    torch.testing.assert_close(parts["backdoor"], expected, rtol=1e-4, atol=1e-4)
     test = trainer.dataset.test
     logits = trainer.predict_parts([item.impath for item in test]).parts["micro-b"]
     accuracy = compute_accuracy(logits, torch.tensor([item.label for item in test]))[0].item()
@@ -67,35 +71,53 @@ def test_parts_equal_the_members_trained_alone(combine, weights, data_root, tmp_
     assert trainer.results["accuracy"] == trainer.results["backdoor_accuracy"]
 
 
-def test_debias_adds_a_zero_shot_half_and_subtracts_a_prior_for_each_member(data_root, tmp_path):
-    from unskew.debias.prior import estimate_log_prior
-
-    trainer = build("Backdoor", data_root, tmp_path, "TRAINER.BACKDOOR.DEBIAS", True)
+def test_debias_is_gla_over_each_member_and_the_default(data_root, tmp_path):
+    trainer = build("Backdoor", data_root, tmp_path)
     trainer.train()
     assert trainer.logit_adjusted
     paths, parts = some_paths(trainer), trainer.predict_parts(some_paths(trainer)).parts
     for number, member in enumerate(MEMBERS):
         base = train_alone(member, data_root, tmp_path)
         val, labels = base.labelled(base.dataset.val)
-        both, both_labels = base.labelled([*base.dataset.train_x, *base.dataset.val])
-        zs = base.zeroshot_logits(both)
-        t_zs, t_ft = fit_temperature(zs, both_labels), fit_temperature(base.predict(val), labels)
-        log_q = estimate_log_prior(zs / t_zs, both_labels).log_q
-
-        def gla(paths, base=base, t_ft=t_ft, t_zs=t_zs, log_q=log_q):
-            return base.predict(paths) / t_ft + base.zeroshot_logits(paths) / t_zs - log_q
-
-        temperature = fit_temperature(gla(val), labels, method="nll")
-        expected = gla(paths) / temperature
-        torch.testing.assert_close(parts[member], expected, rtol=1e-3, atol=1e-3)
+        train, train_labels = base.labelled(base.dataset.train_x)
+        gla = GLA(prior="map", combine="fitted").fit(
+            base.zeroshot_logits(val),
+            base.predict(val),
+            labels,
+            zs_train=base.zeroshot_logits(train),
+            y_train=train_labels,
+        )
+        on_val, expected = (gla.decision_function(base.zeroshot_logits(x), base.predict(x)) for x in (val, paths))
+        temperature = fit_temperature(on_val, labels, method="nll")
+        torch.testing.assert_close(parts[member], (expected / temperature).float(), rtol=1e-3, atol=2e-3)
         assert trainer.terms.temperatures[number] == pytest.approx(temperature, rel=1e-3)
-    plain = build("Backdoor", data_root, tmp_path / "plain", "TRAINER.BACKDOOR.MEMBERS_DIR", str(tmp_path))
+    plain = build("Backdoor", data_root, tmp_path / "plain", *PLAIN, "TRAINER.BACKDOOR.MEMBERS_DIR", str(tmp_path))
     plain.train()  # copies the members
     assert not torch.equal(plain.predict(paths), parts["backdoor"])
 
 
+@pytest.mark.parametrize(("weights", "fitted"), [("", True), ("val", True), ("uniform", False)])
+def test_weights_are_fitted_on_val_by_default(weights, fitted, data_root, tmp_path):
+    opts = (*PLAIN, "TRAINER.BACKDOOR.WEIGHTS", weights, "TRAINER.BACKDOOR.CALIBRATE", "none")
+    trainer = build("Backdoor", data_root, tmp_path, *opts)
+    trainer.train()
+    val, labels = paths_and_labels_of_val(trainer)
+    expected = mixture.fit_member_weights(trainer._all_logits(val), labels) if fitted else torch.full((3,), 1 / 3)
+    torch.testing.assert_close(trainer.terms.weights, expected)
+    assert trainer.terms.temperature == 1 and trainer.terms.temperatures.tolist() == [1, 1, 1]
+
+
+def test_without_val_the_weights_are_uniform_with_one_log_line(data_root, tmp_path, caplog):
+    trainer = build("Backdoor", data_root, tmp_path, "DATASET.NUM_VAL_SHOTS", 0)
+    with caplog.at_level("INFO", "unskew"):
+        trainer.train()
+    assert trainer.terms.weights.tolist() == pytest.approx([1 / 3] * 3)
+    assert [*trainer.terms.temperatures.tolist(), trainer.terms.temperature.item()] == [1, 1, 1, 1]
+    assert sum("No val images" in record.getMessage() for record in caplog.records) == 1
+
+
 def test_a_run_with_another_prior_strength_fits_the_prior_again(data_root, tmp_path):
-    opts = ("TRAINER.BACKDOOR.DEBIAS", True, "TRAINER.BACKDOOR.MEMBERS", ["micro-a"])
+    opts = ("TRAINER.BACKDOOR.PRIOR", "convex", "TRAINER.BACKDOOR.MEMBERS", ["micro-a"])
     first = build("Backdoor", data_root, tmp_path / "again", *opts)
     first.train()
     changed = (*opts, "TRAINER.BACKDOOR.STRENGTH", 100.0)
@@ -108,7 +130,7 @@ def test_a_run_with_another_prior_strength_fits_the_prior_again(data_root, tmp_p
 
 
 def test_load_model_loads_the_members_epoch(data_root, tmp_path):
-    trainer = build("Backdoor", data_root, tmp_path, "TRAIN.CHECKPOINT_FREQ", 1)
+    trainer = build("Backdoor", data_root, tmp_path, *PLAIN, "TRAIN.CHECKPOINT_FREQ", 1)
     trainer.train()
     trainer.load_model(str(tmp_path), epoch=1)
     base = build("FineTune", data_root, tmp_path / "alone", backbone="micro-b")
@@ -119,7 +141,7 @@ def test_load_model_loads_the_members_epoch(data_root, tmp_path):
 
 
 def test_without_val_temperatures_are_one(data_root, tmp_path):
-    opts = ("DATASET.NUM_VAL_SHOTS", 0, "TRAINER.BACKDOOR.BASE", "TaskRes")
+    opts = (*PLAIN, "DATASET.NUM_VAL_SHOTS", 0, "TRAINER.BACKDOOR.BASE", "TaskRes")
     trainer = build("Backdoor", data_root, tmp_path, *opts)
     trainer.train()
     assert trainer.terms.temperatures.tolist() == [1, 1, 1]
@@ -234,7 +256,7 @@ execute(Run("digits", "Backdoor", shots=2, seed=1, root=sys.argv[2], output=sys.
 
 @pytest.mark.parametrize(("member", "frequency"), [("micro-a", 1), ("micro-c", 0)])
 def test_a_killed_run_resumes_to_equal_logits(member, frequency, data_root, tmp_path):
-    opts = (*SHORT, "TRAIN.CHECKPOINT_FREQ", frequency)
+    opts = (*SHORT, "TRAINER.BACKDOOR.DEBIAS", "False", "TRAIN.CHECKPOINT_FREQ", frequency)
     run = Run("digits", "Backdoor", shots=2, seed=1, root=data_root, opts=opts)
     whole, killed = (replace(run, output=str(tmp_path / name)) for name in ("whole", "killed"))
     expected = execute(whole, console=False)
@@ -268,6 +290,8 @@ def test_a_killed_run_resumes_to_equal_logits(member, frequency, data_root, tmp_
         (("TRAINER.BACKDOOR.WEIGHTS", "val", "DATASET.NUM_VAL_SHOTS", 0), "WEIGHTS.*digits"),
         (("SEED", -1), "SEED"),
         (("TRAINER.BACKDOOR.BASE", "SeedEnsemble"), "Backdoor over SeedEnsemble"),
+        (("TRAINER.BACKDOOR.STRENGTH", 2.0), "BACKDOOR.*STRENGTH"),
+        (("TRAINER.BACKDOOR.PRIOR", "flat"), "BACKDOOR.PRIOR.*flat"),
     ],
 )
 def test_invalid_configs_raise(opts, pattern, data_root, tmp_path):
@@ -328,7 +352,7 @@ def test_different_backbones_are_more_accurate_than_different_seeds(data_root, t
 
 
 def test_terms_are_fitted_again_for_other_members_or_settings(data_root, tmp_path):
-    weighted = ("TRAINER.BACKDOOR.BASE", "TaskRes", "TRAINER.BACKDOOR.WEIGHTS", "val")
+    weighted = ("TRAINER.BACKDOOR.BASE", "TaskRes")
 
     def two(folder, *opts, members=("micro-a", "micro-b")):
         return build("Backdoor", data_root, folder, *weighted, "TRAINER.BACKDOOR.MEMBERS", list(members), *opts)

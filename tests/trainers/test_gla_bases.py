@@ -39,7 +39,8 @@ def test_a_base_dir_with_another_trainer_seed_or_without_a_run_raises(data_root,
     finished("LinearProbe", data_root, tmp_path / "base", seed=2)
 
     def gla(base, folder):
-        build("GLA", data_root, tmp_path / "gla", "TRAINER.GLA.BASE", base, "TRAINER.GLA.BASE_DIR", str(folder))
+        opts = ("TRAINER.GLA.BASE", base, "TRAINER.GLA.BASE_DIR", str(folder))
+        build("GLA", data_root, tmp_path / "gla", *opts).train()
 
     with pytest.raises(ValueError, match=r"LinearProbe.*CoOp"):
         gla("CoOp", tmp_path / "base")

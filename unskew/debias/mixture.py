@@ -3,6 +3,7 @@
 M models, N images, C classes; weights are P(m), ``[M]``, at least 0 with sum 1.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,12 +12,12 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from unskew.debias._validation import Array, check_finite, check_logits, to_kind, to_logits, uses_numpy
+from unskew.debias.temperature import fit_temperature
 
 COMBINE = ("logits", "probs")
 
-_TOLERANCE = 1e-8  # of the objectives, in nats
-
-_MAX_STEPS = 10_000
+# Pseudo-samples of each model: the weights have the prior Dirichlet(PSEUDO_SAMPLES + 1, ...).
+PSEUDO_SAMPLES = 3.0
 
 
 def combine_members(logits: Array, weights: Array, combine: str = "logits") -> Array:
@@ -59,30 +60,56 @@ def combine_members(logits: Array, weights: Array, combine: str = "logits") -> A
     return to_kind((members.log_softmax(-1) + shares.log()[:, None, None]).logsumexp(0), numpy)
 
 
-def fit_member_weights(logits: Array, labels: Array | Sequence[int], combine: str = "logits") -> Array:
-    """Fit P(m) ``[M]`` of least cross entropy of the combined logits, from logits ``[M, N, C]`` and labels ``[N]``.
+def fit_member_weights(
+    logits: Array, labels: Array | Sequence[int], combine: str = "logits", *, pseudo_samples: float = PSEUDO_SAMPLES
+) -> Array:
+    """Fit P(m) ``[M]`` by cross entropy of the combined logits, from logits ``[M, N, C]`` and labels ``[N]``.
 
-    Each class that occurs has the same weight, independent of its number of images. For ``probs`` this is the
-    maximum likelihood of a mixture, by expectation-maximisation, to 1e-8 nats. For ``logits`` the scale of the sum is
-    fitted too and then dropped: no prediction depends on the scale, and an average of agreeing models is
-    underconfident, which would move the weights to the most confident model. Both objectives are convex, so the result
-    depends only on the data.
+    The scale s of the combination is fitted too and then dropped. No prediction depends on s, and without it the
+    weights would correct the confidence: an average of models is underconfident. With v_m = s P(m), F the combination
+    of weights P(m) and s_0 the best scale at uniform weights, the fit minimises
+
+        n sum_i a_i CE(s F_i, y_i)  +  k sum_m (x_m - 1 - log x_m),     x_m = v_m M / s_0
+
+    Each class that occurs has the same weight in a_i, independent of its number of images, as the combination is for
+    balanced classes. n = 1 / sum_i a_i^2 is the effective number of images (Kish, Survey Sampling, 1965), N if the
+    classes are balanced. The penalty is a gamma prior on each v_m with its mode at uniform weights. Independent gamma
+    variables of one rate, divided by their sum, follow a Dirichlet distribution, independent of the sum (Lukacs, Ann.
+    Math. Statist. 26, 1955). So P(m) has a Dirichlet prior with k pseudo-samples of each model: few images leave the
+    weights near uniform, and none becomes 0. For ``logits`` the objective is convex, and the scale of the logits does
+    not matter.
+
+    Args:
+        logits: ``[M, N, C]``, NumPy or torch; calibrated for ``probs``.
+        labels: ``[N]``, integers in 0..C-1.
+        combine: ``logits`` or ``probs``.
+        pseudo_samples: k, above 0.
 
     Raises:
-        ValueError: An unknown ``combine``; shapes or labels out of range; logits that are not finite; mixed kinds
-            of arrays.
+        ValueError: An unknown ``combine``; pseudo-samples that are not above 0; shapes or labels out of range; logits
+            that are not finite; mixed kinds of arrays.
     """
     _check_combine(combine)
+    if not 0 < pseudo_samples < math.inf:
+        raise ValueError(f"pseudo_samples must be a number above 0 (got {pseudo_samples})")
     numpy = uses_numpy(logits=logits, labels=labels)
     members = to_logits(logits)
     if members.ndim != 3:
         raise ValueError(f"logits must be [M, N, C] (got {list(members.shape)})")
     checked = [check_logits(member, labels) for member in members]
-    members, targets = torch.stack([member for member, _ in checked]), checked[0][1]  # [M, N, C], [N]
+    members, targets = torch.stack([member.double() for member, _ in checked]), checked[0][1]  # [M, N, C], [N]
     counts = torch.bincount(targets)
-    shares = 1 / (counts[targets] * (counts > 0).sum())  # [N], weight of each image in the objective; their sum is 1
-    fit = _fit_product if combine == "logits" else _fit_mixture
-    return to_kind(fit(members, targets, shares.to(members)).float(), numpy)
+    shares = 1 / (counts[targets] * (counts > 0).sum()).double()  # [N], a_i; their sum is 1
+    uniform = members.new_full((len(members),), 1 / len(members))
+    start = uniform / fit_temperature(combine_members(members, uniform, combine), targets, method="nll")
+    if combine == "probs":
+        members = members.log_softmax(-1)
+    arguments = (start, members, targets, shares, pseudo_samples, combine)
+    # Tensors are passed as `args` because SciPy keeps closures alive.
+    bounds = [(1e-9, None)] * len(members)
+    result = minimize(_objective, np.ones(len(members)), arguments, jac=True, bounds=bounds, options={"ftol": 1e-14})
+    v = start * torch.from_numpy(result.x).to(start)
+    return to_kind((v / v.sum()).float(), numpy)
 
 
 def _check_combine(combine: str) -> None:
@@ -90,30 +117,29 @@ def _check_combine(combine: str) -> None:
         raise ValueError(f"unknown combination '{combine}'; choose {' or '.join(COMBINE)}")
 
 
-def _fit_mixture(members: Tensor, labels: Tensor, shares: Tensor) -> Tensor:
-    label_scores = members.log_softmax(-1)[:, torch.arange(len(labels)), labels]  # [M, N]
-    likelihoods = (label_scores - label_scores.amax(0)).exp()  # a factor per image cancels
-    weights = members.new_full((len(members),), 1 / len(members))
-    for _ in range(_MAX_STEPS):
-        ratios = (likelihoods / (weights @ likelihoods)) @ shares  # [M]
-        if ratios.max() - 1 < _TOLERANCE:  # a bound on the distance of the objective from its optimum
-            break
-        weights = weights * ratios
-    return weights / weights.sum()
-
-
-def _fit_product(members: Tensor, labels: Tensor, shares: Tensor) -> Tensor:
-    label_scores = members[:, torch.arange(len(labels)), labels] @ shares  # [M]
-    # Tensors are passed as `args` because SciPy keeps closures alive. The bound is reached if all images are right.
-    start, bounds = np.full(len(members), 1 / len(members)), [(0.0, 100.0)] * len(members)
-    result = minimize(_loss, start, (members, label_scores, shares), jac=True, bounds=bounds, options={"ftol": 1e-14})
-    weights = torch.from_numpy(result.x)
-    return weights / weights.sum() if weights.sum() > 0 else torch.from_numpy(start)
-
-
-def _loss(scales: np.ndarray, members: Tensor, label_scores: Tensor, shares: Tensor) -> tuple[float, np.ndarray]:
-    """Return the cross entropy of sum_m v_m f_m and its gradient by v."""
-    v = torch.from_numpy(scales).to(members)
-    scores = torch.tensordot(v, members, 1)  # [N, C]
-    expected = torch.linalg.vecdot(members, scores.softmax(1)) @ shares  # [M]
-    return float(scores.logsumexp(1) @ shares - v @ label_scores), (expected - label_scores).cpu().numpy()
+def _objective(
+    ratios: np.ndarray,
+    start: Tensor,
+    members: Tensor,
+    labels: Tensor,
+    shares: Tensor,
+    pseudo_samples: float,
+    combine: str,
+) -> tuple[float, np.ndarray]:
+    """Return the objective of `fit_member_weights` and its gradient by ``ratios`` x = v / start."""
+    v = start * torch.from_numpy(ratios).to(start)
+    mixture = None
+    if combine == "logits":
+        scores = torch.tensordot(v, members, 1)  # [N, C]
+    else:
+        mixture = (members + (v / v.sum()).log()[:, None, None]).logsumexp(0)  # [N, C], log sum_m P(m) p_m
+        scores = v.sum() * mixture
+    size, rows = 1 / float(shares.square().sum()), torch.arange(len(labels), device=labels.device)
+    probs, losses = scores.softmax(1), scores.logsumexp(1) - scores[rows, labels]
+    slopes = []
+    for member in members:  # the derivative of the scores by v_m; a constant of each image cancels
+        by_v = member if mixture is None else mixture + (member - mixture).exp()
+        slopes.append(float((torch.linalg.vecdot(probs, by_v) - by_v[rows, labels]) @ shares))
+    penalty = pseudo_samples * (ratios - 1 - np.log(ratios)).sum()
+    gradient = size * start.cpu().numpy() * np.array(slopes) + pseudo_samples * (1 - 1 / ratios)
+    return size * float(losses @ shares) + penalty, gradient

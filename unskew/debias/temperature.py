@@ -35,8 +35,13 @@ def fit_temperature(
     ``confidence`` returns the T at which the mean of max softmax(logits/T) equals the accuracy, as in GLA's released
     code. The accuracy is first clipped to [1/C + 1/(2N), 1 - 1/(2N)], so that a perfect or hopeless score on few
     samples does not send T to 0 or infinity. ``nll`` returns the T of the least negative log-likelihood, which is
-    convex in 1/T. Both are the root of a decreasing function of T. It is searched from 0.01 to 100 times the standard
-    deviation of the logits around their row means; without a root there, the nearer end is returned with one warning.
+    convex in 1/T: there the mean logit under softmax(logits/T) equals the mean logit of the labels. The latter is
+    clipped alike, as if at least half a sample were right and half a sample wrong: from uniform labels with 1/(2N) of
+    each moved to the predicted class, to predicted labels with 1/(2N) of each moved to the runner-up. Without the
+    limits T would be 0 if all samples are right. Between them the result is the exact minimum.
+
+    Both are the root of a decreasing function of T. It is searched from 0.01 to 100 times the standard deviation of the
+    logits around their row means; without a root there, the nearer end is returned with one warning.
 
     ``map`` is the maximum a posteriori: it adds ``log(T/expected)^2 / 2`` to the negative log-likelihood, so that few
     samples do not move T far.
@@ -72,7 +77,7 @@ def _fit(logits: Tensor, labels: Tensor, method: str) -> float:
         accuracy = float((predicted == labels).double().mean())
         target = min(max(accuracy, 1 / classes + 0.5 / samples), 1 - 0.5 / samples)
     else:
-        target = float((logits.gather(1, labels[:, None])[:, 0].double() - highest).mean())
+        target = _label_logit(logits, labels, highest)
     mean = _confidence if method == "confidence" else _mean_logit
 
     def excess(log_t: float) -> tuple[float, float]:
@@ -113,6 +118,15 @@ def _fit_map(logits: Tensor, labels: Tensor, expected: float) -> float:
 
     start, step = min(grid, key=objective), grid[1] - grid[0]
     return math.exp(find_decreasing_root(descent, start - 2 * step, start + 2 * step, start)[0])
+
+
+def _label_logit(logits: Tensor, labels: Tensor, highest: Tensor) -> float:
+    """Return the mean logit of the labels minus the row maximum, clipped by half a sample at both ends."""
+    half = 0.5 / len(logits)
+    target = float((logits.gather(1, labels[:, None])[:, 0].double() - highest).mean())
+    uniform = float((logits.mean(1, dtype=torch.float64) - highest).mean())
+    runner_up = float((logits.topk(2).values[:, 1].double() - highest).mean())
+    return min(max(target, (1 - half) * uniform), half * runner_up)
 
 
 def _exponentials(logits: Tensor, highest: Tensor, sharpness: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
