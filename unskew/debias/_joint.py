@@ -20,7 +20,7 @@ MAX_STEPS = 200
 LAST_STEP = 1e-13
 
 # Images that the correlation of the classes is computed from.
-MOST_CORRELATED = 4096
+MOST_CORRELATED = 2048
 
 # Row maxima are subtracted from larger logits, whose variances would lose precision otherwise.
 LARGE = 1e3
