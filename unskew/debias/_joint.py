@@ -17,7 +17,7 @@ from unskew.debias._softmax import blocks, buffers
 MAX_STEPS = 200
 
 # Newton decrement in nats at which the next step, which squares the error, is the last.
-LAST_STEP = 1e-13
+LAST_STEP = 1e-8
 
 # Images that the correlation of the classes is computed from.
 MOST_CORRELATED = 2048
