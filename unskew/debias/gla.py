@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unskew.debias import temperature as temperatures
 from unskew.debias._validation import (
     Array,
     check_finite,
@@ -24,7 +25,6 @@ from unskew.debias._validation import (
 )
 from unskew.debias.combination import MAP_PRIOR, SUM, Combination, combine, fit_combination
 from unskew.debias.prior import JOINT, METHODS, PriorEstimate, estimate_log_prior
-from unskew.debias import temperature as temperatures
 from unskew.debias.temperature import fit_temperature
 from unskew.debias.transport import check_installed, transport_offset
 from unskew.utils.registry import unknown_name
@@ -63,8 +63,9 @@ class GLA(torch.nn.Module):
             normal priors on all; ``sum`` is the paper's formula; ``otter`` has the weights of ``map`` and assigns the
             images to predict to the classes by optimal transport to the target class frequency (`transport_offset`),
             with which log q and the other offsets cancel.
-        temperature: Method of `fit_temperature`, or ``none`` for temperatures of 1. With the prior ``map`` it concerns
-            the fine-tuned logits alone, and with ``unlabelled`` too unless the logit scale is unknown.
+        temperature: Method of `fit_temperature`, or ``none`` for temperatures of 1. The prior
+            ``map`` fits the temperature of the zero-shot logits itself, and with ``unlabelled`` it is 1 unless the
+            logit scale is unknown.
         logit_scale: ``model`` for logits multiplied by the model's logit scale, ``unknown`` for others. It decides
             where ``map`` expects the temperatures: at 1, or where ``confidence`` finds them.
 
@@ -160,8 +161,9 @@ class GLA(torch.nn.Module):
         Args:
             zs: ``[N, C]``, zero-shot logits of held-out images.
             ft: ``[N, C]``, fine-tuned logits of the same images; None fits the zero-shot half alone.
-            y: ``[N]``, labels of the held-out images. Without labels both temperatures are 1, the halves are added,
-                and the images are assumed to be balanced over the classes (``convex`` is then ``em``).
+            y: ``[N]``, labels of the held-out images. Without labels both temperatures are 1, rho is 0, a and b are
+                0.3 and 0.7 (``fitted`` and ``sum``: 1), and the images are assumed to be balanced over the classes
+                (``convex`` is then ``em``).
             zs_train: ``[M, C]``, zero-shot logits of the training images. The zero-shot model has not been trained on
                 them, so they help to fit its temperature and log q, unless 20 images per class are held out.
             y_train: ``[M]``, their labels.

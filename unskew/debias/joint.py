@@ -16,15 +16,13 @@ from torch import Tensor
 
 from unskew.debias._joint import LogitSums, ScalePenalty, minimise
 from unskew.debias._posterior import Curvature
+from unskew.debias.temperature import SCALE_STRENGTH
 
 # Standard deviation of the normal prior on the bias of a class, in nats.
 DEVIATION = 1.5
 
 # Prior probability that the model has no class bias.
 NO_BIAS = 0.1
-
-# Pseudo-samples that hold the temperature at its start.
-SCALE_STRENGTH = 1.0
 
 # Candidates of the share of the prior variance that follows the similarity of the classes.
 SHARED = (0.0, 0.25, 0.5, 0.75)
@@ -77,10 +75,11 @@ def fit_joint(
 
         sum_i CE(s logits_i - b + log pi, y_i) + K (s/s_0 - 1 - log(s/s_0)) + 1/2 sum_c b_c^2 / v_c
 
-    over s > 0 and b; beta_c = b_c deviation^2 / v_c. A class without images has bias 0 with the deviation of the prior.
-    Images without labels are assumed to be drawn with a uniform class frequency: s is then s_0, nothing is averaged,
-    v_c is deviation^2, and beta = (1 - P / deviation^2) b with the posterior covariance P of the bias: the counts vary
-    too, which the curvature of the objective does not contain. A single image shows no bias.
+    over s > 0 and b. If the classes share no bias, beta_c = b_c deviation^2 / v_c; otherwise `Curvature.posterior`
+    computes beta from the curvature at b. A class without images has bias 0 with the deviation of the prior. Images
+    without labels are assumed to be drawn with a uniform class frequency: s is then s_0, v_c is deviation^2, "no bias"
+    is not averaged, and the variance of the counts, which the objective does not contain, is added. A single image
+    shows no bias.
 
     Args:
         logits: ``[N, C]``, finite.

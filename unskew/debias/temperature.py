@@ -13,14 +13,13 @@ from unskew.utils.registry import unknown_name
 
 logger = logging.getLogger("unskew")
 
+METHODS = ("map", "confidence", "nll")
+
 # Range of T in units of the logits' spread.
 RANGE = (0.01, 100.0)
 
-
-METHODS = ("map", "confidence", "nll")
-
-# Pseudo-samples that hold the temperature of `map`.
-STRENGTH = 1.0
+# Pseudo-samples that hold 1/T of ``map`` at its expectation, here and in `unskew.debias.joint`.
+SCALE_STRENGTH = 1.0
 
 
 def fit_temperature(
@@ -31,11 +30,12 @@ def fit_temperature(
     ``confidence`` returns the T at which the mean of max softmax(logits/T) equals the accuracy, as in GLA's released
     code. The accuracy is first clipped to [1/C + 1/(2N), 1 - 1/(2N)], so that a perfect or hopeless score on few
     samples does not send T to 0 or infinity. ``nll`` returns the T of the least negative log-likelihood, which is
-    convex in 1/T. Both are the root of a decreasing function of T. It is searched from 0.01 to 100 times the standard
-    deviation of the logits around their row means; without a root there, the nearer end is returned with one warning.
+    convex in 1/T. ``map`` is the maximum a posteriori: it adds ``K (s/s_0 - 1 - log(s/s_0))`` with s = 1/T,
+    s_0 = 1/``expected`` and K = 1 to the sum of the negative log-likelihood, so that few samples do not move T far.
 
-    ``map`` is the maximum a posteriori: it adds ``K (s/s_0 - 1 - log(s/s_0))`` with s = 1/T, s_0 = 1/``expected`` and
-    K = 1 to the negative log-likelihood, so that few samples do not move T far.
+    Each T is the root of a decreasing function. It is searched from 0.01 to 100 times the standard deviation of the
+    logits around their row means, and for ``map`` up to ``expected``; without a root there, the nearer end is returned
+    with one warning.
 
     Args:
         logits: ``[N, C]``, NumPy or torch.
@@ -44,7 +44,8 @@ def fit_temperature(
         expected: T that ``map`` expects; 1 for the logits of a model that was trained with cross entropy.
 
     Raises:
-        ValueError: An unknown method; shapes or labels out of range; logits that are not finite; mixed kinds of arrays.
+        ValueError: An unknown method; ``expected`` is not above 0; shapes or labels out of range; logits that are not
+            finite; mixed kinds of arrays.
 
     Example:
         >>> import numpy as np
@@ -54,6 +55,8 @@ def fit_temperature(
     """
     if method not in METHODS:
         raise ValueError(unknown_name("temperature method", method, METHODS))
+    if not 0 < expected < math.inf:
+        raise ValueError(f"expected must be a temperature above 0 (got {expected!r})")
     uses_numpy(logits=logits, labels=labels)
     tensor, label_tensor = check_logits(logits, labels, None)
     return _fit(tensor, label_tensor, method, expected)
@@ -70,8 +73,7 @@ def _fit(logits: Tensor, labels: Tensor, method: str, expected: float) -> float:
     else:
         target = float((logits.gather(1, labels[:, None])[:, 0].double() - highest).mean())
     mean = _confidence if method == "confidence" else _mean_logit
-
-    strength = STRENGTH / samples if method == "map" else 0.0
+    strength = SCALE_STRENGTH / samples if method == "map" else 0.0
 
     def excess(log_t: float) -> tuple[float, float]:
         s = math.exp(-log_t)
@@ -80,6 +82,8 @@ def _fit(logits: Tensor, labels: Tensor, method: str, expected: float) -> float:
 
     unit = spread(logits) or 1.0
     ends = [unit * end for end in RANGE]
+    if method == "map":
+        ends = [min(ends[0], expected), max(ends[1], expected)]
     low, high = map(math.log, ends)
     log_t, has_root = find_decreasing_root(excess, low, high, min(max(0.0, low), high))
     if has_root:

@@ -14,9 +14,9 @@ from yacs.config import CfgNode
 
 from unskew.data.dataset import Datum
 from unskew.data.sampling import sample_up_to
+from unskew.debias import temperature
 from unskew.debias.gla import ENOUGH_HELD_OUT, GLA
 from unskew.debias.io import read_prior
-from unskew.debias import temperature
 from unskew.debias.prior import JOINT, METHODS
 from unskew.engine import checkpoint
 from unskew.engine.checkpoint import class_fingerprint
