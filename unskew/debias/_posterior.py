@@ -3,9 +3,10 @@
 A shift of the image features, such as another style of the pictures, moves the logits of similar classes together: in
 the directions in which the logits vary over the images. The prior covariance of the bias is therefore
 ``tau^2 ((1 - r) I + r K)`` with the correlation K of the logits over the images. The share r is averaged over
-candidates by their evidence (empirical Bayes; Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, Eq. 2.25 to
-2.30). The evidence takes the scale of the logits as known. The logits contain the bias, so that a change of the scale
-multiplies its estimate: with a free scale, priors that are too narrow for the bias would have too large an evidence.
+candidates by their evidence (empirical Bayes; Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006,
+Eq. 2.25 to 2.30). The evidence takes the scale of the logits as known. The logits contain the bias, so that a change
+of the scale multiplies its estimate: with a free scale, priors that are too narrow for the bias would have too large
+an evidence.
 """
 
 import math
