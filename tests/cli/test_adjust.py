@@ -80,13 +80,13 @@ def test_gla_is_the_exact_balanced_posterior_of_independent_views(files):
     ft = np.array([view1[:, a] * p / (view1[:, a] @ p) for a, _ in pairs])  # P_p(y | x1)
     zs = np.array([view2[:, b] * q / (view2[:, b] @ q) for _, b in pairs])  # P_q(y | x2)
     files(ft=np.log(ft), zs=np.log(zs) + 3, q=q, p=1000 * p)
-    out = files.adjust(prior="q.npy", train_counts="p.npy", temperature="none")
+    out = files.adjust(prior="q.npy", train_counts="p.npy", temperature="none", combine="sum")
     assert np.allclose(out["logits"].softmax(1).numpy(), balanced, atol=1e-6)
     assert np.allclose(out["log_q"].numpy(), np.log(q), atol=1e-6)
 
     target = rng.dirichlet(np.ones(classes))
     files(target=target)
-    out = files.adjust(prior="q.npy", train_counts="p.npy", temperature="none", target="target.npy")
+    out = files.adjust(prior="q.npy", train_counts="p.npy", temperature="none", target="target.npy", combine="sum")
     shifted = balanced * target / (balanced @ target)[:, None]
     assert np.allclose(out["logits"].softmax(1).numpy(), shifted, atol=1e-6)
     assert torch.equal(
@@ -146,7 +146,7 @@ def test_the_bias_that_fine_tuning_has_left_is_taken_out(files, capsys, counts):
     val = {"val_zeroshot": "zs.npy", "val_finetuned": "ft.npy", "val_labels": "y.npy"}
     files(zs=zs, ft=ft, y=labels, q=np.exp(log_q), p=np.exp(log_p))
     common = {**val, "prior": "q.npy", "temperature": "none", "train_counts": counts}
-    out, facts = files.adjust(**common), files.facts()
+    out, facts = files.adjust(**common, combine="fitted"), files.facts()
     for name, value in (("rho", 0.6), ("ft_weight", 1.0), ("zs_weight", 0.0)):
         assert math.isclose(float(facts[name]), value, abs_tol=0.05), name
     assert np.allclose(out["logits"].softmax(1), torch.from_numpy(true).softmax(1), atol=0.05)
@@ -169,21 +169,23 @@ def test_labels_of_the_scored_samples_fit_nothing_when_there_is_val(files, capsy
     for name in ("y.npy", "shuffled.npy"):
         again = files.adjust(**val, labels=name)
         assert torch.equal(again["logits"], out["logits"])
-    t_zs, t_ft = (fit_temperature(torch.from_numpy(logits), torch.from_numpy(vy)) for logits in (vz, vf))
-    log_q = estimate_log_prior(torch.from_numpy(vz) / t_zs, torch.from_numpy(vy)).log_q.numpy()
-    rho, a, b, _ = fit_combination(*(torch.from_numpy(part) for part in (vz / t_zs, vf / t_ft, vy, log_q)))
-    expected = a * (ft / t_ft - rho * log_q) + b * (zs / t_zs - log_q)
+    estimate = estimate_log_prior(vz, vy, method="map", logit_scale="unknown")
+    t_zs, log_q = estimate.temperature, estimate.log_q
+    t_ft = fit_temperature(vf, vy, method="map", expected=fit_temperature(vf, vy))
+    rho, a, b, offset = fit_combination(vz / t_zs, vf / t_ft, vy, log_q, method="map")
+    expected = a * (ft / t_ft - rho * log_q) + b * (zs / t_zs - log_q) - offset.numpy()
     assert np.allclose(out["logits"].numpy(), expected, atol=1e-6)
     said = capsys.readouterr().out
-    assert f"zero-shot {t_zs:.3g}, fine-tuned {t_ft:.3g} (confidence, from 40 val samples)" in said
-    assert "convex, from 40 val samples, converged" in said
+    assert f"zero-shot {t_zs:.3g}, fine-tuned {t_ft:.3g} (map, from 40 val samples)" in said
+    assert "map, from 40 val samples, converged" in said
 
 
 @pytest.mark.parametrize("given_prior", [False, True])
 def test_without_val_each_sample_is_adjusted_by_other_folds(files, capsys, given_prior):
     zs, ft, labels = model(2, 57)
     files(zs=zs, ft=ft, y=labels, q=[8, 4, 2, 1])
-    out = files.adjust(labels="y.npy", temperature="nll", prior="q.npy" if given_prior else "")
+    how = {"prior": "q.npy"} if given_prior else {"method": "convex"}
+    out = files.adjust(labels="y.npy", temperature="nll", combine="fitted", **how)
     dealt = sorted(range(57), key=lambda sample: (labels[sample], sample))
     fold = {sample: place % 5 for place, sample in enumerate(dealt)}
     fits = {}
@@ -227,6 +229,11 @@ def test_without_labels_q_comes_from_balanced_logits_alone(files, capsys):
     files(zs=zs, ft=ft)
     out = files.adjust()
     said = capsys.readouterr().out
+    assert "map, from --zeroshot, assuming that it is balanced" in said
+    log_q = estimate_log_prior(zs, method="map").log_q
+    assert np.allclose(out["logits"].numpy(), 0.3 * ft + 0.7 * (zs - log_q), atol=1e-6)
+    out = files.adjust(method="em", combine="sum")
+    said = capsys.readouterr().out
     assert "em, from --zeroshot, assuming that it is balanced" in said
     assert "zero-shot 1, fine-tuned 1 (no labels to fit them on)" in said
     log_q = estimate_log_prior(torch.from_numpy(zs), torch.from_numpy(labels)).log_q
@@ -241,14 +248,14 @@ def test_unlabelled_estimates_q_on_the_samples_to_adjust(files, capsys):
     vz, vf, vy = model(10, 60)
     files(zs=zs, ft=ft, y=labels, vz=vz, vf=vf, vy=vy)
     val = {"val_zeroshot": "vz.npy", "val_finetuned": "vf.npy", "val_labels": "vy.npy"}
-    out, facts = files.adjust(**val, method="unlabelled"), files.facts()
+    out, facts = files.adjust(**val, method="unlabelled", combine="fitted"), files.facts()
     said = capsys.readouterr().out
     assert "unlabelled, from --zeroshot without labels" in said
     t_zs, t_ft, rho, a, b = (
         float(facts[name])
         for name in ("zeroshot_temperature", "finetuned_temperature", "rho", "ft_weight", "zs_weight")
     )
-    assert t_zs == fit_temperature(torch.from_numpy(vz), torch.from_numpy(vy))
+    assert t_zs == fit_temperature(vz, vy, method="map", expected=fit_temperature(vz, vy))
     log_q = estimate_log_prior(torch.from_numpy(zs) / t_zs, method="map").log_q
     torch.testing.assert_close(out["log_q"], log_q)
     expected = a * (ft / t_ft - rho * log_q.numpy()) + b * (zs / t_zs - log_q.numpy())
@@ -277,7 +284,7 @@ def test_strength_reaches_the_estimator(files):
     zs, labels = torch.from_numpy(np.load(files.path("zs.npy"))), torch.from_numpy(np.load(files.path("y.npy")))
     seen = []
     for text, value in (("", 1.0), ("40", 40.0), ("cv", "cv")):
-        log_q = files.adjust(**val, strength=text)["log_q"]
+        log_q = files.adjust(**val, method="convex", strength=text)["log_q"]
         assert torch.equal(log_q, estimate_log_prior(zs, labels, strength=value).log_q)
         seen.append(log_q)
     assert not torch.equal(seen[0], seen[1])
@@ -287,7 +294,8 @@ def test_predictions_of_a_run_are_enough(tmp_path, capsys):
     zs, ft, labels = map(torch.from_numpy, model(7, 50))
     save_file({"zs": zs, "ft": ft, "logits": zs + ft, "labels": labels}, tmp_path / "predictions.safetensors")
     file = str(tmp_path / "predictions.safetensors")
-    common = ["adjust", "--labels", file, "--temperature", "none", "--zeroshot", file, "--finetuned"]
+    common = ["adjust", "--labels", file, "--method", "convex", "--temperature", "none"]
+    common = [*common, "--zeroshot", file, "--finetuned"]
     assert main([*common, file]) == 0
     halves = rows_of(capsys.readouterr().out)
     assert halves["fine-tuned"][0] == f"{100 * (ft.argmax(1) == labels).double().mean():.1f}"
@@ -368,8 +376,8 @@ VAL = {"val_zeroshot": "zs.npy", "val_finetuned": "ft.npy", "val_labels": "y.npy
         ({"method": "convex"}, "needs labels"),
         ({"method": "magic"}, "magic"),
         ({"strength": "much"}, "much"),
-        ({"strength": "-1"}, "0 or more"),
-        ({"labels": "y.npy", "method": "map", "strength": "2"}, "strength"),
+        ({"labels": "y.npy", "method": "convex", "strength": "-1"}, "0 or more"),
+        ({"labels": "y.npy", "strength": "2"}, "strength"),
         ({"labels": "y.npy", "alpha": "0.3"}, "--checkpoints"),
         ({"labels": "y.npy", "checkpoints": "init"}, "--checkpoints"),
         ({"out": "/dev/null/x/out.safetensors"}, "'/dev/null'"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from unskew.debias.combination import SUM, adjust, combine, fit_combination
+from unskew.debias.combination import MAP_PRIOR, adjust, combine, fit_combination
 from unskew.debias.gla import GLA
 from unskew.debias.prior import estimate_log_prior
 from unskew.debias.temperature import fit_temperature
@@ -23,7 +23,7 @@ def halves(samples=90, classes=4, seed=0, dtype=np.float64):
 
 def test_fit_is_temperature_prior_combination():
     zs, ft, y = map(torch.from_numpy, halves())
-    gla = GLA(strength=2.0, temperature="nll").fit(zs, ft, y)
+    gla = GLA(prior="convex", strength=2.0, combine="fitted", temperature="nll").fit(zs, ft, y)
     t_zs, t_ft = (fit_temperature(logits, y, method="nll") for logits in (zs, ft))
     log_q = estimate_log_prior(zs / t_zs, y, strength=2.0).log_q
     combination = fit_combination(zs / t_zs, ft / t_ft, y, log_q)
@@ -49,18 +49,19 @@ def test_training_images_fit_the_zero_shot_half_until_enough_are_held_out():
     zs_train, _, y_train = halves(30, seed=1)
     gla = GLA().fit(zs, ft, y, zs_train=zs_train, y_train=y_train)
     both, labels = np.concatenate([zs_train, zs]), np.concatenate([y_train, y])
-    assert float(gla.zs_temperature_) == fit_temperature(both, labels)
-    assert float(gla.ft_temperature_) == fit_temperature(ft, y)
-    np.testing.assert_array_equal(gla.log_q_, estimate_log_prior(both / fit_temperature(both, labels), labels).log_q)
+    estimate = estimate_log_prior(both, labels, method="map")
+    assert float(gla.zs_temperature_) == estimate.temperature
+    assert float(gla.ft_temperature_) == fit_temperature(ft, y, method="map")
+    np.testing.assert_array_equal(gla.log_q_, estimate.log_q)
     zs, ft, y = halves(80)  # 20 per class
     gla = GLA().fit(zs, ft, y, zs_train=zs_train, y_train=y_train)
-    assert float(gla.zs_temperature_) == fit_temperature(zs, y)
+    assert float(gla.zs_temperature_) == estimate_log_prior(zs, y, method="map").temperature
 
 
 def test_train_counts_are_subtracted():
     zs, ft, y = halves()
     counts = np.array([10, 5, 0, 1])
-    gla = GLA(combine="sum", temperature="none").fit(zs, ft, y, train_counts=counts)
+    gla = GLA(prior="convex", combine="sum", temperature="none").fit(zs, ft, y, train_counts=counts)
     log_p = np.log(np.array([10, 5, 1, 1]) / 17)
     np.testing.assert_allclose(gla.log_p_, log_p, rtol=1e-6)
     np.testing.assert_allclose(gla.decision_function(zs, ft), adjust(zs, ft, gla.log_q_.numpy(), log_p), rtol=1e-6)
@@ -75,7 +76,7 @@ def test_train_counts_are_subtracted():
 @pytest.mark.parametrize("prior", ["convex", "em", "eigen"])
 def test_without_labels_the_halves_are_added(prior):
     zs, ft, _ = map(torch.from_numpy, halves())
-    gla = GLA(prior=prior).fit(zs, ft)
+    gla = GLA(prior=prior, combine="sum").fit(zs, ft)
     log_q = estimate_log_prior(zs, method="eigen" if prior == "eigen" else "em").log_q
     torch.testing.assert_close(gla.decision_function(zs, ft), ft + zs - log_q)
 
@@ -83,8 +84,8 @@ def test_without_labels_the_halves_are_added(prior):
 def test_without_fine_tuned_logits_the_zero_shot_half_predicts():
     zs, _, y = map(torch.from_numpy, halves())
     gla = GLA().fit(zs, None, y)
-    temperature = fit_temperature(zs, y)
-    expected = zs / temperature - gla.log_q_
+    estimate = estimate_log_prior(zs, y, method="map")
+    expected = zs / estimate.temperature - estimate.log_q
     assert torch.equal(gla.decision_function(zs), expected)
     target = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64).log()
     torch.testing.assert_close(gla.decision_function(zs, log_target=target), expected + target)
@@ -144,8 +145,10 @@ def test_a_copy_is_independent(duplicate):
 def test_a_new_fit_forgets_the_last():
     zs, ft, y = halves()
     gla = GLA().fit(zs, ft, y, train_counts=[1, 2, 3, 4])
+    assert gla.log_p_.any() and gla.offset_.any()
     gla.fit(zs, None, y)
-    assert not gla.log_p_.any() and (gla.rho_, gla.ft_weight_, gla.zs_weight_) == SUM[:3]
+    assert not gla.log_p_.any() and not gla.offset_.any()
+    assert (gla.rho_, gla.ft_weight_, gla.zs_weight_) == MAP_PRIOR[:3]
 
 
 # --- kinds and precision ----------------------------------------------------------------------------
@@ -189,8 +192,8 @@ def test_read_only_and_reversed_arrays():
         ({"prior": "convx"}, "convex"),
         ({"prior": [[0.5, 0.5]]}, "prior"),
         ({"prior": [0.0, float("nan")]}, "prior"),
-        ({"strength": -1}, "strength"),
-        ({"strength": "much"}, "strength"),
+        ({"prior": "convex", "strength": -1}, "strength"),
+        ({"prior": "convex", "strength": "much"}, "strength"),
         ({"combine": "add"}, "combine"),
         ({"temperature": "hot"}, "temperature"),
         ({"logit_scale": "large"}, "logit_scale"),
@@ -235,7 +238,7 @@ def test_arrays_that_do_not_fit_are_refused_in_one_line():
 
 def test_a_failed_fit_changes_nothing():
     zs, ft, y = halves()
-    gla = GLA(strength=0).fit(zs, ft, y, train_counts=[100, 20, 30, 10])
+    gla = GLA(prior="convex", strength=0).fit(zs, ft, y, train_counts=[100, 20, 30, 10])
     before = gla.decision_function(zs, ft)
     with pytest.raises(ValueError, match="strength 0"):
         gla.fit(zs, ft, y % 3)
@@ -276,9 +279,11 @@ def test_all_predictions_have_the_kind_of_all_arguments():
 
 def test_the_summary_names_the_estimator_that_ran():
     zs, ft, y = halves()
-    assert "(em, converged, " in GLA().fit(zs, ft).summary() and GLA().fit(zs, ft).assumes_uniform_
+    for prior, ran in (("map", "map"), ("convex", "em")):
+        without = GLA(prior=prior).fit(zs, ft)
+        assert f"({ran}, converged, " in without.summary() and without.assumes_uniform_
+        assert f"({prior}, converged)" in GLA(prior=prior).fit(zs, ft, y).summary()
     assert not GLA(prior="eigen").fit(zs, ft).assumes_uniform_
-    assert "(convex, converged)" in GLA().fit(zs, ft, y).summary()
     assert "(given, converged)" in GLA(prior=np.log(np.full(4, 0.25))).fit(zs, ft, y).summary()
 
 
@@ -299,13 +304,13 @@ def test_scikit_learn_clones_and_sets_parameters(prior):
     assert twin.get_params()["temperature"] == "nll"
 
 
-# --- prior="map", combine="map" ------------------------------------------------------------------------
+# --- the default: map -----------------------------------------------------------------------------------
 
 
-def test_map_is_the_joint_fit_and_its_combination():
+def test_the_default_is_the_joint_fit_and_its_combination():
     zs, ft, y = map(torch.from_numpy, halves())
-    gla = GLA(prior="map", combine="map").fit(zs, ft, y)
-    estimate, t_ft = estimate_log_prior(zs, y, method="map"), fit_temperature(ft, y)
+    gla = GLA().fit(zs, ft, y)
+    estimate, t_ft = estimate_log_prior(zs, y, method="map"), fit_temperature(ft, y, method="map")
     assert torch.equal(gla.log_q_, estimate.log_q) and torch.equal(gla.log_q_deviation_, estimate.deviation)
     assert float(gla.zs_temperature_) == estimate.temperature and float(gla.ft_temperature_) == t_ft
     assert (gla.log_evidence_, gla.no_bias_) == (estimate.log_evidence, estimate.no_bias)
@@ -315,9 +320,21 @@ def test_map_is_the_joint_fit_and_its_combination():
     assert "evidence for a bias e^" in gla.summary() and "offset" in gla.summary()
 
 
-def test_map_without_labels_uses_the_weights_of_its_prior():
+@pytest.mark.parametrize("factor", [0.01, 100.0])
+def test_logits_of_unknown_scale_are_calibrated_at_any_scale(factor):
+    """On few images a prior that expects T = 1 would hold the temperatures near 1."""
+    zs, ft, y = halves(8)
+    one, other = (GLA(logit_scale="unknown").fit(k * zs, k * ft, y) for k in (1.0, factor))
+    assert float(other.ft_temperature_) == pytest.approx(factor * float(one.ft_temperature_), rel=1e-5)
+    assert float(other.zs_temperature_) == pytest.approx(factor * float(one.zs_temperature_), rel=1e-5)
+    np.testing.assert_allclose(other.predict_proba(factor * zs, factor * ft), one.predict_proba(zs, ft), atol=1e-5)
+    known = GLA(temperature="map").fit(factor * zs, factor * ft, y)
+    assert abs(np.log(float(known.ft_temperature_ / other.ft_temperature_))) > 0.1
+
+
+def test_without_labels_the_default_uses_the_weights_of_its_prior():
     zs, ft, _ = map(torch.from_numpy, halves())
-    gla = GLA(prior="map", combine="map").fit(zs, ft)
+    gla = GLA().fit(zs, ft)
     torch.testing.assert_close(gla.decision_function(zs, ft), 0.3 * ft + 0.7 * (zs - gla.log_q_))
 
 
@@ -325,16 +342,17 @@ def test_map_has_no_strength():
     with pytest.raises(ValueError, match="strength"):
         GLA(prior="map", strength=1.0)
     with pytest.raises(ValueError, match="strength"):
-        GLA(strength=1.0).set_params(prior="map")
+        GLA(strength=1.0)
+    with pytest.raises(ValueError, match="strength"):
+        GLA(prior="convex", strength=1.0).set_params(prior="map")
 
 
 def test_a_state_dict_holds_the_offset():
     zs, ft, y = halves()
-    gla = GLA(prior="map", combine="map").fit(zs, ft, y)
-    restored = GLA(prior="map", combine="map")
+    gla, restored = GLA().fit(zs, ft, y), GLA()
     restored.load_state_dict(gla.state_dict())
     assert gla.offset_.any()
     np.testing.assert_array_equal(restored.decision_function(zs, ft), gla.decision_function(zs, ft))
-    sums = GLA(prior="map", combine="sum").fit(zs, ft, y)
+    sums = GLA(combine="sum").fit(zs, ft, y)
     gla.set_params(combine="sum").fit(zs, ft, y)  # the offset of the last fit is gone
     np.testing.assert_array_equal(gla.decision_function(zs, ft), sums.decision_function(zs, ft))

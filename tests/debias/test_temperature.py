@@ -46,6 +46,47 @@ def test_nll_is_least(scale, warned):
     assert not warned()
 
 
+def negative_log_posterior(log_t, logits, labels, expected):
+    cross_entropy = -log_softmax(np.exp(-log_t) * logits, 1)[np.arange(len(labels)), labels].sum()
+    return cross_entropy + (log_t - np.log(expected)) ** 2 / 2
+
+
+@pytest.mark.parametrize("samples", [1, 10, 500])
+@pytest.mark.parametrize("expected", [0.1, 1.0, 10.0])
+def test_map_is_the_greatest_posterior(samples, expected, warned):
+    logits, labels = case(samples)
+    arguments = (logits.numpy(), labels.numpy(), expected)
+    grid = np.linspace(-8, 8, 1601)
+    start = grid[np.argmin([negative_log_posterior(log_t, *arguments) for log_t in grid])]
+    limits = (start - 0.01, start + 0.01)
+    found = minimize_scalar(negative_log_posterior, args=arguments, bounds=limits, options={"xatol": 1e-9})
+    temperature = fit_temperature(logits, labels, method="map", expected=expected)
+    assert np.log(temperature) == pytest.approx(found.x, abs=1e-6)
+    assert not warned()
+
+
+def test_map_stays_finite_and_near_the_expected_temperature_if_all_images_are_right(warned):
+    logits, _ = case(10, scale=1.0)
+    labels = logits.argmax(1)
+    near, far = (fit_temperature(logits, labels, method="map", expected=expected) for expected in (1.0, 5.0))
+    assert 0.1 < near < far < 5  # where nll has no minimum
+    assert 0.9 < fit_temperature(1e-6 * logits, labels, method="map") < 1.1  # they say nothing
+    assert not warned()
+
+
+def test_the_expected_temperature_matters_on_few_images_alone():
+    gaps = []
+    for samples in (10, 100000):
+        logits, labels = case(samples)
+        nll, *held = (
+            np.log(fit_temperature(logits, labels, **options))
+            for options in ({"method": "nll"}, *({"method": "map", "expected": expected} for expected in (0.1, 100.0)))
+        )
+        assert held[0] < nll < held[1]
+        gaps.append(held[1] - held[0])
+    assert gaps[0] > 0.1 and gaps[1] < 1e-3
+
+
 @pytest.mark.parametrize("method", ["confidence", "nll"])
 def test_a_known_temperature_is_found_and_scales(method):
     rng = np.random.default_rng(1)
@@ -158,8 +199,10 @@ def test_one_class():
 
 def test_refusals():
     logits, labels = case(20)
-    with pytest.raises(ValueError, match=r"'brier'.*confidence or nll"):
+    with pytest.raises(ValueError, match=r"'brier'.*confidence, map, nll"):
         fit_temperature(logits, labels, method="brier")
+    with pytest.raises(ValueError, match=r"expected.*-1"):
+        fit_temperature(logits, labels, method="map", expected=-1)
     with pytest.raises(ValueError, match="must be 20 integers"):
         fit_temperature(logits, labels[:5])
     logits[0, 0] = float("nan")

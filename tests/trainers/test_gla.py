@@ -19,7 +19,7 @@ def test_gla_equals_its_formula(data_root, tmp_path):
     zs = trainer.zeroshot_logits(paths) / t.zs_temperature_
     ft = trainer.base.predict(paths) / t.ft_temperature_
     assert 0 < t.rho_ <= 1
-    expected = t.ft_weight_ * (ft - t.rho_ * t.log_q_) + t.zs_weight_ * (zs - t.log_q_)
+    expected = t.ft_weight_ * (ft - t.rho_ * t.log_q_) + t.zs_weight_ * (zs - t.log_q_) - t.offset_
     torch.testing.assert_close(parts["gla"], expected)
     torch.testing.assert_close(parts["ensemble"], ft + zs)
     torch.testing.assert_close(parts["debiased"], zs - t.log_q_)
@@ -57,7 +57,6 @@ def test_test_labels_change_only_the_metrics(data_root, tmp_path):
 
 def test_the_prior_is_fitted_on_train_and_val_or_on_a_large_val(data_root, tmp_path):
     from unskew.debias.prior import estimate_log_prior
-    from unskew.debias.temperature import fit_temperature
 
     for large in (False, True):
         trainer = build("DebiasedZeroshot", data_root, tmp_path, shots=4)
@@ -65,11 +64,10 @@ def test_the_prior_is_fitted_on_train_and_val_or_on_a_large_val(data_root, tmp_p
         if large:
             val *= 5  # 20 per class
         paths, labels = trainer.labelled(val if large else [*train, *val])
-        zs = trainer.zeroshot_logits(paths)
-        temperature = fit_temperature(zs, labels)
+        estimate = estimate_log_prior(trainer.zeroshot_logits(paths), labels, method="map")
         trainer.fit_zeroshot()
-        torch.testing.assert_close(trainer.gla.zs_temperature_, torch.tensor(temperature))
-        torch.testing.assert_close(trainer.gla.log_q_, estimate_log_prior(zs / temperature, labels).log_q)
+        torch.testing.assert_close(trainer.gla.zs_temperature_, torch.tensor(estimate.temperature))
+        torch.testing.assert_close(trainer.gla.log_q_, estimate.log_q)
 
 
 @pytest.mark.slow
@@ -109,7 +107,7 @@ def test_the_prior_may_come_from_a_file(name, data_root, tmp_path):
 )
 def test_invalid_values_raise(key, value, data_root, tmp_path):
     with pytest.raises(ValueError, match=rf"TRAINER\.GLA\.{key}.*{value}"):
-        build("GLA", data_root, tmp_path, f"TRAINER.GLA.{key}", value)
+        build("GLA", data_root, tmp_path, "TRAINER.GLA.PRIOR", "convex", f"TRAINER.GLA.{key}", value)
 
 
 @pytest.mark.parametrize(("method", "strength"), [("eigen", 1.0), ("em", 1.0), ("released", 1.0), ("convex", "cv")])
@@ -128,8 +126,7 @@ def test_every_estimator_gives_the_prior(method, strength, data_root, tmp_path):
 def test_map_fits_temperature_and_prior_together_and_writes_a_table(data_root, tmp_path):
     from unskew.debias.prior import estimate_log_prior
 
-    opts = ("TRAINER.GLA.PRIOR", "map", "TRAINER.GLA.COMBINE", "map")
-    trainer = build("GLA", data_root, tmp_path, *opts, shots=4)
+    trainer = build("GLA", data_root, tmp_path, shots=4)
     trainer.train()
     paths, labels = trainer.labelled([*trainer.dataset.train_x, *trainer.dataset.val])
     estimate = estimate_log_prior(trainer.zeroshot_logits(paths), labels, method="map")
@@ -139,14 +136,14 @@ def test_map_fits_temperature_and_prior_together_and_writes_a_table(data_root, t
     assert header == ["class", "q", "log_q", "deviation"]
     assert [row[0] for row in rows] == trainer.classnames
     assert [float(row[3]) for row in rows] == pytest.approx(estimate.deviation.tolist(), rel=1e-5)
-    fresh = build("GLA", data_root, tmp_path / "fresh", *opts, shots=4)
+    fresh = build("GLA", data_root, tmp_path / "fresh", shots=4)
     fresh.load_model(str(tmp_path))
     assert torch.equal(fresh.predict(some_paths(fresh)), trainer.predict(some_paths(trainer)))
     assert fresh.gla.offset_.any()
 
 
 def test_a_checkpoint_without_an_offset_loads(data_root, tmp_path):
-    trainer = build("GLA", data_root, tmp_path, shots=4)
+    trainer = build("GLA", data_root, tmp_path, "TRAINER.GLA.COMBINE", "fitted", shots=4)
     trainer.train()
     state = trainer.gla.state_dict()
     assert not state.pop("offset").any()
@@ -211,8 +208,32 @@ def test_combine_sum_is_the_papers_formula(data_root, tmp_path):
     torch.testing.assert_close(parts["gla"], parts["ft"] + parts["zs"] - trainer.gla.log_q_)
 
 
+def test_gla_paper_is_the_papers_formula(data_root, tmp_path):
+    """From the definition: confidence equals accuracy at both temperatures, and q minimises the cross entropy."""
+    trainer = build("GLAPaper", data_root, tmp_path, shots=4)
+    assert type(trainer).__name__ == "GLA" and type(trainer.base).__name__ == "ResidualPrompt"
+    trainer.train()
+    fit = trainer.labelled([*trainer.dataset.train_x, *trainer.dataset.val])
+    halves = {
+        "zs": (trainer.zeroshot_logits, *fit),
+        "ft": (trainer.base.predict, *trainer.labelled(trainer.dataset.val)),
+    }
+    for name, (logits_of, paths, labels) in halves.items():
+        logits, temperature = logits_of(paths), getattr(trainer.gla, f"{name}_temperature_")
+        confidence = (logits / temperature).softmax(1).amax(1).mean()
+        assert confidence.item() == pytest.approx((logits.argmax(1) == labels).float().mean().item(), abs=1e-4)
+    zs = trainer.zeroshot_logits(fit[0]) / trainer.gla.zs_temperature_
+    mean = (zs - trainer.gla.log_q_).softmax(1).mean(0)  # the gradient of the cross entropy is 0, without a penalty
+    torch.testing.assert_close(mean, torch.full((10,), 0.1), atol=1e-4, rtol=0)
+    paths = some_paths(trainer)
+    zs, ft = trainer.zeroshot_logits(paths), trainer.base.predict(paths)
+    expected = ft / trainer.gla.ft_temperature_ + zs / trainer.gla.zs_temperature_ - trainer.gla.log_q_
+    torch.testing.assert_close(trainer.predict(paths), expected)
+
+
 def test_rho_is_near_one_for_a_zero_shot_base(data_root, tmp_path):
     opts = ("TRAINER.GLA.BASE", "ZeroshotCLIP", "DATASET.NUM_VAL_SHOTS", 16)
+    opts = (*opts, "TRAINER.GLA.PRIOR", "convex", "TRAINER.GLA.TEMPERATURE", "confidence")  # equal temperatures
     trainer = build("GLA", data_root, tmp_path, *opts, shots=16)
     trainer.train()
     assert trainer.gla.rho_ > 0.8
@@ -318,7 +339,7 @@ def test_without_val_the_base_is_not_calibrated_on_its_training_images(data_root
     trainer.train()
     assert trainer.gla.ft_temperature_ == 1
     parts = trainer.predict_parts(some_paths(trainer)).parts
-    torch.testing.assert_close(parts["gla"], parts["ft"] + parts["zs"] - trainer.gla.log_q_)
+    torch.testing.assert_close(parts["gla"], 0.3 * parts["ft"] + 0.7 * parts["debiased"])
 
 
 def test_the_target_does_not_affect_the_selected_epoch(data_root, tmp_path):

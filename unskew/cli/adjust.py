@@ -71,7 +71,7 @@ class Request:
                 f"--temperature {self.temperature} needs labels: pass --labels or the three --val-... files"
             )
         if self.method in ("convex", "released") and not self.fits_on_labels:
-            raise ValueError(f"--method {self.method} needs labels: pass --labels, or choose em or eigen")
+            raise ValueError(f"--method {self.method} needs labels: pass --labels, or choose map, em or eigen")
         if self.alpha is not None and not self.checkpoints:
             raise ValueError("--alpha is the weight of the second of two --checkpoints: pass both, or omit --alpha")
         if self.checkpoints and not self.labels:

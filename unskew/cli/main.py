@@ -260,7 +260,7 @@ def _add_adjust(commands: Commands) -> None:
         default="",
         help="map, convex, unlabelled, eigen, em or released; default: map",
     )
-    p.add_argument("--strength", metavar="K", help="pseudo-samples of the uniform prior, or 'cv'")
+    p.add_argument("--strength", metavar="K", help="pseudo-samples of the uniform prior, or 'cv'; not for map")
     p.add_argument(
         "--combine",
         default="map",

@@ -3,7 +3,10 @@
 A shift of the image features, such as another style of the pictures, moves the logits of similar classes together: in
 the directions in which the logits vary over the images. The prior covariance of the bias is therefore
 ``tau^2 ((1 - r) I + r K)`` with the correlation K of the logits over the images. The share r is averaged over
-candidates by their evidence (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, Eq. 2.25 to 2.30).
+candidates by their evidence (empirical Bayes; Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006,
+Eq. 2.25 to 2.30). The evidence takes the scale of the logits as known. The logits contain the bias, so that a change
+of the scale multiplies its estimate: with a free scale, priors that are too narrow for the bias would have too large
+an evidence.
 """
 
 import math
@@ -72,10 +75,12 @@ class Curvature:
             shared: Candidates of r.
         """
         if len(design) > MOST_CLASSES:
-            marginal, marginal_prior = self.marginal(design), self.centring * deviation**2
-            covariance = (marginal_prior * marginal / (marginal_prior + marginal)).diag()
-            return self.fit.bias * deviation**2 / variances, covariance
+            variance, prior_variance = self.marginal(design), self.centring * deviation**2
+            posterior_variance = prior_variance * variance / (prior_variance + variance)
+            return self.fit.bias * deviation**2 / variances, posterior_variance.diag()
         variance, inverse = self._variance()
+        by_scale = inverse @ self.crossed
+        by_scale /= (1 + self.crossed @ by_scale).sqrt()  # its square is the variance that a free scale adds
         gradient = self.fit.bias / variances
         if self.labelled:  # for r = 0 the mean is then the maximum a posteriori itself
             estimate = deviation**2 * gradient + variance @ gradient
@@ -89,8 +94,10 @@ class Curvature:
         for share in shared:
             prior = deviation**2 * ((1 - share) * identity + share * similar)
             factor = torch.linalg.cholesky(prior + variance + constant)
-            solved = torch.cholesky_solve(estimate[:, None], factor)[:, 0]
-            log_evidence.append(-0.5 * estimate @ solved - factor.diagonal().log().sum())
+            solved, scale_part = torch.cholesky_solve(torch.stack([estimate, by_scale], 1), factor).unbind(1)
+            known = 1 - by_scale @ scale_part  # ratio of the determinants with a known and a free scale
+            squares = estimate @ solved + (by_scale @ solved).square() / known
+            log_evidence.append(-0.5 * (squares + known.log()) - factor.diagonal().log().sum())
             candidates.append((prior, factor, prior @ solved))
         weights = torch.stack(log_evidence).softmax(0)
         mean = torch.stack([candidate[2] for candidate in candidates], 1) @ weights

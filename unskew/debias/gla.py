@@ -63,8 +63,9 @@ class GLA(torch.nn.Module):
             normal priors on all; ``sum`` is the paper's formula; ``otter`` has the weights of ``map`` and assigns the
             images to predict to the classes by optimal transport to the target class frequency (`transport_offset`),
             with which log q and the other offsets cancel.
-        temperature: Method of `fit_temperature`, or ``none`` for temperatures of 1. With the prior ``map`` it concerns
-            the fine-tuned logits alone, and with ``unlabelled`` too unless the logit scale is unknown.
+        temperature: Method of `fit_temperature`, or ``none`` for temperatures of 1. The prior
+            ``map`` fits the temperature of the zero-shot logits itself, and with ``unlabelled`` it is 1 unless the
+            logit scale is unknown.
         logit_scale: ``model`` for logits multiplied by the model's logit scale, ``unknown`` for others. It decides
             where ``map`` expects the temperatures: at 1, or where ``confidence`` finds them.
 
@@ -160,8 +161,9 @@ class GLA(torch.nn.Module):
         Args:
             zs: ``[N, C]``, zero-shot logits of held-out images.
             ft: ``[N, C]``, fine-tuned logits of the same images; None fits the zero-shot half alone.
-            y: ``[N]``, labels of the held-out images. Without labels both temperatures are 1, the halves are added,
-                and the images are assumed to be balanced over the classes (``convex`` is then ``em``).
+            y: ``[N]``, labels of the held-out images. Without labels both temperatures are 1, rho is 0, a and b are
+                0.3 and 0.7 (``fitted`` and ``sum``: 1), and the images are assumed to be balanced over the classes
+                (``convex`` is then ``em``).
             zs_train: ``[M, C]``, zero-shot logits of the training images. The zero-shot model has not been trained on
                 them, so they help to fit its temperature and log q, unless 20 images per class are held out.
             y_train: ``[M]``, their labels.

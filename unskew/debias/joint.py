@@ -77,10 +77,11 @@ def fit_joint(
 
         sum_i CE(s logits_i - b + log pi, y_i) + K (s/s_0 - 1 - log(s/s_0)) + 1/2 sum_c b_c^2 / v_c
 
-    over s > 0 and b; beta_c = b_c deviation^2 / v_c. A class without images has bias 0 with the deviation of the prior.
-    Images without labels are assumed to be drawn with a uniform class frequency: s is then s_0, nothing is averaged,
-    v_c is deviation^2, and beta = (1 - P / deviation^2) b with the posterior covariance P of the bias: the counts vary
-    too, which the curvature of the objective does not contain. A single image shows no bias.
+    over s > 0 and b. If the classes share no bias, beta_c = b_c deviation^2 / v_c; otherwise `Curvature.posterior`
+    computes beta from the curvature at b. A class without images has bias 0 with the deviation of the prior. Images
+    without labels are assumed to be drawn with a uniform class frequency: s is then s_0, v_c is deviation^2, "no bias"
+    is not averaged, and the variance of the counts, which the objective does not contain, is added. A single image
+    shows no bias.
 
     Args:
         logits: ``[N, C]``, finite.

@@ -41,9 +41,9 @@ class PriorEstimate(Generic[Array]):
         objective: Value of the minimised objective at log_q, in nats per sample; for ``eigen``, which minimises
             nothing, the largest |P q - q|.
         passes: Passes of the last solve over the logits.
-        strength: The strength used; NaN for ``map``.
+        strength: The strength used; NaN for ``map`` and ``unlabelled``.
         temperature: T of the logits that ``map`` fitted together with log q; 1 for the other methods.
-        deviation: ``[C]``, posterior standard deviation of log q (``map`` only).
+        deviation: ``[C]``, posterior standard deviation of log q (``map`` and ``unlabelled`` only).
         log_evidence: Log Bayes factor of a bias against none, in nats (``map`` with labels only).
         no_bias: Posterior probability that the model has no class bias (``map`` only).
 

@@ -16,7 +16,6 @@ logger = logging.getLogger("unskew")
 # Range of T in units of the logits' spread.
 RANGE = (0.01, 100.0)
 
-
 METHODS = ("map", "confidence", "nll")
 
 # Standard deviation of the normal prior of ``map`` on log T.
@@ -53,7 +52,8 @@ def fit_temperature(
         expected: T that ``map`` expects; 1 for the logits of a model that was trained with cross entropy.
 
     Raises:
-        ValueError: An unknown method; shapes or labels out of range; logits that are not finite; mixed kinds of arrays.
+        ValueError: An unknown method; ``expected`` is not above 0; shapes or labels out of range; logits that are not
+            finite; mixed kinds of arrays.
 
     Example:
         >>> import numpy as np
@@ -63,6 +63,8 @@ def fit_temperature(
     """
     if method not in METHODS:
         raise ValueError(unknown_name("temperature method", method, METHODS))
+    if not 0 < expected < math.inf:
+        raise ValueError(f"expected must be a temperature above 0 (got {expected!r})")
     uses_numpy(logits=logits, labels=labels)
     tensor, label_tensor = check_logits(logits, labels, None)
     if tensor.shape[1] == 1:
