@@ -171,7 +171,11 @@ def calls(samples: int, classes: int, imbalance: float) -> dict[str, tuple[Calla
         "convex, strength cv": (lambda: estimate(strength="cv"), None),
         "em, no labels": (lambda: estimate(None, method="em"), exact if balanced else None),
         "em": (lambda: estimate(method="em"), exact),
-        "map": (lambda: fit_joint(zs, labels, no_bias=0.0).log_q, lambda: plain_joint(zs, labels)),
+        "map": (lambda: fit_joint(zs, labels).log_q, None),
+        "map, classes independent": (
+            lambda: fit_joint(zs, labels, no_bias=0.0, shared=(0.0,)).log_q,
+            lambda: plain_joint(zs, labels),
+        ),
         "eigen": (lambda: estimate(method="eigen"), lambda: plain_eigen(zs, labels, 1.0)),
         "temperature, confidence": temperatures("confidence"),
         "temperature, nll": temperatures("nll"),

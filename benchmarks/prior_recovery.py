@@ -29,7 +29,6 @@ from unskew.debias.rivals import fit_bcts, fit_stacking
 from unskew.utils.files import write_atomically
 
 EXACT = tuple(itertools.product((2, 10, 50), (1, 10, 100)))  # classes and imbalance
-FAMILIES = ("shipped", "unseen", "corrupted", "renamed", "exact, biased", "exact, no bias")
 
 Record = dict[str, dict[str, Tensor]]
 
@@ -107,16 +106,18 @@ def runs(recorded: list[Key], folder: Path, shots: list[int], seeds: int) -> Ite
         yield where, torch.load(key.path(folder))
     for (classes, imbalance), k, seed in itertools.product(EXACT, shots, range(1, 2 * seeds + 1)):
         where = {"family": "exact, biased" if imbalance > 1 else "exact, no bias", "seed": seed, "shots": k}
-        where |= {"world": f"{classes} classes, imbalance {imbalance}", "backbone": "", "base": BASES[0]}
+        where |= {"world": f"{classes} classes, imbalance {imbalance}", "backbone": "", "base": ""}
         yield where, worlds.exact(classes, imbalance, k, seed)
 
 
 def study(listed: Iterator[tuple[dict, Record]], total: int) -> tuple[list[dict], list[dict]]:
     """Return the rows of accuracies, and those of recovery, for which one base is enough."""
-    rows, recovered = [], []
+    rows, recovered, seen = [], [], set()
     for where, r in tqdm(listed, total=total, unit="run"):
         rows.append({**where, "accuracy": accuracies(r)})
-        if where["base"] == BASES[0]:
+        sample = tuple(value for key, value in where.items() if key != "base")
+        if sample not in seen:
+            seen.add(sample)
             recovered.append({**where, "recovery": recovery(r)})
     return rows, recovered
 
@@ -182,8 +183,9 @@ def plot(rows: list[dict], shots: list[int], path: str) -> None:
     """Draw the gain over zero-shot by family and shots."""
     from matplotlib.figure import Figure
 
+    families = list(dict.fromkeys(row["family"] for row in rows))
     figure = Figure(figsize=(11, 6), layout="constrained")
-    for axis, family in zip(figure.subplots(2, 3).flat, FAMILIES, strict=True):
+    for axis, family in zip(figure.subplots(2, 3).flat, families, strict=False):
         for name in DRAWN:
             gains = [
                 statistics.fmean(row["accuracy"][name] - row["accuracy"]["zero-shot"] for row in cell)
@@ -204,6 +206,9 @@ def plot(rows: list[dict], shots: list[int], path: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--worlds", nargs="+", default=BALANCED, choices=BALANCED, help="beside the exact ones")
+    parser.add_argument("--backbones", nargs="+", default=BACKBONES)
+    parser.add_argument("--bases", nargs="+", default=BASES)
     parser.add_argument("--shots", nargs="+", type=int, default=list(SHOTS))
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 1")
     parser.add_argument("--root", default="data", help="folder of the datasets")
@@ -215,11 +220,11 @@ def main() -> None:
     logging.getLogger("unskew").setLevel(logging.ERROR)
 
     shots, seeds = arguments.shots, arguments.seeds
-    recorded = keys(range(1, seeds + 1), BALANCED, BACKBONES, BASES, shots)
+    recorded = keys(range(1, seeds + 1), arguments.worlds, arguments.backbones, arguments.bases, shots)
     write_all(recorded, arguments.records, arguments.root, arguments.jobs)
     listed = runs(recorded, arguments.records, shots, seeds)
     rows, recovered = study(listed, len(recorded) + len(EXACT) * len(shots) * 2 * seeds)
-    for family in FAMILIES:
+    for family in dict.fromkeys(row["family"] for row in rows):
         print("\nAccuracy (%), by shots; * sees the test images without labels\n")
         print(accuracy_table(rows, family, shots))
         print("\nRecovery of the true log prior, by shots\n")

@@ -15,18 +15,23 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.mark.slow
 def test_prior_recovery(data_root, tmp_path):
-    flags = ["--datasets", "digits", "--shots", "1", "2", "--seeds", "1", "--root", data_root]
+    flags = ["--worlds", "digits", "coarse_digits", "--backbones", "micro", "--bases", "TaskRes", "LinearProbe"]
+    flags += ["--shots", "1", "2", "--seeds", "1", "--root", data_root, "--records", str(tmp_path / "records")]
     files = ["--json", str(tmp_path / "rows.json"), "--plot", str(tmp_path / "plot.png")]
     command = [sys.executable, str(ROOT / "benchmarks" / "prior_recovery.py"), *flags, *files]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "digits: accuracy (%) of GLA with that q, by shots" in done.stdout
-    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
-    found = {(row["shots"], row["name"]): row for row in rows if row["study"] == "recovery"}
-    assert found[2, "true"]["kl"] == pytest.approx(0, abs=1e-5)
-    assert found[2, "convex, strength 1"]["correlation"] > 0.7
-    em, convex = found[2, "em, no labels"], found[2, "convex, strength 1"]
-    assert em["kl"] == pytest.approx(convex["kl"], abs=1e-4)  # balanced samples: the same optimum
+    for family in ("shipped", "corrupted", "exact, biased", "exact, no bias"):
+        assert f"| {family} " in done.stdout
+    found = json.loads((tmp_path / "rows.json").read_text())
+    runs = {(row["world"], row["base"], row["shots"]): row["accuracy"] for row in found["accuracy"]}
+    for shots in (1, 2):
+        taskres, probe = (runs["digits", base, shots] for base in ("TaskRes", "LinearProbe"))
+        assert taskres["BCTS"] == probe["BCTS"] > taskres["zero-shot"] == probe["zero-shot"]
+        assert taskres["GLA"] > taskres["zero-shot"] > runs["coarse_digits", "TaskRes", shots]["zero-shot"]
+    recovered = [row for row in found["recovery"] if row["family"] == "exact, biased"]
+    slopes = {name: [row["recovery"][name]["slope"] for row in recovered] for name in ("convex", "map")}
+    assert sum(slopes["map"]) > sum(slopes["convex"])
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -131,7 +136,7 @@ def test_prior(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "convex, strength cv" in done.stdout and "20 classes" in done.stdout
     rows = {row["name"]: row for row in json.loads((tmp_path / "rows.json").read_text())["rows"]}
-    assert len(rows) == 11 and rows["eigen"]["passes"] == 1
+    assert len(rows) == 12 and rows["eigen"]["passes"] == 1
     for name, row in rows.items():
         assert row["seconds"] > 0 and row["floor_seconds"] > 0
         assert "cv" in name or "map" in name or row["passes"] <= 30

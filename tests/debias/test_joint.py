@@ -93,6 +93,18 @@ def test_the_slope_of_the_bias_is_one(classes, imbalance, separation):
     assert np.mean(temperatures) == pytest.approx(1, abs=0.07)
 
 
+@pytest.mark.world
+def test_a_thousand_classes_are_debiased_as_bayes_would():
+    world = ExactWorld(1000, 100, 0, separation=3.0)
+    logits, labels = world.sample([64] * 1000)
+    fitted = fit(logits.astype(np.float32), labels)
+    truth = world.log_q - world.log_q.mean()
+    assert fitted.bias.numpy() @ truth / (truth @ truth) == pytest.approx(1, abs=0.05)
+    test, labels = world.sample([20] * 1000)
+    bayes = ((test - world.log_q).argmax(1) == labels).mean()
+    assert 100 * (bayes - ((test / fitted.temperature - fitted.bias.numpy()).argmax(1) == labels).mean()) < 0.3
+
+
 @pytest.mark.parametrize(("classes", "imbalance"), [(2, 10), (10, 1), (10, 100), (10, 1000), (100, 100)])
 def test_the_accuracy_is_near_that_of_bayes(classes, imbalance):
     losses = []

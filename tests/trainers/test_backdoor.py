@@ -80,7 +80,7 @@ def test_debias_is_gla_over_each_member_and_the_default(data_root, tmp_path):
         base = train_alone(member, data_root, tmp_path)
         val, labels = base.labelled(base.dataset.val)
         train, train_labels = base.labelled(base.dataset.train_x)
-        gla = GLA(prior="map", combine="fitted").fit(
+        gla = GLA(prior="map", combine="fitted", temperature="confidence").fit(
             base.zeroshot_logits(val),
             base.predict(val),
             labels,
