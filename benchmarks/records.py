@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--backbones", nargs="+", default=BACKBONES)
     parser.add_argument("--bases", nargs="+", default=BASES)
     parser.add_argument("--shots", nargs="+", type=int, default=SHOTS)
-    parser.add_argument("--seeds", type=int, default=3, help="how many, from 1")
+    parser.add_argument("--seeds", type=int, default=2, help="how many, from 1")
     parser.add_argument("--root", default="data", help="folder of the datasets")
     parser.add_argument("--out", type=Path, default=Path("output/records"))
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")

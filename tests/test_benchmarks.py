@@ -23,13 +23,13 @@ def test_prior_recovery(data_root, tmp_path):
     assert done.returncode == 0, done.stderr
     for family in ("shipped", "corrupted", "exact, biased", "exact, no bias"):
         assert f"| {family} " in done.stdout
-    found = json.loads((tmp_path / "rows.json").read_text())
-    runs = {(row["world"], row["base"], row["shots"]): row["accuracy"] for row in found["accuracy"]}
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    runs = {(row["world"], row["base"], row["shots"]): row["accuracy"] for row in rows}
     for shots in (1, 2):
         taskres, probe = (runs["digits", base, shots] for base in ("TaskRes", "LinearProbe"))
         assert taskres["BCTS"] == probe["BCTS"] > taskres["zero-shot"] == probe["zero-shot"]
         assert taskres["GLA"] > taskres["zero-shot"] > runs["coarse_digits", "TaskRes", shots]["zero-shot"]
-    recovered = [row for row in found["recovery"] if row["family"] == "exact, biased"]
+    recovered = [row for row in rows if row["family"] == "exact, biased"]
     slopes = {name: [row["recovery"][name]["slope"] for row in recovered] for name in ("convex", "map")}
     assert sum(slopes["map"]) > sum(slopes["convex"])
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
