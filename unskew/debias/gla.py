@@ -1,6 +1,5 @@
 """The GLA estimator, Generalized Logit Adjustment (Zhu et al., NeurIPS 2023, arXiv 2310.08106)."""
 
-import copy
 import dataclasses
 import logging
 import math
@@ -12,9 +11,9 @@ import torch
 from torch import Tensor
 
 from unskew.debias import temperature as temperatures
+from unskew.debias._fitted import FittedGLA
 from unskew.debias._validation import (
     Array,
-    check_finite,
     check_logits,
     check_same_shape,
     to_kind,
@@ -41,7 +40,7 @@ _CHOICES = {
 }
 
 
-class GLA(torch.nn.Module):
+class GLA(FittedGLA):
     """Generalized Logit Adjustment of a zero-shot and a fine-tuned model.
 
     The logits are ``a (ft/T_ft - log p - rho log q) + b (zs/T_zs - log q) + log target``: q is the label prior of the
@@ -97,15 +96,6 @@ class GLA(torch.nn.Module):
         (60, 3)
     """
 
-    zs_temperature_: Tensor
-    ft_temperature_: Tensor
-    log_q_: Tensor
-    log_p_: Tensor
-    rho_: Tensor
-    ft_weight_: Tensor
-    zs_weight_: Tensor
-    offset_: Tensor
-
     def __init__(
         self,
         *,
@@ -135,14 +125,6 @@ class GLA(torch.nn.Module):
         self.temperature, self.logit_scale = temperature, logit_scale
         self.method_ = prior if isinstance(prior, str) else "given"
         self.converged_, self.assumes_uniform_ = True, False
-        self.log_q_deviation_: Tensor | None = None
-        self.log_evidence_, self.no_bias_ = math.nan, 0.0
-        for name in ("zs_temperature_", "ft_temperature_"):
-            self.register_buffer(name, torch.ones((), dtype=torch.float64))
-        self.register_buffer("log_q_", None)
-        self.register_buffer("log_p_", None)
-        for name, value in SUM._asdict().items():
-            self.register_buffer(f"{name}_", torch.tensor(value, dtype=torch.float64))
 
     # --- fitting ------------------------------------------------------------------------------------
 
@@ -269,16 +251,6 @@ class GLA(torch.nn.Module):
         expected = 1.0 if known else fit_temperature(logits, labels, method="confidence")
         return fit_temperature(logits, labels, method=self.temperature, expected=expected)
 
-    def _store_combination(self, ft_temperature: float, combination: Combination) -> None:
-        self._store("ft_temperature_", ft_temperature)
-        for name, value in combination._asdict().items():
-            self._store(f"{name}_", value)
-
-    def _store(self, name: str, value: float | Tensor) -> None:
-        """Set a number or an array, in the precision and on the device of its buffer."""
-        buffer = getattr(self, name)
-        setattr(self, name, value.to(buffer) if isinstance(value, Tensor) else torch.full_like(buffer, value))
-
     # --- prediction ---------------------------------------------------------------------------------
 
     def parts(self, zs: Array, ft: Array | None = None, *, log_target: Array | None = None) -> dict[str, Array]:
@@ -380,32 +352,7 @@ class GLA(torch.nn.Module):
         """Return `decision_function`."""
         return self.decision_function(zs, ft)
 
-    def _scaled(self, logits: Tensor, name: str) -> Tensor:
-        """Check logits and divide them by the temperature of their half."""
-        self._check_fitted()
-        check_finite(logits)
-        if logits.shape[1] != self.n_classes_:
-            raise ValueError(f"{name} has {logits.shape[1]} classes; GLA was fitted on {self.n_classes_}")
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return logits / self._number(f"{name}_temperature_", logits)
-
-    def _number(self, name: str, like: Tensor) -> Tensor:
-        number = getattr(self, name)
-        return number if number.device.type == "cpu" else number.to(like.device)
-
-    # --- state --------------------------------------------------------------------------------------
-
-    @property
-    def n_classes_(self) -> int:
-        """Number of classes."""
-        self._check_fitted()
-        return len(self.log_q_)
-
-    def _check_fitted(self) -> None:
-        if self._buffers["log_q_"] is None:
-            from sklearn.exceptions import NotFittedError  # a ValueError; scikit-learn is slow to import
-
-            raise NotFittedError("this GLA is not fitted: call fit first")
+    # --- text and parameters --------------------------------------------------------------------------------------
 
     def summary(self) -> str:
         """Return the temperatures, the prior and the combination as three lines of text."""
@@ -433,14 +380,6 @@ class GLA(torch.nn.Module):
             ]
         )
 
-    def bias_summary(self) -> str:
-        """Return the ratio of the largest to the smallest q and, if known, the evidence for a bias."""
-        self._check_fitted()
-        ratio = f"max/min {float((self.log_q_.max() - self.log_q_.min()).exp()):.3g}"
-        if not math.isfinite(self.log_evidence_):
-            return ratio
-        return f"{ratio}, evidence for a bias e^{self.log_evidence_:.3g}"
-
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the constructor's arguments by name, as scikit-learn's estimators do."""
         return {name: getattr(self, name) for name in ("prior", "strength", "combine", "temperature", "logit_scale")}
@@ -458,22 +397,10 @@ class GLA(torch.nn.Module):
             setattr(self, name, value)
         return self
 
-    def __copy__(self) -> "GLA":
-        return copy.deepcopy(self)  # a module's shallow copy would share its fitted numbers
-
     def extra_repr(self) -> str:
         """Return the constructor's arguments."""
         prior = repr(self.prior) if isinstance(self.prior, str) else "log q"
         return f"prior={prior}, strength={self.strength!r}, combine={self.combine!r}, temperature={self.temperature!r}"
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # The state may have any number of classes, and the estimator need not be fitted.
-        for name in ("log_q_", "log_p_", "offset_"):
-            saved = state_dict.get(prefix + name)
-            if saved is not None:
-                current = self._buffers[name]
-                self._buffers[name] = torch.empty_like(saved, device=None if current is None else current.device)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _log_frequencies(counts: Any, classes: int, like: Tensor) -> Tensor:

@@ -1,0 +1,90 @@
+"""The numbers of a fitted GLA as buffers of a module: storage, checks, and the state of a checkpoint."""
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unskew.debias._validation import check_finite
+from unskew.debias.combination import SUM, Combination
+
+
+class FittedGLA(torch.nn.Module):
+    """Temperatures, priors and combination of a fit; see `unskew.debias.GLA` for the attributes."""
+
+    zs_temperature_: Tensor
+    ft_temperature_: Tensor
+    log_q_: Tensor
+    log_p_: Tensor
+    rho_: Tensor
+    ft_weight_: Tensor
+    zs_weight_: Tensor
+    offset_: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_q_deviation_: Tensor | None = None
+        self.log_evidence_, self.no_bias_ = math.nan, 0.0
+        for name in ("zs_temperature_", "ft_temperature_"):
+            self.register_buffer(name, torch.ones((), dtype=torch.float64))
+        self.register_buffer("log_q_", None)
+        self.register_buffer("log_p_", None)
+        for name, value in SUM._asdict().items():
+            self.register_buffer(f"{name}_", torch.tensor(value, dtype=torch.float64))
+
+    @property
+    def n_classes_(self) -> int:
+        """Number of classes."""
+        self._check_fitted()
+        return len(self.log_q_)
+
+    def bias_summary(self) -> str:
+        """Return the ratio of the largest to the smallest q and, if known, the evidence for a bias."""
+        self._check_fitted()
+        ratio = f"max/min {float((self.log_q_.max() - self.log_q_.min()).exp()):.3g}"
+        if not math.isfinite(self.log_evidence_):
+            return ratio
+        return f"{ratio}, evidence for a bias e^{self.log_evidence_:.3g}"
+
+    def _check_fitted(self) -> None:
+        if self._buffers["log_q_"] is None:
+            from sklearn.exceptions import NotFittedError  # a ValueError; scikit-learn is slow to import
+
+            raise NotFittedError("this GLA is not fitted: call fit first")
+
+    def _store(self, name: str, value: float | Tensor) -> None:
+        """Set a number or an array, in the precision and on the device of its buffer."""
+        buffer = getattr(self, name)
+        setattr(self, name, value.to(buffer) if isinstance(value, Tensor) else torch.full_like(buffer, value))
+
+    def _store_combination(self, ft_temperature: float, combination: Combination) -> None:
+        self._store("ft_temperature_", ft_temperature)
+        for name, value in combination._asdict().items():
+            self._store(f"{name}_", value)
+
+    def _number(self, name: str, like: Tensor) -> Tensor:
+        number = getattr(self, name)
+        return number if number.device.type == "cpu" else number.to(like.device)
+
+    def _scaled(self, logits: Tensor, name: str) -> Tensor:
+        """Check logits and divide them by the temperature of their half."""
+        self._check_fitted()
+        check_finite(logits)
+        if logits.shape[1] != self.n_classes_:
+            raise ValueError(f"{name} has {logits.shape[1]} classes; GLA was fitted on {self.n_classes_}")
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return logits / self._number(f"{name}_temperature_", logits)
+
+    def __copy__(self) -> "FittedGLA":
+        return copy.deepcopy(self)  # a module's shallow copy would share its fitted numbers
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # The state may have any number of classes, and the estimator need not be fitted.
+        for name in ("log_q_", "log_p_", "offset_"):
+            saved = state_dict.get(prefix + name)
+            if saved is not None:
+                current = self._buffers[name]
+                self._buffers[name] = torch.empty_like(saved, device=None if current is None else current.device)
+        super()._load_from_state_dict(state_dict, prefix, *args)
