@@ -43,8 +43,8 @@ class DebiasedZeroshot(CLIPTrainer):
 
     def build_model(self) -> None:
         keys = {"log_q": "log_q_", "temperature": "zs_temperature_"}
-        combine = "otter" if self.node.COMBINE == "otter" else "sum"
-        self.gla = SavedGLA(self.classnames, keys, combine=combine, **prior_options(self.node)).to(self.device)
+        options = {**prior_options(self.node), "combine": "otter" if self.node.COMBINE == "otter" else "sum"}
+        self.gla = SavedGLA(self.classnames, keys, self.node, **options).to(self.device)
         check_transductive(self, self.gla)
         self.register_model("prior", self.gla)
 
@@ -62,7 +62,7 @@ class DebiasedZeroshot(CLIPTrainer):
         if matches_classes(self.gla, Path(directory) / "prior"):
             super().load_model(directory, epoch)
         else:
-            logger.warning(f"'{directory}' was fitted on different classes; refitting the prior for the current ones")
+            logger.warning(f"'{directory}' was fitted on other classes or with other settings; fitting the prior again")
             self.fit_zeroshot()
 
     def predict_parts(self, paths: Sequence[str]) -> Prediction:

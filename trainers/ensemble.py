@@ -78,7 +78,8 @@ class Ensemble(CLIPTrainer):
         """Build the estimator; a checkpoint holds the numbers in its keys."""
         keys = {"zeroshot_temperature": "zs_temperature_", "finetuned_temperature": "ft_temperature_"}
         no_prior = torch.zeros(self.num_classes)
-        return SavedGLA(self.classnames, keys, prior=no_prior, combine="sum", temperature=self.node.TEMPERATURE)
+        options = {"prior": no_prior, "combine": "sum", "temperature": self.node.TEMPERATURE}
+        return SavedGLA(self.classnames, keys, self.node, **options)
 
     def fit_zeroshot(self) -> None:
         """Fit the zero-shot half, which does not depend on the base."""
@@ -150,7 +151,7 @@ class Ensemble(CLIPTrainer):
         if matches_classes(self.gla, Path(directory) / type(self).__name__.lower()):
             super().load_model(directory)
         else:
-            logger.warning(f"'{directory}' was fitted on different classes; refitting for the current ones")
+            logger.warning(f"'{directory}' was fitted on other classes or with other settings; fitting again")
             self.fit_zeroshot()
             self.calibrate()
         if epoch is not None:  # the saved numbers belong to the epoch that was kept

@@ -16,7 +16,7 @@ from unskew.clip import adapters, features, heads
 from unskew.debias.losses import LOGIT_ADJUSTED, build_loss
 from unskew.engine.checkpoint import bind_to_classes
 from unskew.engine.clip_trainer import CLIPTrainer
-from unskew.engine.debiasing import pretraining_prior
+from unskew.engine.debiasing import check_prior, pretraining_prior
 from unskew.engine.trainer import TRAINER_REGISTRY
 from unskew.utils.registry import unknown_name
 
@@ -97,6 +97,9 @@ class FineTune(CLIPTrainer):
         node = self.node
         if node.HEAD_INIT not in heads.STARTS:
             raise ValueError(unknown_name(f"TRAINER.{self.node_name}.HEAD_INIT", node.HEAD_INIT, heads.STARTS))
+        check_prior(cfg, self.node_name)
+        if node.PRIOR == "unlabelled":
+            raise ValueError(f"TRAINER.{self.node_name}.PRIOR unlabelled concerns images to predict: choose map")
         if node.WIDTH < 0 or node.SCALE <= 0:
             raise ValueError(
                 f"TRAINER.{self.node_name}.WIDTH must be 0 or more and SCALE above 0 (got {node.WIDTH} and "

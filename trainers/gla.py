@@ -42,7 +42,7 @@ class GLA(ensemble.Ensemble):
         check_choice(cfg, f"{self.node_name}.TARGET", ("uniform", "train"), file=True)
 
     def build_gla(self) -> SavedGLA:
-        return SavedGLA(self.classnames, _SAVED, combine=self.node.COMBINE, **prior_options(self.node))
+        return SavedGLA(self.classnames, _SAVED, self.node, combine=self.node.COMBINE, **prior_options(self.node))
 
     def fit_zeroshot(self) -> None:
         fit_zeroshot_prior(self, self.gla, self.node.PRIOR)

@@ -356,3 +356,32 @@ def test_a_state_dict_holds_the_offset():
     sums = GLA(combine="sum").fit(zs, ft, y)
     gla.set_params(combine="sum").fit(zs, ft, y)  # the offset of the last fit is gone
     np.testing.assert_array_equal(gla.decision_function(zs, ft), sums.decision_function(zs, ft))
+
+
+def test_a_fit_on_other_classes_forgets_the_offset():
+    rng = np.random.default_rng(0)
+    gla = GLA()
+    for classes, labelled in ((5, True), (3, False)):
+        labels = np.arange(60) % classes
+        zs, ft = (rng.normal(size=(60, classes)) + 2 * np.eye(classes)[labels] for _ in range(2))
+        gla.fit(zs, ft, labels if labelled else None)
+        assert gla.predict_proba(zs, ft).shape == (60, classes)
+
+
+def test_the_summary_names_the_estimator_of_the_last_fit():
+    labels = np.arange(60) % 3
+    zs = np.random.default_rng(0).normal(size=(60, 3)) + 2 * np.eye(3)[labels]
+    gla = GLA(prior="convex").fit(zs, None, labels)
+    assert gla.set_params(prior="map").fit(zs, None, labels).method_ == "map"
+    assert gla.set_params(prior=np.log([0.2, 0.3, 0.5])).fit(zs, None, labels).method_ == "given"
+
+
+def test_a_loaded_state_has_no_evidence_of_an_earlier_fit():
+    labels = np.arange(60) % 3
+    zs = np.random.default_rng(0).normal(size=(60, 3)) + 2 * np.eye(3)[labels]
+    first, second = GLA().fit(zs, None, labels), GLA().fit(zs[:30], None, labels[:30])
+    state = first.state_dict()
+    del state["offset_"]  # as in the state of an older version
+    second.load_state_dict(state)
+    assert np.isnan(second.log_evidence_) and second.log_q_deviation_ is None
+    np.testing.assert_array_equal(second.log_q_, first.log_q_)

@@ -55,6 +55,16 @@ def test_unlabelled_calibrates_logits_of_unknown_scale():
     np.testing.assert_allclose(one.predict_proba(TEST[0]), other.predict_proba(50 * TEST[0]), atol=1e-6)
 
 
+@pytest.mark.parametrize("margin", [17, 40])
+@pytest.mark.parametrize("seed", range(4))
+def test_confident_images_without_labels_show_no_bias(margin, seed):
+    labels = np.arange(500) % 5
+    zs = np.random.default_rng(seed).normal(size=(500, 5)) + margin * np.eye(5)[labels]
+    estimate = estimate_log_prior(zs.astype(np.float32), method="unlabelled")
+    np.testing.assert_allclose(np.exp(estimate.log_q), 0.2, atol=0.1)
+    assert np.isnan(estimate.log_evidence)  # there are no labels to compute it from
+
+
 @pytest.mark.parametrize("options", [{"prior": "unlabelled"}, {"combine": "otter"}])
 def test_one_image_keeps_its_prediction(options):
     gla = GLA(**options).fit(*VAL)

@@ -131,3 +131,12 @@ def test_limits_are_errors(monkeypatch):
         transport_offset(torch.full((2, 2), torch.nan))
     with pytest.raises(ValueError, match="log_target"):
         transport_offset(logits, torch.zeros(3))
+
+
+def test_classes_with_equal_logits_give_a_warning(caplog):
+    logits = np.random.default_rng(0).normal(size=(60, 3))
+    transport_offset(logits)
+    assert not caplog.records
+    logits[:, 1] = logits[:, 0]
+    transport_offset(logits)
+    assert "ties" in caplog.text

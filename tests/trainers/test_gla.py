@@ -333,6 +333,20 @@ def test_a_prior_of_other_classes_is_fitted_again(name, data_root, tmp_path, cap
     assert torch.equal(again.predict(some_paths(again)), trained.predict(some_paths(again)))
 
 
+@pytest.mark.parametrize("name", ["DebiasedZeroshot", "GLA"])
+def test_a_checkpoint_with_other_settings_is_fitted_again(name, data_root, tmp_path):
+    over = ("TRAINER.GLA.BASE", "CoOp", "OPTIM.MAX_EPOCH", 1)
+    trained = build(name, data_root, tmp_path / "map", *over)
+    trained.train()
+    convex = (*over, f"TRAINER.{name.upper()}.PRIOR", "convex")
+    moved = build(name, data_root, tmp_path / "moved", *convex)
+    moved.load_model(str(tmp_path / "map"))
+    fitted = build("DebiasedZeroshot", data_root, tmp_path / "x", "TRAINER.DEBIASEDZEROSHOT.PRIOR", "convex")
+    fitted.fit_zeroshot()
+    torch.testing.assert_close(moved.gla.log_q_, fitted.gla.log_q_)
+    assert not torch.equal(moved.gla.log_q_, trained.gla.log_q_)
+
+
 def test_without_val_the_base_is_not_calibrated_on_its_training_images(data_root, tmp_path):
     opts = ("TRAINER.GLA.BASE", "LinearProbe", "DATASET.NUM_VAL_SHOTS", 0, "TEST.FINAL_MODEL", "last_step")
     trainer = build("GLA", data_root, tmp_path, *opts, shots=16)

@@ -81,7 +81,9 @@ class FittedGLA(torch.nn.Module):
         return copy.deepcopy(self)  # a module's shallow copy would share its fitted numbers
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # The state may have any number of classes, and the estimator need not be fitted.
+        # The state may have any number of classes, and the estimator need not be fitted. Older states have no offset.
+        state_dict.setdefault(f"{prefix}offset_", torch.zeros((), dtype=torch.float64))
+        self.log_q_deviation_, self.log_evidence_, self.no_bias_ = None, math.nan, 0.0  # the state has none
         for name in ("log_q_", "log_p_", "offset_"):
             saved = state_dict.get(prefix + name)
             if saved is not None:

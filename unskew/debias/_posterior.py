@@ -116,7 +116,9 @@ class Curvature:
         hessian = m.diag() - gram - self.crossed.outer(self.crossed)
         identity = torch.eye(classes).to(m)
         mean = float(self.diagonal.mean()) / classes  # of the constant vector, which the Hessian maps to zero
-        ridge = 1e-6 * float(m.max())  # above the rounding of the sums, for classes that are never confused
+        # For classes that are never confused: above the rounding of the sums, and of V, which is of order m/ridge^2 for
+        # drawn images.
+        ridge = 1e-6 * float(m.max()) if self.labelled else 1e-3 * float(m.max()) ** 0.5
         inverse = _centre(torch.linalg.inv(hessian + mean + ridge * identity))
         if self.labelled:
             variance = inverse - _centre((1 / (m + ridge)).diag())
@@ -125,6 +127,7 @@ class Curvature:
             expected = self.centring * self.data.counts - self.diagonal  # few images may show none of a class
             drawn = drawn + (expected - drawn.diagonal()).clamp(min=0).diag()
             variance = self.resampling * inverse @ drawn @ inverse
+            variance = (variance + variance.T) / 2
         return variance + self.floor * _centre(identity), inverse
 
 

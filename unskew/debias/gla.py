@@ -195,6 +195,8 @@ class GLA(FittedGLA):
         self.log_q_ = log_q
         if self._buffers["log_p_"] is None or len(self.log_p_) != len(log_q):
             self.log_p_ = _log_frequencies(None, len(log_q), log_q)
+        if self.offset_.dim() and len(self.offset_) != len(log_q):
+            self.offset_ = self.offset_.new_zeros(len(log_q))
         self._store_combination(1.0, self._prior_combination)
         return self
 
@@ -214,6 +216,7 @@ class GLA(FittedGLA):
     def _estimate_prior(self, zs: Tensor, y: Tensor | None) -> PriorEstimate[Tensor]:
         """Return the estimate of log q with the temperature of the zero-shot logits."""
         self.assumes_uniform_ = False
+        self.method_ = self.prior if isinstance(self.prior, str) else "given"
         if isinstance(self.prior, str):
             self.assumes_uniform_ = self.prior == "unlabelled" or (y is None and self.prior != "eigen")
             if self.prior == "map":

@@ -38,7 +38,7 @@ class JointPosterior(NamedTuple):
         deviation: ``[C]``, posterior standard deviation of ``bias``.
         log_q_deviation: ``[C]``, that of ``log_q``, whose normalisation couples the classes.
         temperature: of the logits.
-        log_evidence: log Bayes factor of a bias against none, in nats; infinite if it was not computed.
+        log_evidence: log Bayes factor of a bias against none, in nats; NaN if it was not computed.
         no_bias: Posterior probability that there is no bias.
         objective: Value of the minimised objective, in nats per image.
         passes: Passes over the logits.
@@ -114,7 +114,7 @@ def fit_joint(
     fit = minimise(data, observed.new_tensor([scale]), penalty, variances, fixed=labels is None)
     curvature = Curvature(fit, data, None if labels is None else penalty)
     estimate, covariance = curvature.posterior(variances, design, deviation, shared)
-    log_evidence, probability, s = math.inf, 0.0, float(fit.weights)
+    log_evidence, probability, s = math.nan, 0.0, float(fit.weights)
     if labels is not None and no_bias > 0:
         log_evidence = curvature.log_evidence(variances, design, deviation)
         probability = 1 / (1 + math.exp(min(max(log_evidence, -500), 500)) * (1 - no_bias) / no_bias)

@@ -158,7 +158,8 @@ def _map(logits: Tensor, labels: Tensor | None, logit_scale: str) -> PriorEstima
         calibrated = fit_temperature(logits[::every], labels[::every])
         scale = 1 / calibrated if logit_scale == "unknown" else 1.0
     fit = fit_joint(logits, labels, scale=scale)
-    if labels is not None and not 1 / MOST_RATIO < fit.temperature / calibrated < MOST_RATIO:
+    separable = labels is None or bool((logits.argmax(1) == labels).all())  # a calibration then says little
+    if not separable and not 1 / MOST_RATIO < fit.temperature / calibrated < MOST_RATIO:
         logger.warning(
             f"the temperature that is fitted with the class bias is {fit.temperature:.3g}, that of a calibration "
             f"{calibrated:.3g}: check the logits for classes of another scale"

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -63,7 +64,7 @@ def fit_temperature(
     """
     if method not in METHODS:
         raise ValueError(unknown_name("temperature method", method, METHODS))
-    if not 0 < expected < math.inf:
+    if not (isinstance(expected, Real) and 0 < expected < math.inf):
         raise ValueError(f"expected must be a temperature above 0 (got {expected!r})")
     uses_numpy(logits=logits, labels=labels)
     tensor, label_tensor = check_logits(logits, labels, None)

@@ -6,6 +6,7 @@ the plan into an offset of the logits, which makes any other offset of each clas
 """
 
 import importlib.util
+import logging
 import warnings
 
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 from scipy.sparse.csgraph import csgraph_from_dense, floyd_warshall
 
 from unskew.debias._validation import Array, check_logits, to_kind, to_logits, to_prior, uses_numpy
+
+logger = logging.getLogger("unskew")
 
 # Images times classes: a transport of this size takes about 13 GB.
 MOST_CELLS = 2**28
@@ -74,6 +77,13 @@ def transport_offset(logits: Array, log_target: Array | None = None) -> Array:
     costs = (scores.amax(1, keepdim=True) - scores[:, present]).cpu().numpy()
     prices = _prices(costs, frequencies[present].cpu().numpy()) if len(present) > 1 else np.zeros(1)
     offset[present] = -torch.from_numpy(prices).to(offset)
+    shares = samples * frequencies
+    missed = (scores - offset).argmax(1).bincount(minlength=classes) - shares
+    if float(missed.abs().max()) >= 2:
+        logger.warning(
+            f"ties: images or classes with equal logits cannot be separated, and a class has "
+            f"{float(missed.abs().max()):.0f} images too many or too few"
+        )
     return to_kind(offset.to(original.device, torch.promote_types(original.dtype, torch.float32)), numpy)
 
 

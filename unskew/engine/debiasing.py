@@ -51,8 +51,12 @@ class FittedTerms(torch.nn.Module):
             getattr(self, name).copy_(torch.as_tensor(value))
 
 
+# Keys of a trainer's node that decide the numbers of its estimator.
+_SETTINGS = ("PRIOR", "STRENGTH", "COMBINE", "TEMPERATURE", "TARGET")
+
+
 class SavedGLA(GLA):
-    """A GLA estimator in float32 for a checkpoint, with a fingerprint of its classes.
+    """A GLA estimator in float32 for a checkpoint, with a fingerprint of its classes and settings.
 
     Attributes:
         log_target: ``[C]``, log prior of the test images; zeros for uniform.
@@ -61,17 +65,19 @@ class SavedGLA(GLA):
     classes: Tensor
     log_target: Tensor
 
-    def __init__(self, classnames: Sequence[str], keys: Mapping[str, str], **options: Any) -> None:
+    def __init__(self, classnames: Sequence[str], keys: Mapping[str, str], node: CfgNode, **options: Any) -> None:
         """Create an estimator without bias.
 
         Args:
             classnames: Names of the C classes.
             keys: Buffer by key of the checkpoint; the other buffers are not saved.
+            node: The trainer's node, whose settings of the estimator belong to the fingerprint.
             **options: Arguments of `GLA`.
         """
         super().__init__(**options)
         self.keys = {"classes": "classes", **keys}
-        self.register_buffer("classes", class_fingerprint(classnames))
+        settings = [f"{key} {node[key]}" for key in _SETTINGS if key in node]
+        self.register_buffer("classes", class_fingerprint([*classnames, *settings]))
         for name in ("log_q_", "log_p_", "offset_", "log_target"):
             self.register_buffer(name, torch.zeros(len(classnames)))
         self.float()
@@ -108,7 +114,7 @@ class SavedGLA(GLA):
 
 
 def matches_classes(module: FittedTerms | SavedGLA, folder: Path) -> bool:
-    """Return whether the last checkpoint in a folder has the classes of a module; a folder without one matches."""
+    """Return whether the last checkpoint in a folder has the fingerprint of a module; a folder without one matches."""
     path = checkpoint.last_checkpoint(folder)
     return path is None or torch.equal(checkpoint.load_checkpoint(path)["state_dict"]["classes"], module.classes.cpu())
 
@@ -174,9 +180,11 @@ def _write_prior(path: Path, classnames: Sequence[str], gla: GLA) -> None:
 
 def prior_options(node: CfgNode) -> dict[str, Any]:
     """Return the arguments of `GLA` in a trainer's node; `fit_zeroshot_prior` reads the prior of a file."""
+    options = {"temperature": node.TEMPERATURE}
+    if node.PRIOR not in METHODS:
+        return options
     strength = {"": None, "cv": "cv"}[node.STRENGTH] if node.STRENGTH in ("", "cv") else float(node.STRENGTH)
-    options = {"temperature": node.TEMPERATURE, "strength": strength}
-    return {**options, "prior": node.PRIOR} if node.PRIOR in METHODS else options
+    return {**options, "prior": node.PRIOR, "strength": strength}
 
 
 def pretraining_prior(trainer: CLIPTrainer, node: CfgNode) -> Tensor:
@@ -215,9 +223,10 @@ def check_prior(cfg: CfgNode, trainer: str) -> None:
     check_choice(cfg, f"{trainer}.PRIOR", tuple(METHODS), file=True)
     strength = cfg.TRAINER[trainer].STRENGTH
     prior = cfg.TRAINER[trainer].PRIOR
-    if prior in JOINT and strength != "":
+    if (prior in JOINT or prior not in METHODS) and strength != "":
+        kind = prior if prior in METHODS else "from a file"
         raise ValueError(
-            f"TRAINER.{trainer}.PRIOR {prior} has no STRENGTH (got '{strength}'): omit it, or set PRIOR convex"
+            f"TRAINER.{trainer}.PRIOR {kind} has no STRENGTH (got '{strength}'): omit it, or set PRIOR convex"
         )
     try:
         valid = strength in ("", "cv") or 0 <= float(strength) < float("inf")
