@@ -158,6 +158,12 @@ def test_a_joint_estimate_has_no_strength(name, prior, data_root, tmp_path):
         build(name, data_root, tmp_path, *opts)
 
 
+def test_a_prior_from_a_file_has_no_strength(data_root, tmp_path):
+    (tmp_path / "q.json").write_text(json.dumps([1] * 10))
+    with pytest.raises(ValueError, match=r"PRIOR from a file.*STRENGTH"):
+        build("GLA", data_root, tmp_path, "TRAINER.GLA.PRIOR", str(tmp_path / "q.json"), "TRAINER.GLA.STRENGTH", "2")
+
+
 # --- other label frequencies ------------------------------------------------------------------------
 
 
