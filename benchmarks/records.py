@@ -24,6 +24,7 @@ from tqdm import tqdm
 from unskew.engine.evaluator import labels_of
 from unskew.engine.trainer import build_trainer
 from unskew.micro import true_log_prior
+from unskew.utils.files import write_atomically
 from unskew.utils.seeds import set_random_seed
 
 BASES = ("ResidualPrompt", "TaskRes", "CLIPAdapter", "LinearProbe")
@@ -76,9 +77,7 @@ def _write(key: Key, folder: Path, root: str) -> None:
     logging.getLogger("unskew").setLevel(logging.ERROR)
     found = record(key, root)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    torch.save(found, part)
-    part.replace(path)
+    write_atomically(path, lambda file: torch.save(found, file))
 
 
 def write_all(runs: list[Key], folder: Path, root: str, jobs: int) -> None:

@@ -15,14 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from pictures import Pictures, draw_corrupted, draw_unseen, fog, noise, pixelate
-from PIL import Image
 from torch import Tensor
 from yacs.config import CfgNode
 
 from unskew import config
 from unskew.data.dataset import DATASET_REGISTRY, DatasetBase, Datum
 from unskew.data.fewshot import select
-from unskew.data.splits import read_split, save_split
+from unskew.data.splits import read_split
 from unskew.micro import downstream
 from unskew.utils.files import cache_folder, expand, make_folder
 
@@ -121,20 +120,8 @@ def _dataset_class(name: str) -> type[DatasetBase]:
 def _files(root: Path, this: World) -> tuple[list[Datum], list[Datum], list[Datum]]:
     folder = cache_folder(root) / f"pictures-{VERSION}"
     if not folder.is_dir():
-        make_folder(folder, lambda path: _write(path, this))
+        make_folder(folder, lambda path: downstream.write_pictures(path, this.base, this.draw()))
     return read_split(folder / "split.json", folder)
-
-
-def _write(folder: Path, this: World) -> None:
-    names, items = downstream.classnames(this.base), {}
-    for split, (images, labels) in this.draw().items():
-        (folder / split).mkdir()
-        items[split] = []
-        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-            path = folder / split / f"{label:03d}-{i:05d}.png"
-            Image.fromarray(image).save(path, compress_level=1)
-            items[split].append(Datum(str(path), int(label), 0, names[label]))
-    save_split(items["train"], items["val"], items["test"], folder / "split.json", folder)
 
 
 def load_config(name: str, trainer: str, backbone: str, opts: Sequence) -> CfgNode:

@@ -170,3 +170,12 @@ def test_the_variance_is_positive_semidefinite(labelled, confused):
     assert mean.isfinite().all() and torch.linalg.eigvalsh(covariance).min() > -1e-6
     prior = DEVIATION**2 * (1 - 1 / len(mean))
     assert (covariance.diagonal() < 1.05 * prior).all()
+
+
+def test_the_correlation_of_many_images_does_not_depend_on_their_order():
+    """With 10 classes in turn, every tenth image of 20,480 has the same label."""
+    labels = np.arange(20480) % 10
+    logits = np.random.default_rng(0).normal(size=(20480, 10)) + 3 * np.eye(10)[labels]
+    expected = np.corrcoef((logits - logits.mean(1, keepdims=True)).T)
+    sums = LogitSums([torch.from_numpy(logits)], torch.from_numpy(labels), torch.from_numpy(np.bincount(labels)))
+    np.testing.assert_allclose(sums.correlation(), expected, atol=0.1)

@@ -208,3 +208,11 @@ def test_refusals():
     logits[0, 0] = float("nan")
     with pytest.raises(ValueError, match="NaN"):
         fit_temperature(logits, labels)
+
+
+def test_map_on_many_images_does_not_depend_on_their_order():
+    labels = torch.arange(20000) % 10
+    logits = torch.randn(20000, 10, generator=torch.Generator().manual_seed(0)) + 2 * torch.eye(10)[labels]
+    logits[labels == 0] = -logits[labels == 0]  # every tenth image is wrong
+    nll = fit_temperature(logits, labels, method="nll")
+    assert fit_temperature(logits, labels, method="map") == pytest.approx(nll, rel=1e-3)

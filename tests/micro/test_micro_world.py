@@ -200,7 +200,11 @@ def test_a_class_of_three_factors_shows_them():
 def test_two_processes_may_render_at_once(tmp_path):
     first = downstream.files(tmp_path, "digits")
     before = {p: p.read_bytes() for p in tmp_path.rglob("*.png")}
-    make_folder(tmp_path / f"images-{downstream.VERSION}", lambda folder: downstream._write(folder, "digits"))
+    pictures = downstream.splits("digits")
+    make_folder(
+        tmp_path / f"images-{downstream.VERSION}",
+        lambda folder: downstream.write_pictures(folder, "digits", pictures),
+    )
     assert downstream.files(tmp_path, "digits") == first
     assert {p: p.read_bytes() for p in tmp_path.rglob("*.png")} == before
     assert [p.name for p in tmp_path.iterdir()] == [f"images-{downstream.VERSION}"]

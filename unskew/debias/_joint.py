@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from unskew.debias._softmax import blocks, buffers
+from unskew.debias._softmax import blocks, buffers, some_rows
 
 MAX_STEPS = 200
 
@@ -137,14 +137,10 @@ class LogitSums:
     def correlation(self) -> Tensor:
         """Return the correlation ``[c, c]`` over the images of the first logits, minus their mean over the classes.
 
-        It is computed from at most `MOST_CORRELATED` images at equal distances.
+        It is computed from at most `MOST_CORRELATED` images. A class with constant logits has no correlation.
         """
-        step = -(-len(self) // MOST_CORRELATED)
-        logits = self._features[0][::step].double()
-        logits = logits - logits.mean(1, keepdim=True)
-        logits -= logits.mean(0)
-        logits /= logits.square().sum(0).sqrt().clamp(min=1e-30)
-        return logits.T @ logits
+        logits = self._features[0][some_rows(self._features[0], MOST_CORRELATED)].double()
+        return torch.corrcoef((logits - logits.mean(1, keepdim=True)).T).nan_to_num(0)
 
     def product(self, vector: Tensor) -> Tensor:
         """Return sum_i p_i (p_i . vector), ``[c]``, at the last point, whose exponentials were kept."""

@@ -33,6 +33,18 @@ def buffers(tensor: Tensor, count: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float64, device=tensor.device)
 
 
+def some_rows(tensor: Tensor, most: int) -> Tensor:
+    """Return the indices of all rows of ``[N, C]``, or of ``most`` random rows, always the same.
+
+    Rows at equal distances would have the same label where the labels repeat.
+    """
+    samples = len(tensor)
+    if samples <= most:
+        return torch.arange(samples, device=tensor.device)
+    chosen = torch.randperm(samples, generator=torch.Generator().manual_seed(0))[:most]
+    return chosen.sort().values.to(tensor.device)
+
+
 def spread(logits: Tensor, classes: Tensor | None = None) -> float:
     """Return the standard deviation of logits ``[N, C]`` around their row means, from about 1000 rows."""
     some = logits[:: max(1, len(logits) // 1000)]

@@ -14,7 +14,7 @@ from typing import Generic
 import torch
 from torch import Tensor
 
-from unskew.debias._softmax import Exponentials, blocks
+from unskew.debias._softmax import Exponentials, blocks, some_rows
 from unskew.debias._solver import BiasProblem, ObservedClasses, cross_validate, solve
 from unskew.debias._validation import Array, check_logits, to_kind, to_logits, uses_numpy
 from unskew.debias.joint import fit_joint
@@ -154,8 +154,8 @@ def estimate_log_prior(
 def _map(logits: Tensor, labels: Tensor | None, logit_scale: str) -> PriorEstimate[Tensor]:
     scale = 1.0
     if labels is not None:
-        every = max(1, len(labels) // CALIBRATION_SAMPLES) if logit_scale == "model" else 1  # a check needs few
-        calibrated = fit_temperature(logits[::every], labels[::every])
+        rows = some_rows(logits, CALIBRATION_SAMPLES if logit_scale == "model" else len(logits))  # a check needs few
+        calibrated = fit_temperature(logits[rows], labels[rows])
         scale = 1 / calibrated if logit_scale == "unknown" else 1.0
     fit = fit_joint(logits, labels, scale=scale)
     separable = labels is None or bool((logits.argmax(1) == labels).all())  # a calibration then says little

@@ -8,7 +8,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from unskew.debias._softmax import blocks, buffers, spread
+from unskew.debias._softmax import blocks, buffers, some_rows, spread
 from unskew.debias._validation import Array, check_logits, uses_numpy
 from unskew.utils.registry import unknown_name
 
@@ -105,13 +105,12 @@ def _fit_map(logits: Tensor, labels: Tensor, expected: float) -> float:
     samples, expected_log, unit = len(logits), math.log(expected), spread(logits) or 1.0
     low, high = (math.log(unit * end) for end in RANGE)
     grid = torch.linspace(min(low, expected_log), max(high, expected_log), GRID_POINTS).tolist()
-    every = -(-samples // GRID_SAMPLES)
-    few = logits[::every].double() - highest[::every, None]
-    few_labels = labels[::every]
+    rows = some_rows(logits, GRID_SAMPLES)
+    few, few_labels, weight = logits[rows].double() - highest[rows, None], labels[rows], samples / len(rows)
 
     def objective(log_t: float) -> float:
         nll = torch.nn.functional.cross_entropy(few / math.exp(log_t), few_labels, reduction="sum")
-        return every * float(nll) + 0.5 * ((log_t - expected_log) / LOG_DEVIATION) ** 2
+        return weight * float(nll) + 0.5 * ((log_t - expected_log) / LOG_DEVIATION) ** 2
 
     def descent(log_t: float) -> tuple[float, float]:  # minus the derivative of the objective of all samples
         s = math.exp(-log_t)
@@ -120,7 +119,10 @@ def _fit_map(logits: Tensor, labels: Tensor, expected: float) -> float:
         return excess - precision * (log_t - expected_log), -excess - samples * s**2 * slope - precision
 
     start, step = min(grid, key=objective), grid[1] - grid[0]
-    return math.exp(find_decreasing_root(descent, start - 2 * step, start + 2 * step, start)[0])
+    log_t, has_root = find_decreasing_root(descent, start - 2 * step, start + 2 * step, start)
+    if not has_root:  # the few samples were misleading
+        log_t, _ = find_decreasing_root(descent, grid[0] - step, grid[-1] + step, log_t)
+    return math.exp(log_t)
 
 
 def _label_logit(logits: Tensor, labels: Tensor, highest: Tensor) -> float:

@@ -114,15 +114,15 @@ def files(root: str | Path, dataset: str) -> Splits:
     if not folder.is_dir():
         folder = cache_folder(root) / folder.name
     if not folder.is_dir():
-        make_folder(folder, lambda path: _write(path, dataset))
+        make_folder(folder, lambda path: write_pictures(path, dataset, splits(dataset)))
     return read_split(folder / "split.json", folder)
 
 
-def _write(folder: Path, dataset: str) -> None:
-    """Render all splits into a folder and list them in its ``split.json``."""
+def write_pictures(folder: Path, dataset: str, pictures: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Write the images of all splits with a dataset's class names to a folder, and list them in its ``split.json``."""
     names = classnames(dataset)
     items: dict[str, list[Datum]] = {}
-    for split, (images, labels) in splits(dataset).items():
+    for split, (images, labels) in pictures.items():
         (folder / split).mkdir()
         items[split] = []
         for i, image in enumerate(tqdm(images, desc=f"render {dataset} {split}", delay=2, leave=False, disable=None)):
