@@ -158,10 +158,9 @@ class FineTune(CLIPTrainer):
             device=self.device,
             encode_image=tower.to(self.device),
         )
-        workers = self.cfg.DATALOADER.NUM_WORKERS
-        return features.extract(
-            encoder, paths, self.dm.tfm_test, keep=False, workers=workers, dataset=self.cfg.DATASET.NAME
-        )
+        cfg = self.cfg
+        options = {"dataset": cfg.DATASET.NAME, "upright": cfg.INPUT.UPRIGHT, "workers": cfg.DATALOADER.NUM_WORKERS}
+        return features.extract(encoder, paths, self.dm.tfm_test, keep=False, **options)
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Return the logits [B, C] of images [B, 3, H, W] or, if not `needs_images`, of features [B, D]."""

@@ -243,7 +243,7 @@ def test_files_pil_images_and_tensors_give_the_features_of_a_run(cache, paths):
 def test_files_share_the_cache_of_a_run(cache, paths):
     backbone = backbones.load_backbone("micro")
     cfg = config.load("digits", "micro", "ZeroshotCLIP")
-    features.extract(backbone, paths, build_transform(cfg, backbone, train=False))
+    features.extract(backbone, paths, build_transform(cfg, backbone, train=False), upright=True)
     features.encode_images(backbone, paths)
     assert len(list(cache.glob("*/settings.json"))) == 1
 

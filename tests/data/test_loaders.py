@@ -118,7 +118,7 @@ def test_images_are_rgb_and_errors_name_damaged_files(tmp_path):
     Image.new("L", (3, 3)).save(tmp_path / "grey.png")
     assert images.read_image(str(tmp_path / "grey.png")).mode == "RGB"
     with pytest.raises(FileNotFoundError, match=r"nothing\.png.*'pets'"):
-        images.read_image(str(tmp_path / "nothing.png"), "pets")
+        images.read_image(str(tmp_path / "nothing.png"), dataset="pets")
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(ValueError, match=r"text\.png"):
         images.read_image(str(tmp_path / "text.png"))

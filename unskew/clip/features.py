@@ -25,7 +25,7 @@ from tqdm import tqdm
 from unskew.clip._feature_store import FeatureStore
 from unskew.clip.backbones import Backbone
 from unskew.config.defaults import get_cfg_default
-from unskew.data.images import read_image
+from unskew.data.images import read_image, to_rgb
 from unskew.data.transforms import build_transform
 from unskew.utils.files import cache_home, write_json
 
@@ -60,8 +60,15 @@ class _Views(Dataset[Tensor]):
     device; the numbers are equal.
     """
 
-    def __init__(self, paths: Sequence[str], transform: Callable, views: Sequence[int] | None, dataset: str) -> None:
-        self.paths, self.views, self.dataset = paths, views, dataset
+    def __init__(
+        self,
+        paths: Sequence[str],
+        transform: Callable,
+        views: Sequence[int] | None,
+        dataset: str = "",
+        upright: bool = False,
+    ) -> None:
+        self.paths, self.views, self.dataset, self.upright = paths, views, dataset, upright
         self.count = 1 if views is None else len(views)
         self.transform, self.normalize = transform, None
         if isinstance(transform, T.Compose) and type(transform) is T.Compose:
@@ -74,7 +81,7 @@ class _Views(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         """Return [V, 3, H, W], or [V, H, W, 3] in bytes for `finish`; the image is decoded once."""
-        image = read_image(self.paths[index], self.dataset)
+        image = read_image(self.paths[index], dataset=self.dataset, upright=self.upright)
         if self.views is None:
             return self._view(image)[None]
         name = "/".join(Path(self.paths[index]).parts[-2:])
@@ -108,7 +115,8 @@ def _view_seed(name: str, view: int) -> int:
 def encode_images(backbone: Backbone, images: Sequence[str | Path | Image.Image] | Tensor) -> Tensor:
     """Encode images with the backbone's own preprocessing.
 
-    The features of image files are cached on disk, so that a file is encoded once.
+    The features of image files are cached on disk, so that a file is encoded once. Images are turned by their EXIF
+    orientation, and transparent ones are put on white.
 
     Args:
         backbone: a `Backbone`.
@@ -137,7 +145,7 @@ def encode_images(backbone: Backbone, images: Sequence[str | Path | Image.Image]
     transform: Any = build_transform(get_cfg_default(), backbone, train=False)
     files = [str(image) for image in images if isinstance(image, str | Path)]
     if len(files) == len(images):
-        return extract(backbone, files, transform)
+        return extract(backbone, files, transform, upright=True)
     rows, size = [], _batch[backbone.device.type]
     for first in range(0, len(images), size):
         pixels = torch.stack([transform(_as_rgb(image)) for image in images[first : first + size]])
@@ -148,7 +156,7 @@ def encode_images(backbone: Backbone, images: Sequence[str | Path | Image.Image]
 def _as_rgb(image: str | Path | Image.Image) -> Image.Image:
     if not isinstance(image, str | Path | Image.Image):
         raise ValueError(f"an image must be a path or a PIL image (got {type(image).__name__})")
-    return image.convert("RGB") if isinstance(image, Image.Image) else read_image(str(image))
+    return to_rgb(image, upright=True) if isinstance(image, Image.Image) else read_image(str(image), upright=True)
 
 
 @torch.no_grad()
@@ -165,6 +173,7 @@ def extract(
     keep: bool = True,
     workers: int = 0,
     dataset: str = "",
+    upright: bool = False,
 ) -> Tensor:
     """Encode image files with a frozen tower, each at most once.
 
@@ -176,6 +185,7 @@ def extract(
         keep: read rows from disk, and write new rows there.
         workers: processes that decode images.
         dataset: the dataset's name, for errors.
+        upright: see `unskew.data.images.read_image`.
 
     Returns:
         [N, D], or [N, V, D] with ``views``: float32 on the backbone's device, not normalised.
@@ -187,7 +197,7 @@ def extract(
     if not paths:
         raise ValueError("no images to encode: the split is empty")
     views = None if views is None else list(views)
-    store = _store(backbone, repr(transform), views) if keep else FeatureStore(None)
+    store = _store(backbone, repr(transform), views, upright) if keep else FeatureStore(None)
     keys = np.fromiter(map(_key, paths), np.int64, len(paths))
     if store.missing(keys).any():
         with store.exclusive_lock():
@@ -195,7 +205,7 @@ def extract(
             _, first = np.unique(keys, return_index=True)
             missing = np.sort(first[store.missing(keys[first])])
             for chunk in np.array_split(missing, max(1, -(-len(missing) // AT_ONCE))):
-                images = _Views([paths[index] for index in chunk], transform, views, dataset)
+                images = _Views([paths[index] for index in chunk], transform, views, dataset, upright)
                 if len(images):
                     store.add(keys[chunk], _encode(backbone, images, workers))
     rows = store.take(keys).to(backbone.device).float()  # [N, V, D]
@@ -217,7 +227,7 @@ def _open(folder: Path | None) -> FeatureStore:
     return FeatureStore(folder)
 
 
-def _store(backbone: ImageTower, transform: str, views: list[int] | None) -> FeatureStore:
+def _store(backbone: ImageTower, transform: str, views: list[int] | None, upright: bool) -> FeatureStore:
     """Return the store of these settings; ``settings.json`` in its folder lists them."""
     settings = {
         "backbone": backbone.id,
@@ -225,6 +235,7 @@ def _store(backbone: ImageTower, transform: str, views: list[int] | None) -> Fea
         "device": backbone.device.type,
         "views": [None] if views is None else views,
         "transform": transform,
+        **({"upright": True} if upright else {}),
     }
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     store = _open(cache_home() / "features" / digest)

@@ -55,6 +55,7 @@ def get_cfg_default() -> CfgNode:
             RGS_P=0.2,
             GB_P=0.5,
             GB_K=21,
+            UPRIGHT=False,  # turn images by their EXIF orientation, put transparent ones on white; True for own images
             VIEWS=8,  # augmented views per training image that are encoded once; 0 encodes at every step
         ),
         DATASET=_node(

@@ -1,16 +1,39 @@
 """Reading of image files."""
 
+import os
+import stat
 from pathlib import Path
+from typing import BinaryIO
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from unskew.utils.logging import warn_once
+
+# How each EXIF orientation is undone (EXIF 2.3, section 4.6.4 A).
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Formats whose mode "I" holds 16 bits in older versions of Pillow, and still in PGM files.
+_SIXTEEN_BITS = ("PNG", "PPM")
 
 
-def read_image(path: str | Path, dataset: str = "") -> Image.Image:
-    """Read an image file as RGB.
+def read_image(path: str | Path, *, dataset: str = "", upright: bool = False) -> Image.Image:
+    """Read an image file as RGB; of an animated image, the first frame.
+
+    Images of 8 bits are read as CoOp reads them, ``Image.open(path).convert("RGB")``. See `to_rgb` for other depths.
 
     Args:
         path: the image file.
         dataset: name of the dataset, for the error message.
+        upright: apply the EXIF orientation, and put transparent images on white.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -18,12 +41,85 @@ def read_image(path: str | Path, dataset: str = "") -> Image.Image:
     """
     image_name = f"image '{path}'" + (f" of dataset '{dataset}'" if dataset else "")
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
+        with _open_file(path) as file, Image.open(file) as image:
+            return to_rgb(image, upright=upright)
     except FileNotFoundError:
         hint = "check DATASET.ROOT, or prepare the dataset again"
         raise FileNotFoundError(f"{image_name} is missing; {hint}") from None
     except UnidentifiedImageError:
         raise ValueError(f"{image_name} is not in a known image format; replace the file") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's errors for broken files
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's for broken files
         raise ValueError(f"{image_name} cannot be read ({error}); replace the file") from error
+
+
+def _open_file(path: str | Path) -> BinaryIO:
+    """Open a regular file; a pipe would be waited for, and a device may have no end."""
+
+    def without_waiting(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    file = open(path, "rb", opener=without_waiting)  # noqa: SIM115 - the caller closes it
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError("it is a pipe or a device, not a file")
+    return file
+
+
+def to_rgb(image: Image.Image, *, upright: bool = False) -> Image.Image:
+    """Convert a PIL image to RGB with 8 bits.
+
+    16-bit greys are scaled by 65,535 and floats within [0, 1] by 1. Other 32-bit images are scaled from their minimum
+    to their maximum, with one warning.
+
+    Args:
+        image: an image of any mode; it is not changed.
+        upright: apply the EXIF orientation, and put transparent images on white.
+    """
+    image.load()  # PNG has its EXIF data behind the pixels
+    turn = _UPRIGHT.get(orientation(image)) if upright else None
+    image = _to_eight_bits(image, upright)
+    image = _on_white(image) if upright and image.has_transparency_data else image.convert("RGB")
+    return image if turn is None else image.transpose(turn)
+
+
+def orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; 1 if there is none or it is not readable."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged EXIF data raise errors of many kinds, and the pixels are readable
+        return 1
+    return value if value in _UPRIGHT else 1
+
+
+def _to_eight_bits(image: Image.Image, upright: bool) -> Image.Image:
+    """Scale a grey image of 16 or 32 bits to 8 bits; return other images unchanged."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image).astype(np.float64)  # [H, W]
+    low, high = _range(image, values)
+    with np.errstate(invalid="ignore"):
+        scaled = np.clip((values - low) / max(high - low, np.finfo(float).tiny), 0, 1)
+    grey = np.rint(np.nan_to_num(scaled) * 255).astype(np.uint8)
+    transparent = image.info.get("transparency") if upright else None
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255  # white, the background
+    return Image.fromarray(grey)
+
+
+def _range(image: Image.Image, values: np.ndarray) -> tuple[float, float]:
+    """Return the values of black and white."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _SIXTEEN_BITS):
+        return 0, 65_535
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    if image.mode == "F" and low >= 0 and high <= 1:
+        return 0, 1
+    warn_once("images with 32 bits per pixel are scaled from their minimum to their maximum: save them with 8 or 16")
+    return low, high
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    layer = image.convert("RGBA")
+    white = Image.new("RGB", layer.size, "white")
+    white.paste(layer.convert("RGB"), mask=layer.getchannel("A"))
+    return white

@@ -69,7 +69,7 @@ class DatasetWrapper(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = self.data_source[index]
-        image = read_image(item.impath, self.cfg.DATASET.NAME)
+        image = read_image(item.impath, dataset=self.cfg.DATASET.NAME, upright=self.cfg.INPUT.UPRIGHT)
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": index}
         return {**output, **self._views(image)}
 

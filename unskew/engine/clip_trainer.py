@@ -103,10 +103,9 @@ class CLIPTrainer(TrainerX):
         return self._extract(paths, self.dm.tfm_test)
 
     def _extract(self, paths: Sequence[str], transform: Callable, **options: Any) -> Tensor:
-        workers = self.cfg.DATALOADER.NUM_WORKERS
-        return features.extract(
-            self.backbone, paths, transform, dataset=self.cfg.DATASET.NAME, workers=workers, **options
-        )
+        cfg = self.cfg
+        options |= {"dataset": cfg.DATASET.NAME, "upright": cfg.INPUT.UPRIGHT, "workers": cfg.DATALOADER.NUM_WORKERS}
+        return features.extract(self.backbone, paths, transform, **options)
 
     # --- the zero-shot half -------------------------------------------------------------------------
 

@@ -87,6 +87,7 @@ def _estimate_groups(cfg: CfgNode, device: str | torch.device) -> dict[str, Tens
         transform,  # type: ignore[arg-type]  # None only with INPUT.NO_TRANSFORM, which CLIPTrainer refuses
         workers=cfg.DATALOADER.NUM_WORKERS,
         dataset=cfg.DATASET.NAME,
+        upright=cfg.INPUT.UPRIGHT,
     )  # [N, D]
     labels = torch.tensor([item.label for item in items], device=rows.device)
     weights = zeroshot_classifier(backbone, dataset.classnames, dataset.templates)  # [C, D]
