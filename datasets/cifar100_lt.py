@@ -92,6 +92,6 @@ def _read(root: Path, split: str) -> tuple[np.ndarray, list[int], list[str]]:
     pixels = np.asarray(pixels)
     if pixels.dtype != np.uint8 or pixels.shape != (len(labels or ()), 3072) or not labels or not names:
         raise ValueError(f"'{split}' in '{root}' is not CIFAR-100's: pixels {pixels.shape}; {PREPARE_AGAIN}")
-    if max(labels) >= len(names):
-        raise ValueError(f"'{split}' in '{root}' has label {max(labels)}, of {len(names)} names; {PREPARE_AGAIN}")
+    if max(labels) + 1 != len(names):
+        raise ValueError(f"'{split}' in '{root}' has labels to {max(labels)}, but {len(names)} names; {PREPARE_AGAIN}")
     return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), list(labels), list(names)

@@ -2,7 +2,8 @@
 
 from yacs.config import CfgNode
 
-from unskew.data.custom import read_csv, select_splits
+from unskew.data.custom import select_splits
+from unskew.data.custom_csv import read_csv
 from unskew.data.dataset import DATASET_REGISTRY, DatasetBase
 from unskew.utils.files import expand
 

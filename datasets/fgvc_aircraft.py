@@ -5,6 +5,7 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from unskew.data.dataset import DATASET_REGISTRY, Datum
+from unskew.data.names import check_used, read_classes
 from unskew.data.published import PublishedDataset
 from unskew.data.splits import PREPARE_AGAIN, SPLITS, Splits, read_lines
 from unskew.download.sources import DatasetInfo, Source
@@ -29,7 +30,7 @@ class FGVCAircraft(PublishedDataset):
 
     @classmethod
     def read(cls, cfg: CfgNode, root: Path) -> Splits:
-        labels = {name: label for label, name in enumerate(read_lines(root / "variants.txt"))}
+        labels = read_classes(root / "variants.txt")
 
         def items(split: str) -> list[Datum]:
             path = root / f"images_variant_{split}.txt"
@@ -41,4 +42,6 @@ class FGVCAircraft(PublishedDataset):
                 images.append(Datum(str(root / "images" / f"{image}.jpg"), labels[variant], 0, variant))
             return images
 
-        return items("train"), items("val"), items("test")
+        train, val, test = (items(split) for split in SPLITS)
+        check_used(root / "variants.txt", list(labels), train, val, test)
+        return train, val, test

@@ -6,7 +6,7 @@ from yacs.config import CfgNode
 
 from unskew.data.dataset import DATASET_REGISTRY
 from unskew.data.image_folders import folder_items
-from unskew.data.imagenet import NAMES, VAL_LIST, image_folder, imagenet_names, lay_out_archive
+from unskew.data.imagenet import NAMES, VAL_LIST, image_folder, imagenet_names, known_folders, lay_out_archive
 from unskew.data.published import PublishedDataset
 from unskew.data.splits import Splits
 from unskew.download.install import exclusive_lock, prepare
@@ -45,6 +45,7 @@ class ImageNet(PublishedDataset):
     @classmethod
     def read(cls, cfg: CfgNode, root: Path) -> Splits:
         images, names = image_folder(root), imagenet_names(root)
+        known_folders(root, images / "train", names)
         classes = {folder: (label, name) for label, (folder, name) in enumerate(names.items())}
         return folder_items(images / "train", classes), [], folder_items(images / "val", classes)
 

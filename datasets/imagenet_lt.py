@@ -1,13 +1,15 @@
 """ImageNet-LT (Liu et al. 2019): lists of ImageNet's images, long-tailed in train, balanced in val and test."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from yacs.config import CfgNode
 
-from unskew.data.dataset import DATASET_REGISTRY
-from unskew.data.imagenet import NAMES, VAL_LIST, image_folder, imagenet_names, lift_source
+from unskew.data.dataset import DATASET_REGISTRY, Datum
+from unskew.data.imagenet import NAMES, VAL_LIST, image_folder, imagenet_names, known_folders, lift_source, names_file
 from unskew.data.published import PublishedDataset
-from unskew.data.splits import SPLITS, Splits, read_list
+from unskew.data.splits import PREPARE_AGAIN, SPLITS, Splits, read_list
 from unskew.datasets.imagenet import ImageNet
 from unskew.download.sources import DatasetInfo, Source
 
@@ -47,6 +49,21 @@ class ImageNetLT(PublishedDataset):
 
     @classmethod
     def read(cls, cfg: CfgNode, root: Path) -> Splits:
-        names = list(imagenet_names(root).values())
-        train, val, test = (read_list(root / f"ImageNet_LT_{split}.txt", _images(root), names) for split in SPLITS)
+        images, names = _images(root), imagenet_names(root)
+        if (images / "train").is_dir():
+            known_folders(root, images / "train", names)
+        labels = list(names.values())
+        train, val, test = (read_list(root / f"ImageNet_LT_{split}.txt", images, labels) for split in SPLITS)
+        _check_folders(names_file(root), list(names), [*train, *val, *test])
         return train, val, test
+
+
+def _check_folders(path: Path, folders: Sequence[str], items: Sequence[Datum]) -> None:
+    """Raise ``ValueError`` unless each label of the lists is that of its image's folder among the names."""
+    for item in items:
+        folder = os.path.basename(os.path.dirname(item.impath))
+        if folder != folders[item.label]:
+            raise ValueError(
+                f"'{path}' has '{folders[item.label]}' as class {item.label}, but the lists have '{folder}'; "
+                f"{PREPARE_AGAIN}"
+            )

@@ -5,9 +5,10 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from unskew.data.dataset import DATASET_REGISTRY
-from unskew.data.image_folders import folder_items
-from unskew.data.imagenet import NAMES, ImageNetVariant, imagenet_names
-from unskew.data.splits import Splits
+from unskew.data.image_folders import class_folders, folder_items
+from unskew.data.imagenet import NAMES, ImageNetVariant, imagenet_names, names_file
+from unskew.data.names import listed
+from unskew.data.splits import PREPARE_AGAIN, Splits
 from unskew.download.sources import DatasetInfo, Source
 
 _FILE = "imagenetv2-matched-frequency.tar.gz"
@@ -34,4 +35,10 @@ class ImageNetV2(ImageNetVariant):
     def read(cls, cfg: CfgNode, root: Path) -> Splits:
         names = imagenet_names(root).values()
         classes = {str(label): (label, name) for label, name in enumerate(names)}  # the folders are named 0 to 999
+        unnamed = [name for name in class_folders(root / cls.image_dir) if name not in classes]
+        if unnamed:
+            raise ValueError(
+                f"'{names_file(root)}' has {len(names)} names, and none for the folder(s) {listed(unnamed)}; "
+                f"{PREPARE_AGAIN}"
+            )
         return [], [], folder_items(root / cls.image_dir, classes)

@@ -6,6 +6,7 @@ from yacs.config import CfgNode
 
 from unskew.data.dataset import DATASET_REGISTRY
 from unskew.data.imagenet import lift_source
+from unskew.data.names import check_names, check_used, distinct
 from unskew.data.published import PublishedDataset
 from unskew.data.splits import PREPARE_AGAIN, Splits, read_list
 from unskew.download.sources import DatasetInfo, Source
@@ -40,8 +41,12 @@ class INaturalist2018(PublishedDataset):
     def read(cls, cfg: CfgNode, root: Path) -> Splits:
         path = root / "categories.json"
         try:
-            names = [category["name"] for category in sorted(read_json(path), key=lambda category: category["id"])]
-        except (TypeError, KeyError) as error:
+            pairs = [(int(category["id"]), str(category["name"])) for category in read_json(path)]
+        except (TypeError, KeyError, ValueError) as error:
             raise ValueError(f"'{path}' is not a list of categories with id and name; {PREPARE_AGAIN}") from error
+        by_id = distinct(f"'{path}'", pairs)
+        check_names(f"'{path}'", by_id, range(max(by_id, default=0) + 1))
+        names = [by_id[label] for label in range(len(by_id))]
         train, test = (read_list(root / f"iNaturalist18_{split}.txt", root, names) for split in ("train", "val"))
+        check_used(path, names, train, test)
         return train, [], test

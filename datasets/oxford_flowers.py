@@ -6,11 +6,11 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from unskew.data.dataset import DATASET_REGISTRY, Datum
+from unskew.data.names import check_names, read_json_names
 from unskew.data.published import PublishedDataset, split_source
 from unskew.data.sampling import split_in_three
 from unskew.data.splits import PREPARE_AGAIN, Splits, read_mat
 from unskew.download.sources import DatasetInfo, Source
-from unskew.utils.files import read_json
 
 _HOME = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102"
 
@@ -45,11 +45,12 @@ class OxfordFlowers(PublishedDataset):
 
     @classmethod
     def read(cls, cfg: CfgNode, root: Path) -> Splits:
-        names = read_json(root / "cat_to_name.json")
+        path = root / "cat_to_name.json"
         labels = [int(label) for label in read_mat(root / "imagelabels.mat", "labels")[0]]
-        unknown = {str(label) for label in labels} - set(names)
-        if unknown:
-            raise ValueError(f"'{root / 'cat_to_name.json'}' has no name for class {min(unknown)}; {PREPARE_AGAIN}")
+        names = read_json_names(path)
+        if isinstance(names, list):
+            raise ValueError(f"'{path}' must hold class names by label; {PREPARE_AGAIN}")
+        check_names(f"'{path}'", names, [str(label) for label in sorted(set(labels))])
         items = [
             Datum(str(root / cls.image_dir / f"image_{number:05d}.jpg"), label - 1, 0, names[str(label)])
             for number, label in enumerate(labels, start=1)

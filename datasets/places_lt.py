@@ -6,8 +6,9 @@ from yacs.config import CfgNode
 
 from unskew.data.dataset import DATASET_REGISTRY
 from unskew.data.imagenet import lift_source
+from unskew.data.names import check_used, read_pairs
 from unskew.data.published import PublishedDataset
-from unskew.data.splits import SPLITS, Splits, read_list, read_pairs
+from unskew.data.splits import SPLITS, Splits, read_list
 from unskew.download.sources import DatasetInfo, Source
 
 _PAGE = "http://places2.csail.mit.edu/download.html"
@@ -34,6 +35,7 @@ class PlacesLT(PublishedDataset):
 
     @classmethod
     def read(cls, cfg: CfgNode, root: Path) -> Splits:
-        names = [name for _, name in read_pairs(root / "classnames.txt")]
+        names = list(read_pairs(root / "classnames.txt").values())
         train, val, test = (read_list(root / f"Places_LT_{split}.txt", root, names) for split in SPLITS)
+        check_used(root / "classnames.txt", names, train, val, test)
         return train, val, test

@@ -5,6 +5,7 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from unskew.data.dataset import DATASET_REGISTRY, Datum
+from unskew.data.names import check_used
 from unskew.data.published import PublishedDataset, split_source, split_trainval
 from unskew.data.splits import PREPARE_AGAIN, Splits, read_mat
 from unskew.download.sources import DatasetInfo, Source
@@ -70,5 +71,7 @@ class StanfordCars(PublishedDataset):
                 images.append(Datum(str(root / folder / str(row["fname"][0])), label, 0, f"{year} {model}"))
             return images
 
-        train, val = split_trainval(items("cars_train", root / "devkit" / "cars_train_annos.mat"))
-        return train, val, items("cars_test", root / "cars_test_annos_withlabels.mat")
+        trainval = items("cars_train", root / "devkit" / "cars_train_annos.mat")
+        test = items("cars_test", root / "cars_test_annos_withlabels.mat")
+        check_used(root / "devkit" / "cars_meta.mat", models, trainval, test)
+        return *split_trainval(trainval), test

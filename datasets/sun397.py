@@ -5,6 +5,7 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from unskew.data.dataset import DATASET_REGISTRY, Datum
+from unskew.data.names import check_used, read_classes
 from unskew.data.published import PublishedDataset, split_source, split_trainval
 from unskew.data.splits import PREPARE_AGAIN, Splits, read_lines
 from unskew.download.sources import DatasetInfo, Source
@@ -38,7 +39,7 @@ class SUN397(PublishedDataset):
 
     @classmethod
     def read(cls, cfg: CfgNode, root: Path) -> Splits:
-        labels = {name: label for label, name in enumerate(read_lines(root / "ClassName.txt"))}
+        labels = read_classes(root / "ClassName.txt")
 
         def items(file: str) -> list[Datum]:
             images = []
@@ -50,5 +51,6 @@ class SUN397(PublishedDataset):
                 images.append(Datum(f"{root / cls.image_dir}{line}", labels[scene], 0, name))
             return images
 
-        train, val = split_trainval(items("Training_01.txt"))
-        return train, val, items("Testing_01.txt")
+        trainval, test = items("Training_01.txt"), items("Testing_01.txt")
+        check_used(root / "ClassName.txt", list(labels), trainval, test)
+        return *split_trainval(trainval), test

@@ -6,6 +6,7 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from unskew.data.dataset import DATASET_REGISTRY, Datum
+from unskew.data.names import check_used, distinct
 from unskew.data.published import PublishedDataset, split_source, split_trainval
 from unskew.data.splits import PREPARE_AGAIN, Splits, read_table
 from unskew.download.sources import DatasetInfo, Source
@@ -34,13 +35,14 @@ class UCF101(PublishedDataset):
     @classmethod
     def read(cls, cfg: CfgNode, root: Path) -> Splits:
         lists = root / "ucfTrainTestlist"
-        labels = {}
-        for number, action in read_table(lists / "classInd.txt", columns=2):
+        path = lists / "classInd.txt"
+        rows = read_table(path, columns=2)
+        for number, _ in rows:
             if not number.isdecimal() or int(number) < 1:
-                raise ValueError(
-                    f"'{lists / 'classInd.txt'}': '{number}' is not the number of a class; {PREPARE_AGAIN}"
-                )
-            labels[action] = int(number) - 1
+                raise ValueError(f"'{path}': '{number}' is not the number of a class; {PREPARE_AGAIN}")
+        distinct(f"'{path}'", [(int(number), action) for number, action in rows])
+        numbers = distinct(f"'{path}'", [(action, int(number)) for number, action in rows])
+        labels = {action: number - 1 for action, number in numbers.items()}
 
         def items(file: str, columns: int) -> list[Datum]:
             images = []
@@ -53,5 +55,6 @@ class UCF101(PublishedDataset):
                 images.append(Datum(str(frame), labels[action], 0, classname))
             return images
 
-        train, val = split_trainval(items("trainlist01.txt", 2))
-        return train, val, items("testlist01.txt", 1)
+        trainval, test = items("trainlist01.txt", 2), items("testlist01.txt", 1)
+        check_used(path, sorted(labels, key=labels.__getitem__), trainval, test)
+        return *split_trainval(trainval), test

@@ -1,5 +1,7 @@
 """Tests of the user's own images in a CSV file: columns, labels, names, splits and errors with line numbers."""
 
+import os
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -23,7 +25,8 @@ def table(file, header, *rows):
     """Write rows that begin with a path, and their images."""
     write(file, header, *rows)
     for row in rows:
-        put(file.parent / row.split(",")[0].strip())
+        path = file.parent / row.split(",")[0].strip()
+        put(path, shade=zlib.crc32(os.fsencode(path)))
 
 
 SPLITS = ["train", "train", "val", "test"]
@@ -102,7 +105,7 @@ def test_names_from_a_file(file, tmp_path):
     opts = ("DATASET.CLASSNAMES", str(tmp_path / "names.json"))
     assert load("csv", file, *opts).classnames == ["European robin", "Eurasian wren"]
     write(tmp_path / "names.json", '["European robin"]')
-    with pytest.raises(ValueError, match=r"names\.json'.*'1'"):
+    with pytest.raises(ValueError, match=r"names\.json'.* 1 names .* 2 classes"):
         load("csv", file, *opts)
 
 
@@ -202,3 +205,20 @@ def test_an_unfinished_run_on_other_images_starts_from_scratch(file, tmp_path):
     assert prepare()
     write(file, "path,label,split", "b.jpg,y,train", "a.jpg,x,test")
     assert not prepare()
+
+
+@pytest.mark.skipif(os.sep == "\\", reason="backslashes separate folders there")
+def test_paths_with_backslashes(file):
+    for path in ("train/cats/x.jpg", "train/cats/y.jpg", "train/dogs/z.jpg"):
+        put(file.parent / path)
+    literal = file.parent / r"train\dogs\z.jpg"
+    put(literal)
+    write(
+        file, "path,label,split", r"train\cats\x.jpg,cat,train", r".\train/cats\y.jpg,cat,test", f"{literal},dog,train"
+    )
+    dataset = load("csv", file)
+    assert [item.impath for item in dataset.train_x] == [f"{file.parent}/train/cats/x.jpg", str(literal)]
+    assert dataset.test[0].impath == f"{file.parent}/train/cats/y.jpg"
+    write(file, "path,label,split", r"train\cats\x.jpg,cat,train", "train/cats/x.jpg,dog,test")
+    with pytest.raises(ValueError, match="twice, in train and test"):
+        load("csv", file)

@@ -70,7 +70,7 @@ def test_without_classnames_a_thousand_folders_get_open_clips_names(tmp_path):
         ("images/val/n02123045", remove, "class 'tabby cat'"),
         ("images/val", remove, "no folder"),
         ("classnames.txt", with_lines("n01440764 tench", "n01443537"), "got 'n01443537'"),
-        ("classnames.txt", with_lines("n01440764 tench", "n09999999 unicorn"), "n09999999' for class 'unicorn'"),
+        ("classnames.txt", with_lines("n01440764 tench", "n09999999 unicorn"), "3 folder(s)"),
     ],
 )
 def test_an_error_names_the_missing_file(file, damage, expected, tmp_path):
@@ -80,7 +80,7 @@ def test_an_error_names_the_missing_file(file, damage, expected, tmp_path):
         load("imagenet", tmp_path)
     message = str(error.value)
     assert expected in message and "\n" not in message
-    assert Path(file).name in message or "unicorn" in expected
+    assert Path(file).name in message
 
 
 # --- ImageNet-LT ------------------------------------------------------------------------------------

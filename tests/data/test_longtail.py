@@ -200,7 +200,7 @@ def cut(path):
         ("binary", "train.bin", cut, "binary/train.bin'", "cut short"),
         ("binary", "test.bin", remove, "binary/test.bin'", ""),
         ("binary", "test.bin", lambda path: path.write_bytes(b""), "'test'", "not CIFAR-100's"),
-        ("binary", "fine_label_names.txt", with_lines("apple"), "'train'", "label 2, of 1 names"),
+        ("binary", "fine_label_names.txt", with_lines("apple"), "'train'", "labels to 2, but 1 names"),
     ],
 )
 def test_a_damaged_cifar100_is_named(edition, file, damage, names, expected, tmp_path):

@@ -213,7 +213,7 @@ FAULTS = [
     ("stanford_cars", ANNOTATIONS, class_four, "class 4 of 3"),
     ("oxford_flowers", "imagelabels.mat", remove, "no file"),
     ("oxford_flowers", "imagelabels.mat", cut, "MATLAB"),
-    ("oxford_flowers", "cat_to_name.json", with_lines('{"1": "pink primrose", "3": "rose"}'), "no name for class 2"),
+    ("oxford_flowers", "cat_to_name.json", with_lines('{"1": "pink primrose", "3": "rose"}'), "1 class(es): '2'"),
     ("oxford_flowers", "cat_to_name.json", remove, "there is no file"),
     ("fgvc_aircraft", "variants.txt", remove, "no file"),
     ("fgvc_aircraft", "images_variant_val.txt", with_lines("0034309 Airbus"), "'Airbus'"),

@@ -1,26 +1,24 @@
-"""Reading of the user's own images, from class folders or a CSV file. No file is written among the images."""
+"""Reading of the user's own images: the selection of a run, and class folders. No file is written among the images."""
 
-import csv
 import logging
-import os
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from yacs.config import CfgNode
 
+from unskew.data.copies import warn_of_copies
 from unskew.data.dataset import Datum, class_names
 from unskew.data.fewshot import Selection, select
 from unskew.data.image_folders import class_folders, folder_items, list_images
+from unskew.data.names import class_order, composed, read_names, warn_of_equal_prompts
 from unskew.data.sampling import split_in_three
-from unskew.data.splits import SPLITS, check_distinct, read_lines
-from unskew.utils.files import expand, read_json, user_cache
+from unskew.data.splits import SPLITS
+from unskew.utils.files import user_cache
 
 logger = logging.getLogger("unskew")
 
 _ALIASES = {"valid": "val", "validation": "val", "dev": "val", "training": "train", "testing": "test"}
-
-_COLUMNS = ("path", "label", "classname", "split")
 
 
 class NamedSelection(Selection):
@@ -49,54 +47,23 @@ def select_splits(cfg: CfgNode, root: Path, splits: Mapping[str, list[Datum]]) -
     unseen = sorted(set(names) - {item.label for item in train}) if train else []
     if unseen:
         logger.warning(f"{len(unseen)} class(es) have no training images, for instance '{names[unseen[0]]}'")
+    warn_of_equal_prompts(names)
+    warn_of_copies(cfg.DATASET.NAME, root, train, test)
     chosen = select(cfg, root, train, val, test, cache=user_cache(root))
     classnames = list(names.values()) if cfg.DATASET.SUBSAMPLE_CLASSES == "all" else []
     return NamedSelection(**chosen, classnames=classnames)
 
 
-def _split_name(text: str) -> str | None:
+def split_name(text: str) -> str | None:
     """Return ``train``, ``val`` or ``test`` for a common name of a split, ``None`` for any other word."""
     name = text.strip().lower()
     name = _ALIASES.get(name, name)
     return name if name in SPLITS else None
 
 
-def _divided(items: list[Datum]) -> dict[str, list[Datum]]:
+def divided(items: list[Datum]) -> dict[str, list[Datum]]:
     """Return images without splits by split, the same for every seed."""
     return dict(zip(SPLITS, split_in_three(items, random.Random(0)), strict=True))
-
-
-def _read_names(path: str) -> dict[str, str]:
-    """Return class names by folder or label.
-
-    Args:
-        path: JSON (``{"n01440764": "tench"}``, or a list in the order of the labels or folders), or lines of text: a
-            folder or label, a tab or a space, and the class name. An empty path gives no names.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: the file has another format.
-    """
-    if not path:
-        return {}
-    file = expand(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"DATASET.CLASSNAMES '{path}' is not a file: give a file with the class names")
-    if file.suffix == ".json":
-        content = read_json(file)
-        content = dict(enumerate(content)) if isinstance(content, list) else content
-        if not isinstance(content, dict) or not all(isinstance(name, str) and name for name in content.values()):
-            raise ValueError(f"DATASET.CLASSNAMES '{path}' must hold names by folder or label, or a list of names")
-        return {str(key): name for key, name in content.items()}
-    names = {}
-    for line in read_lines(file):
-        key, _, name = line.partition("\t" if "\t" in line else " ")
-        if not name:
-            raise ValueError(
-                f"DATASET.CLASSNAMES '{path}': each line must be a folder or label and a name, got '{key}'"
-            )
-        names[key.strip()] = name.strip()
-    return names
 
 
 # --- class folders -------------------------------------------------------------------------------------
@@ -113,28 +80,27 @@ def read_folders(root: Path, names_file: str = "") -> dict[str, list[Datum]]:
         All images by split.
 
     Raises:
-        ValueError: there are fewer than two class folders with images, or a class has no name.
+        ValueError: there are fewer than two class folders with images, two of them are the same number, or the names
+            do not fit the folders.
     """
     folders = _split_folders(root) or {"": root}
     listed = {split: list_images(folder, user_cache(folder)) for split, folder in folders.items()}
-    classes = sorted({name for images in listed.values() for name, paths in images.items() if paths})
-    _check_classes(root, classes)
-    names = _read_names(names_file)
-    if set(names) == set(map(str, range(len(classes)))) != set(classes):  # a list in the order of the folders
-        names = dict(zip(classes, names.values(), strict=True))
-    unnamed = sorted(set(classes) - set(names)) if names else []
-    if unnamed:
-        raise ValueError(f"DATASET.CLASSNAMES '{names_file}' has no name for the folder '{unnamed[0]}'")
-    empty = sorted({name for images in listed.values() for name in images} - set(classes))
+    known = sorted({composed(name) for images in listed.values() for name in images})
+    filled = {composed(name) for images in listed.values() for name, paths in images.items() if paths}
+    _check_classes(root, sorted(filled))
+    classes = class_order(filled, f"'{root}'")
+    names = read_names(names_file, classes, known)
+    empty = sorted(set(known) - filled)
     if empty:
         logger.warning(f"{len(empty)} folder(s) in '{root}' have no images and are skipped, for instance '{empty[0]}'")
-    labels = {name: (label, names.get(name, name)) for label, name in enumerate(classes)}
+    labels = {key: (label, name) for label, (key, name) in enumerate(zip(classes, names, strict=True))}
     splits: dict[str, list[Datum]] = {}
     for split, folder in folders.items():
-        present = {name: labels[name] for name in classes if name in listed[split]}
+        present = {name: labels[composed(name)] for name in listed[split] if composed(name) in labels}
+        present = dict(sorted(present.items(), key=lambda entry: entry[1][0]))
         splits[split] = folder_items(folder, present, user_cache(folder))
     if list(splits) in ([""], ["train"]):
-        return _divided(next(iter(splits.values())))
+        return divided(next(iter(splits.values())))
     return splits
 
 
@@ -156,12 +122,12 @@ def _split_folders(root: Path) -> dict[str, Path]:
     names = class_folders(root)
     folders: dict[str, Path] = {}
     for name in names:
-        split = _split_name(name)
+        split = split_name(name)
         if split in folders:
             raise ValueError(f"'{root}' has two folders for {split}, '{folders[split].name}' and '{name}': keep one")
         if split:
             folders[split] = root / name
-    others = [name for name in names if not _split_name(name)]
+    others = [name for name in names if not split_name(name)]
     if others and folders:
         if any(map(class_folders, folders.values())):
             raise ValueError(
@@ -170,90 +136,3 @@ def _split_folders(root: Path) -> dict[str, Path]:
             )
         return {}  # a class may be called "train"
     return {split: folders[split] for split in SPLITS if split in folders}
-
-
-# --- CSV files -----------------------------------------------------------------------------------------
-
-
-def read_csv(file: Path, names_file: str = "") -> dict[str, list[Datum]]:
-    """Read a CSV file with the columns path, label or classname, and perhaps split.
-
-    Args:
-        file: the CSV file; its paths are absolute or relative to its folder.
-        names_file: a file of class names by label.
-
-    Returns:
-        All images by split.
-
-    Raises:
-        ValueError: a column is missing, or a line has no path, no class, or an unknown split.
-    """
-    rows = _rows(file)
-    columns = next(iter(rows.values()))
-    names, column = _read_names(names_file), "classname" if "classname" in columns else "label"
-    labels = _labels_by_number(file, rows) if column == "classname" else None
-    if labels is None:
-        values = sorted({row[column] for row in rows.values()}, key=_sort_key)
-        ranks = {value: rank for rank, value in enumerate(values)}
-        labels = {number: ranks[row[column]] for number, row in rows.items()}
-    splits: dict[str, list[Datum]] = {}
-    for number, row in rows.items():
-        value = row[column]
-        if names and value not in names:
-            raise ValueError(f"DATASET.CLASSNAMES '{names_file}' has no name for '{value}'")
-        split = _split_name(row["split"]) if "split" in row else ""
-        if split is None:
-            raise ValueError(f"'{file}', line {number}: split must be train, val or test, got '{row['split']}'")
-        path = os.path.normpath(file.parent / row["path"])  # an absolute path stays as it is
-        splits.setdefault(split, []).append(Datum(path, labels[number], 0, names.get(value, value)))
-    check_distinct(file, splits)
-    if "" in splits:
-        return _divided(splits[""])
-    return splits
-
-
-def _labels_by_number(file: Path, rows: Mapping[int, Mapping[str, str]]) -> dict[int, int] | None:
-    """Return the label of each line from the numbers in the column ``label``; ``None`` if there are no numbers.
-
-    The numbers may start at 1 or have gaps.
-    """
-    if not any(row.get("label", "").isdecimal() for row in rows.values()):
-        return None
-    for number, row in rows.items():
-        if not row["label"].isdecimal():
-            raise ValueError(f"'{file}', line {number}: either all labels are numbers or none; got '{row['label']}'")
-    ranks = {value: rank for rank, value in enumerate(sorted({int(row["label"]) for row in rows.values()}))}
-    return {number: ranks[int(row["label"])] for number, row in rows.items()}
-
-
-def _sort_key(value: str) -> tuple[int, int, str]:
-    """Sort numbers by value before words by alphabet."""
-    return (0, int(value), value) if value.isdecimal() else (1, 0, value)
-
-
-def _rows(file: Path) -> dict[int, dict[str, str]]:
-    """Return the values of the known columns by line number; none of the values is empty."""
-    try:
-        rows = dict(_parse(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"'{file}' is not a CSV file in UTF-8: {error}") from error
-    for number, row in rows.items():
-        missing = [name for name, value in row.items() if not value]
-        if missing:
-            raise ValueError(f"'{file}', line {number}: no {missing[0]}")
-    if not rows:
-        raise ValueError(f"'{file}' names no images")
-    return rows
-
-
-def _parse(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines)
-        titles = {(title or "").strip().lower(): title for title in reader.fieldnames or ()}
-        columns = {name: titles[name] for name in _COLUMNS if name in titles}
-        if "path" not in columns or not {"label", "classname"} & set(columns):
-            raise ValueError(
-                f"'{file}' has the columns {', '.join(titles) or 'none'}; it must have path, and label or classname"
-            )
-        for row in reader:
-            yield reader.line_num, {name: (row[title] or "").strip() for name, title in columns.items()}

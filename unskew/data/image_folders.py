@@ -17,6 +17,14 @@ logger = logging.getLogger("unskew")
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 
+# Folders that operating systems, disks and archives leave, in small letters. Hidden folders are skipped too.
+LEFT_OVER = frozenset(
+    [
+        *("@eadir", "__macosx", "lost+found", "$recycle.bin", "system volume information"),
+        *("#recycle", "@recycle", "#snapshot"),
+    ]
+)
+
 # A cache is not worth it for fewer files.
 CACHE_FROM = 10_000
 
@@ -28,7 +36,7 @@ _SEPARATOR = "//"
 
 
 def class_folders(folder: str | Path) -> list[str]:
-    """Return the sorted names of the subfolders of a folder without hidden ones.
+    """Return the sorted names of the subfolders of a folder without hidden and left-over ones.
 
     Raises:
         FileNotFoundError: the folder does not exist.
@@ -36,7 +44,11 @@ def class_folders(folder: str | Path) -> list[str]:
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"there is no folder '{folder}'; check the data root, or prepare the dataset again")
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry))
+        return sorted(entry.name for entry in entries if not _is_left_over(entry.name) and _is_folder(entry))
+
+
+def _is_left_over(name: str) -> bool:
+    return name.startswith(".") or name.lower() in LEFT_OVER
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -82,7 +94,7 @@ def _walk(folder: Path) -> tuple[list[str], list[str]]:
         inner = waiting.pop()
         with os.scandir(folder / inner) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
+                if _is_left_over(entry.name):
                     continue
                 if entry.is_dir(follow_symlinks=False):  # links may form a cycle
                     folders.append(f"{inner}{entry.name}/")
@@ -93,10 +105,10 @@ def _walk(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _state(folder: Path, names: Iterable[str], subfolders: Mapping[str, list[str]]) -> tuple[str, float]:
-    """Return a hash of the image extensions and of all folders' names and modification times, and the latest time."""
+    """Return a hash of what is listed and of all folders' names and modification times, and the latest time."""
     inside = [f"{name}/{inner}" for name in names for inner in ("", *subfolders.get(name, ()))]
     times = [os.stat(os.path.join(folder, path)).st_mtime_ns for path in ("", *inside)]
-    content = "\n".join([*EXTENSIONS, str(times[0]), *map("{} {}".format, inside, times[1:])])
+    content = "\n".join([*EXTENSIONS, *sorted(LEFT_OVER), str(times[0]), *map("{} {}".format, inside, times[1:])])
     return hashlib.sha256(os.fsencode(content)).hexdigest(), max(times) / 1e9  # fsencode: names may not be UTF-8
 
 

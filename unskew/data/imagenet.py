@@ -1,15 +1,18 @@
 """ImageNet and its variants: class names, shared sources, and the layout of ILSVRC2012's archives."""
 
+import re
 import shutil
 import tarfile
+from collections.abc import Collection
 from pathlib import Path
 
 from tqdm import tqdm
 from yacs.config import CfgNode
 
 from unskew.data.image_folders import class_folders, folder_items
+from unskew.data.names import listed, read_pairs
 from unskew.data.published import PublishedDataset
-from unskew.data.splits import Splits, read_pairs, read_table
+from unskew.data.splits import PREPARE_AGAIN, Splits, read_table
 from unskew.download.sources import Source
 
 _LIFT = "https://raw.githubusercontent.com/shijxcs/LIFT/661ead9b78368f05ba79abe4672d63154467f823/datasets"
@@ -46,19 +49,40 @@ def imagenet_names(root: Path) -> dict[str, str]:
 
     Raises:
         FileNotFoundError: neither the file nor the folders exist.
-        ValueError: a line is not a folder and a name.
+        ValueError: a line is not a folder and a name, or a folder has two lines.
     """
-    home = root.parent / "imagenet"
-    for path in (root / "classnames.txt", home / "classnames.txt"):
-        if path.is_file():
-            return dict(sorted(read_pairs(path)))
+    path, home = names_file(root), root.parent / "imagenet"
+    if path.is_file():
+        return dict(sorted(read_pairs(path).items()))
     from open_clip import IMAGENET_CLASSNAMES
 
     train = image_folder(home) / "train"
     folders = class_folders(train) if train.is_dir() else []
     if len(folders) != len(IMAGENET_CLASSNAMES):
-        raise FileNotFoundError(f"there is no '{home / 'classnames.txt'}': run `unskew data prepare imagenet`")
+        raise FileNotFoundError(f"there is no '{path}': run `unskew data prepare imagenet`")
     return dict(zip(folders, IMAGENET_CLASSNAMES, strict=True))
+
+
+def names_file(root: Path) -> Path:
+    """Return the path of ``classnames.txt`` in a dataset's folder, or in ImageNet's if the dataset has none."""
+    path = root / "classnames.txt"
+    return path if path.is_file() else root.parent / "imagenet" / "classnames.txt"
+
+
+def known_folders(root: Path, folder: Path, names: Collection[str]) -> list[str]:
+    """Return the folders that are classes of ImageNet.
+
+    Raises:
+        ValueError: a folder that is called like a class has no name, so that a line is missing among the names.
+    """
+    folders = class_folders(folder)
+    unnamed = [name for name in folders if re.fullmatch("n[0-9]{8}", name) and name not in names]
+    if unnamed:
+        raise ValueError(
+            f"'{names_file(root)}' has no name for {len(unnamed)} folder(s) in '{folder}': {listed(unnamed)}; "
+            f"{PREPARE_AGAIN}"
+        )
+    return [name for name in folders if name in names]
 
 
 class ImageNetVariant(PublishedDataset):
@@ -85,7 +109,7 @@ class ImageNetVariant(PublishedDataset):
         """Read the test images of the folders that are classes of ImageNet."""
         folder, names = root / cls.image_dir, imagenet_names(root)
         labels = {name: label for label, name in enumerate(names)}
-        known = {name: (labels[name], names[name]) for name in class_folders(folder) if name in names}
+        known = {name: (labels[name], names[name]) for name in known_folders(root, folder, names)}
         if not known:
             raise ValueError(f"no folder in '{folder}' is a class of ImageNet; prepare '{cfg.DATASET.NAME}' again")
         return [], [], folder_items(folder, known)

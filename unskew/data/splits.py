@@ -120,7 +120,7 @@ def read_lines(path: str | Path) -> list[str]:
         ValueError: the file is not text in UTF-8.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file '{path}'; {PREPARE_AGAIN}") from None
     except UnicodeDecodeError as error:
@@ -140,22 +140,6 @@ def read_table(path: str | Path, columns: int) -> list[list[str]]:
         if len(row) != columns:
             raise ValueError(f"'{path}', line {number}: expected {columns} words, got '{' '.join(row)}'")
     return rows
-
-
-def read_pairs(path: str | Path) -> list[tuple[str, str]]:
-    """Return a class's folder (the first word) and its name (the rest) from each line of a text file.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: a line has no name.
-    """
-    pairs = []
-    for line in read_lines(path):
-        folder, _, name = line.partition(" ")
-        if not name:
-            raise ValueError(f"'{path}': expected a folder and a class name in each line, got '{folder}'")
-        pairs.append((folder, name))
-    return pairs
 
 
 def read_mat(path: str | Path, name: str) -> np.ndarray:

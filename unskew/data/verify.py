@@ -12,10 +12,12 @@ from tabulate import tabulate
 from tqdm import tqdm
 from yacs.config import CfgNode
 
+from unskew.data.copies import copies_of_data
 from unskew.data.dataset import DATASET_REGISTRY, Datum, build_dataset
 from unskew.data.published import PublishedDataset
 from unskew.data.splits import SPLITS
 from unskew.download.sources import DatasetInfo
+from unskew.utils.files import expand
 
 SAMPLE = 500  # images to open without --full
 
@@ -33,6 +35,7 @@ class Report:
         missing: paths of images that do not exist.
         unreadable: one line for each image that cannot be read.
         opened: number of opened images.
+        copies: one line for each test image of the user's data with the bytes of a training image.
     """
 
     counts: dict[str, Counter]
@@ -41,6 +44,7 @@ class Report:
     missing: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     opened: int = 0
+    copies: list[str] = field(default_factory=list)
 
     @property
     def problems(self) -> list[str]:
@@ -63,6 +67,11 @@ class Report:
         lines += shown
         if len(shown) < len(self.problems):
             lines.append(f"... and {len(self.problems) - len(shown):,} more; --full lists all")
+        if self.copies:
+            lines.append(f"{len(self.copies):,} test image(s) are byte-identical to a training image:")
+            lines += self.copies if full else self.copies[:SHOWN]
+            if not full and len(self.copies) > SHOWN:
+                lines.append(f"... and {len(self.copies) - SHOWN:,} more; --full lists all")
         return "\n".join(lines)
 
 
@@ -87,6 +96,9 @@ def verify(cfg: CfgNode, full: bool = False) -> Report:
     chosen = existing if full or len(existing) <= SAMPLE else random.Random(0).sample(existing, SAMPLE)
     report.unreadable = list(_unreadable(chosen))
     report.opened = len(chosen)
+    if info is None:
+        copies = copies_of_data(expand(cfg.DATASET.ROOT), items["train"], items["test"])
+        report.copies = [f"'{path}' is '{original}'" for path, original in sorted(copies.items())]
     return report
 
 

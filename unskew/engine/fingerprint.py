@@ -21,6 +21,9 @@ NOT_IDENTITY = (
 # Datasets that consist of the user's images at DATASET.ROOT.
 USER_DATASETS = ("folder", "csv")
 
+# It changes with the reading of the user's images, so that runs with another order of the classes are other runs.
+OWN_DATA_VERSION = 2
+
 
 def _nodes_read(cfg: Mapping) -> set[str]:
     """Return the trainer nodes that a run reads: those of its class and of its base.
@@ -72,7 +75,7 @@ def identity(cfg: Mapping) -> dict[str, object]:
     if file := leaves.get("DATASET.CLASSNAMES"):
         counted["DATASET.CLASSNAMES"] = _content(os.path.join(".", file))
     if leaves.get("DATASET.NAME") in USER_DATASETS:
-        counted["DATASET.ROOT"] = _user_data(leaves.get("DATASET.ROOT", ""))
+        counted["DATASET.ROOT"] = f"{_user_data(leaves.get('DATASET.ROOT', ''))} version {OWN_DATA_VERSION}"
     return counted
 
 

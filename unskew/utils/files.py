@@ -65,15 +65,19 @@ def make_folder(folder: str | Path, fill: Callable[[Path], object]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path, object_pairs_hook: Callable[[Any], Any] | None = None) -> Any:
     """Return the content of a JSON file.
+
+    Args:
+        path: the file.
+        object_pairs_hook: see `json.loads`; it sees keys that a JSON object has twice.
 
     Raises:
         FileNotFoundError: the file does not exist.
         ValueError: the file is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=object_pairs_hook)
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file '{path}'") from None
     except (ValueError, RecursionError) as error:  # bad JSON or bad UTF-8
