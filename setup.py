@@ -34,7 +34,7 @@ setup(
         "numpy",
         "open_clip_torch>=3.0",
         "pandas",
-        "pillow",
+        "pillow>=10.1",
         "PyYAML",
         "requests",
         "safetensors",

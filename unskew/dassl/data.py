@@ -18,6 +18,7 @@ from yacs.config import CfgNode
 from unskew.dassl.samplers import build_sampler
 from unskew.dassl.transforms import INTERPOLATION_MODES, build_transform
 from unskew.data import dataset, loaders
+from unskew.data.custom import USER_DATASETS
 from unskew.data.dataset import DATASET_REGISTRY
 from unskew.data.transforms import interpolation, pair
 from unskew.download.archives import extract
@@ -181,6 +182,7 @@ class DatasetWrapper(loaders.DatasetWrapper):
 
     def __init__(self, cfg: CfgNode, data_source: Sequence[Any], transform: Any = None, is_train: bool = False) -> None:
         super().__init__(cfg, data_source, transform, is_train)
+        self.upright |= cfg.DATASET.NAME in USER_DATASETS  # a script's config may lack our layer of these datasets
         self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
         if self.k_tfm > 1 and transform is None:

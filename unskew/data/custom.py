@@ -18,6 +18,9 @@ from unskew.utils.files import user_cache
 
 logger = logging.getLogger("unskew")
 
+# Datasets that consist of the user's images at DATASET.ROOT.
+USER_DATASETS = ("folder", "csv")
+
 _ALIASES = {"valid": "val", "validation": "val", "dev": "val", "training": "train", "testing": "test"}
 
 

@@ -2,12 +2,14 @@
 
 import os
 import stat
+import struct
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from unskew.utils.errors import DAMAGE, format_error
 from unskew.utils.logging import warn_once
 
 # How each EXIF orientation is undone (EXIF 2.3, section 4.6.4 A).
@@ -21,8 +23,15 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# Factors from a PNG's grey values of 2 and 4 bits to Pillow's 8 bits.
+_GREY_FACTORS = {"L;2": 85, "L;4": 17}
+
 # Formats whose mode "I" holds 16 bits in older versions of Pillow, and still in PGM files.
 _SIXTEEN_BITS = ("PNG", "PPM")
+
+
+# What Pillow raises for broken files.
+_BROKEN = (*DAMAGE, SyntaxError, ArithmeticError, MemoryError, struct.error, Image.DecompressionBombError)
 
 
 def read_image(path: str | Path, *, dataset: str = "", upright: bool = False) -> Image.Image:
@@ -48,8 +57,8 @@ def read_image(path: str | Path, *, dataset: str = "", upright: bool = False) ->
         raise FileNotFoundError(f"{image_name} is missing; {hint}") from None
     except UnidentifiedImageError:
         raise ValueError(f"{image_name} is not in a known image format; replace the file") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's for broken files
-        raise ValueError(f"{image_name} cannot be read ({error}); replace the file") from error
+    except _BROKEN as error:
+        raise ValueError(f"{image_name} cannot be read ({format_error(error)}); replace the file") from error
 
 
 def _open_file(path: str | Path) -> BinaryIO:
@@ -75,10 +84,12 @@ def to_rgb(image: Image.Image, *, upright: bool = False) -> Image.Image:
         image: an image of any mode; it is not changed.
         upright: apply the EXIF orientation, and put transparent images on white.
     """
-    image.load()  # PNG has its EXIF data behind the pixels
+    tiles = getattr(image, "tile", None)  # cleared by load()
+    raw_mode = str(tiles[0][3]) if tiles else ""
+    image.load()  # a PNG file may have its EXIF data behind the pixels
     turn = _UPRIGHT.get(orientation(image)) if upright else None
     image = _to_eight_bits(image, upright)
-    image = _on_white(image) if upright and image.has_transparency_data else image.convert("RGB")
+    image = _on_white(image, raw_mode) if upright and image.has_transparency_data else image.convert("RGB")
     return image if turn is None else image.transpose(turn)
 
 
@@ -118,8 +129,15 @@ def _range(image: Image.Image, values: np.ndarray) -> tuple[float, float]:
     return low, high
 
 
-def _on_white(image: Image.Image) -> Image.Image:
-    layer = image.convert("RGBA")
+def _on_white(image: Image.Image, raw_mode: str) -> Image.Image:
+    transparent = image.info.get("transparency")
+    if raw_mode in _GREY_FACTORS and isinstance(transparent, int):  # a value of the file, which Pillow does not scale
+        image = image.copy()
+        image.info["transparency"] = transparent * _GREY_FACTORS[raw_mode]
+    elif raw_mode == "RGB;16B" and isinstance(transparent, tuple):
+        image = image.copy()
+        image.info["transparency"] = tuple(value >> 8 for value in transparent)
+    layer = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     white = Image.new("RGB", layer.size, "white")
     white.paste(layer.convert("RGB"), mask=layer.getchannel("A"))
     return white

@@ -63,13 +63,14 @@ class DatasetWrapper(Dataset[dict[str, Any]]):
         is_train: bool = False,
     ) -> None:
         self.cfg, self.data_source, self.transform, self.is_train = cfg, data_source, transform, is_train
+        self.upright = cfg.INPUT.UPRIGHT
 
     def __len__(self) -> int:
         return len(self.data_source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = self.data_source[index]
-        image = read_image(item.impath, dataset=self.cfg.DATASET.NAME, upright=self.cfg.INPUT.UPRIGHT)
+        image = read_image(item.impath, dataset=self.cfg.DATASET.NAME, upright=self.upright)
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": index}
         return {**output, **self._views(image)}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from unskew.config import class_name, flatten, names
+from unskew.data.custom import USER_DATASETS
 from unskew.data.image_folders import list_images
 from unskew.utils.files import expand, user_cache
 
@@ -17,9 +18,6 @@ NOT_IDENTITY = (
     *("OUTPUT_DIR", "RESUME", "VERBOSE", "USE_CUDA", "DATASET.ROOT", "DATALOADER.NUM_WORKERS"),
     "TRAINER.BACKDOOR.MEMBERS_DIR",
 )
-
-# Datasets that consist of the user's images at DATASET.ROOT.
-USER_DATASETS = ("folder", "csv")
 
 # It changes with the reading of the user's images, so that runs with another order of the classes are other runs.
 OWN_DATA_VERSION = 2
