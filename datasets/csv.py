@@ -15,8 +15,8 @@ class CSV(DatasetBase):
     Without a column ``split``, 50, 20 and 30% of each class are train, val and test, the same for every seed.
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
+    def __init__(self, cfg: CfgNode, check: bool = True) -> None:
         file = expand(cfg.DATASET.ROOT)
         if not file.is_file():
             raise FileNotFoundError(f"there is no file '{cfg.DATASET.ROOT}': give your CSV file with --root")
-        super().__init__(**select_splits(cfg, file, read_csv(file, cfg.DATASET.CLASSNAMES)))
+        super().__init__(**select_splits(cfg, file, read_csv(file, cfg.DATASET.CLASSNAMES), check))

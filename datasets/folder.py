@@ -14,10 +14,10 @@ class Folder(DatasetBase):
     Without split folders, 50, 20 and 30% of each class are train, val and test, the same for every seed.
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
+    def __init__(self, cfg: CfgNode, check: bool = True) -> None:
         root = expand(cfg.DATASET.ROOT)
         if not cfg.DATASET.ROOT or not root.is_dir():
             raise FileNotFoundError(
                 f"there is no folder '{cfg.DATASET.ROOT}': give the folder of your class folders with --root"
             )
-        super().__init__(**select_splits(cfg, root, read_folders(root, cfg.DATASET.CLASSNAMES)))
+        super().__init__(**select_splits(cfg, root, read_folders(root, cfg.DATASET.CLASSNAMES), check))

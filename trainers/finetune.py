@@ -159,7 +159,7 @@ class FineTune(CLIPTrainer):
             encode_image=tower.to(self.device),
         )
         cfg = self.cfg
-        options = {"dataset": cfg.DATASET.NAME, "upright": cfg.INPUT.UPRIGHT, "workers": cfg.DATALOADER.NUM_WORKERS}
+        options = {"dataset": cfg.DATASET.NAME, "upright": cfg.DATASET.UPRIGHT, "workers": cfg.DATALOADER.NUM_WORKERS}
         return features.extract(encoder, paths, self.dm.tfm_test, keep=False, **options)
 
     def logits(self, inputs: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ def test_verify_names_missing_and_broken_images(eurosat, tmp_path, capsys):
     whole = (forest / "Forest_2.jpg").read_bytes()
     (forest / "Forest_2.jpg").write_bytes(whole[: len(whole) // 2])
     code, out, err = run(capsys, "verify", "eurosat", "--root", str(root), "--full")
-    assert code == 2 and "1 image(s) missing, 1 unreadable" in err
+    assert code == 2 and "1 image(s) missing, 1 of 7 " in err
     assert f"'{forest / 'Forest_1.jpg'}' is missing" in out and "Forest_2.jpg' cannot be read" in out
 
 

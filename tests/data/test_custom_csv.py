@@ -83,6 +83,8 @@ def test_without_a_test_split_val_is_tested(file):
 def test_quotes_commas_and_a_byte_order_mark(file):
     text = 'path,classname,split\r\n"a, b.jpg","robin, ""red""",train\r\nc.jpg,"Zaunkönig\nkurz",test\r\n'
     file.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    for name in ("a, b.jpg", "c.jpg"):
+        put(file.parent / name)
     dataset = load("csv", file)
     assert dataset.classnames == ["Zaunkönig\nkurz", 'robin, "red"']
     assert held(dataset, file.parent)["train"] == [("a, b.jpg", 1, 'robin, "red"')]

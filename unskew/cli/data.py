@@ -22,7 +22,7 @@ def add(commands: Commands) -> None:
     for parser in (listed, prepared):
         parser.add_argument("--root", default="data", help="folder of the datasets (default: data)")
     verified.add_argument("--root", default="", help="folder of the datasets (default: data), or your own data")
-    verified.add_argument("--full", action="store_true", help="open every image, list every problem")
+    verified.add_argument("--full", action="store_true", help="open all images, not only 5,000; list every problem")
     verified.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides")
     listed.set_defaults(command=_list)
     prepared.set_defaults(command=_prepare)
@@ -68,6 +68,7 @@ def _verify(arguments: argparse.Namespace) -> None:
         advice = "replace these files" if arguments.name in USER_DATASETS else prepare
         raise ValueError(
             f"'{arguments.name}' in '{arguments.root or 'data'}': {len(report.wrong)} wrong number(s), "
-            f"{len(report.missing):,} image(s) missing, {len(report.unreadable):,} unreadable; {advice}"
+            f"{len(report.missing):,} image(s) missing, {len(report.unreadable):,} of "
+            f"{report.opened:,} opened images unreadable; {advice}"
         )
-    print(f"{arguments.name}: all images exist; {report.opened:,} of them were opened")
+    print(f"{arguments.name}: all images exist; {report.opened:,} of {report.images:,} were opened and can be read")

@@ -55,7 +55,6 @@ def get_cfg_default() -> CfgNode:
             RGS_P=0.2,
             GB_P=0.5,
             GB_K=21,
-            UPRIGHT=False,  # turn images by their EXIF orientation, put transparent ones on white; True for own images
             VIEWS=8,  # augmented views per training image that are encoded once; 0 encodes at every step
         ),
         DATASET=_node(
@@ -72,6 +71,8 @@ def get_cfg_default() -> CfgNode:
             IMBALANCE=100,  # of cifar100_lt: images of the most to those of the least frequent class
             TEMPLATE="",  # the prompt of a class, "a photo of a {}."; empty: the dataset's own
             CLASSNAMES="",  # of folder and csv: a file that names the classes; empty: their folders' names
+            UPRIGHT=False,  # apply the EXIF orientation, put transparent images on white; True in folder and csv
+            UNREADABLE="error",  # of folder and csv: error or skip, for images that cannot be read
             SUBSAMPLE_CLASSES="all",  # all, base or new
             VAL_PERCENT=0.1,
             STL10_FOLD=-1,

@@ -18,8 +18,7 @@ from yacs.config import CfgNode
 from unskew.dassl.samplers import build_sampler
 from unskew.dassl.transforms import INTERPOLATION_MODES, build_transform
 from unskew.data import dataset, loaders
-from unskew.data.custom import USER_DATASETS
-from unskew.data.dataset import DATASET_REGISTRY
+from unskew.data.dataset import DATASET_REGISTRY, USER_DATASETS
 from unskew.data.transforms import interpolation, pair
 from unskew.download.archives import extract
 from unskew.download.fetch import fetch

@@ -9,37 +9,36 @@ from yacs.config import CfgNode
 
 from unskew.data.copies import warn_of_copies
 from unskew.data.dataset import Datum, class_names
-from unskew.data.fewshot import Selection, select
+from unskew.data.fewshot import select
 from unskew.data.image_folders import class_folders, folder_items, list_images
 from unskew.data.names import class_order, composed, read_names, warn_of_equal_prompts
+from unskew.data.readable import ReadableSelection, select_readable
 from unskew.data.sampling import split_in_three
 from unskew.data.splits import SPLITS
 from unskew.utils.files import user_cache
 
 logger = logging.getLogger("unskew")
 
-# Datasets that consist of the user's images at DATASET.ROOT.
-USER_DATASETS = ("folder", "csv")
-
 _ALIASES = {"valid": "val", "validation": "val", "dev": "val", "training": "train", "testing": "test"}
 
 
-class NamedSelection(Selection):
+class NamedSelection(ReadableSelection):
     """The images of a run and the names of all classes: arguments of `DatasetBase`."""
 
     classnames: list[str]
 
 
-def select_splits(cfg: CfgNode, root: Path, splits: Mapping[str, list[Datum]]) -> NamedSelection:
+def select_splits(cfg: CfgNode, root: Path, splits: Mapping[str, list[Datum]], check: bool = True) -> NamedSelection:
     """Select a run's images; without test images, the images of val are tested, as with ImageNet.
 
     Args:
         cfg: the run's config, see `select`.
         root: the folder or CSV file; it identifies the cache.
         splits: the images by split.
+        check: open the images to find unreadable ones.
 
     Raises:
-        ValueError: there are training images only.
+        ValueError: there are training images only, or unreadable ones, see `select_readable`.
     """
     train, val, test = (splits.get(split, []) for split in SPLITS)
     if not test:
@@ -52,7 +51,10 @@ def select_splits(cfg: CfgNode, root: Path, splits: Mapping[str, list[Datum]]) -
         logger.warning(f"{len(unseen)} class(es) have no training images, for instance '{names[unseen[0]]}'")
     warn_of_equal_prompts(names)
     warn_of_copies(cfg.DATASET.NAME, root, train, test)
-    chosen = select(cfg, root, train, val, test, cache=user_cache(root))
+    if check:
+        chosen = select_readable(cfg, root, train, val, test)
+    else:
+        chosen = ReadableSelection(**select(cfg, root, train, val, test, cache=user_cache(root)), unreadable_test=[])
     classnames = list(names.values()) if cfg.DATASET.SUBSAMPLE_CLASSES == "all" else []
     return NamedSelection(**chosen, classnames=classnames)
 

@@ -11,6 +11,9 @@ from yacs.config import CfgNode
 from unskew.data.sampling import group, sample_fewshot
 from unskew.utils.registry import Registry
 
+# Datasets that consist of the user's images at DATASET.ROOT.
+USER_DATASETS = ("folder", "csv")
+
 
 @dataclass(frozen=True, slots=True)
 class Datum:
@@ -67,6 +70,7 @@ class DatasetBase:
         val: validation images.
         test: test images.
         classnames: the names of all labels; needed if a label has no image.
+        unreadable_test: the names of test images that are skipped because they cannot be read.
 
     Raises:
         ValueError: there are no images, the labels are not 0..C-1, or a label has two names.
@@ -91,7 +95,9 @@ class DatasetBase:
         val: Sequence[Datum] | None = None,
         test: Sequence[Datum] | None = None,
         classnames: Sequence[str] | None = None,
+        unreadable_test: Sequence[str] = (),
     ) -> None:
+        self.unreadable_test = list(unreadable_test)
         self.train_x, self.train_u, self.val, self.test = train_x or [], train_u or [], val or [], test or []
         self.lab2cname = dict(enumerate(classnames or ())) or class_names(
             type(self).__name__, [self.train_x, self.val, self.test]

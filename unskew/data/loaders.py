@@ -63,7 +63,7 @@ class DatasetWrapper(Dataset[dict[str, Any]]):
         is_train: bool = False,
     ) -> None:
         self.cfg, self.data_source, self.transform, self.is_train = cfg, data_source, transform, is_train
-        self.upright = cfg.INPUT.UPRIGHT
+        self.upright = cfg.DATASET.UPRIGHT
 
     def __len__(self) -> int:
         return len(self.data_source)

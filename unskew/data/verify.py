@@ -3,23 +3,24 @@
 import os
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 
+from PIL import Image
 from tabulate import tabulate
 from tqdm import tqdm
 from yacs.config import CfgNode
 
 from unskew.data.copies import copies_of_data
-from unskew.data.dataset import DATASET_REGISTRY, Datum, build_dataset
+from unskew.data.dataset import DATASET_REGISTRY, USER_DATASETS, Datum, build_dataset
+from unskew.data.images import orientation
 from unskew.data.published import PublishedDataset
+from unskew.data.readable import find_unreadable, open_all
 from unskew.data.splits import SPLITS
 from unskew.download.sources import DatasetInfo
 from unskew.utils.files import expand
 
-SAMPLE = 500  # images to open without --full
+SAMPLE = 5_000  # images to open without --full
 
 SHOWN = 20  # problems to show without --full
 
@@ -36,6 +37,7 @@ class Report:
         unreadable: one line for each image that cannot be read.
         opened: number of opened images.
         copies: one line for each test image of the user's data with the bytes of a training image.
+        turned: number of opened images with an EXIF orientation, which the dataset's published results ignore.
     """
 
     counts: dict[str, Counter]
@@ -45,6 +47,12 @@ class Report:
     unreadable: list[str] = field(default_factory=list)
     opened: int = 0
     copies: list[str] = field(default_factory=list)
+    turned: int = 0
+
+    @property
+    def images(self) -> int:
+        """The number of images in all splits."""
+        return sum(counts.total() for counts in self.counts.values())
 
     @property
     def problems(self) -> list[str]:
@@ -63,6 +71,11 @@ class Report:
         lines = [tabulate(rows, header, tablefmt="github", colalign=align, disable_numparse=True)]
         names = ", ".join(self.classnames[:6]) + (f" ... {self.classnames[-1]}" if len(self.classnames) > 6 else "")
         lines.append(f"classes: {names}")
+        if self.turned:
+            lines.append(
+                f"{self.turned:,} of the {self.opened:,} opened images have an EXIF orientation, which is not applied, "
+                "as in published results (DATASET.UPRIGHT True applies it)"
+            )
         shown = self.problems if full else self.problems[:SHOWN]
         lines += shown
         if len(shown) < len(self.problems):
@@ -94,11 +107,15 @@ def verify(cfg: CfgNode, full: bool = False) -> Report:
     missing = set(report.missing)
     existing = [path for path in paths if path not in missing]
     chosen = existing if full or len(existing) <= SAMPLE else random.Random(0).sample(existing, SAMPLE)
-    report.unreadable = list(_unreadable(chosen))
+    broken = find_unreadable(chosen)
+    report.unreadable = list(broken.values())
     report.opened = len(chosen)
     if info is None:
         copies = copies_of_data(expand(cfg.DATASET.ROOT), items["train"], items["test"])
         report.copies = [f"'{path}' is '{original}'" for path, original in sorted(copies.items())]
+    if not cfg.DATASET.UPRIGHT:
+        readable = [path for path in chosen if path not in broken]
+        report.turned = sum(1 for _, found in open_all(readable, _orientation) if found)
     return report
 
 
@@ -107,7 +124,8 @@ def _all_images(cfg: CfgNode) -> tuple[dict[str, list[Datum]], DatasetInfo | Non
     dataset = DATASET_REGISTRY.get(cfg.DATASET.NAME)
     if issubclass(dataset, PublishedDataset):
         return dict(zip(SPLITS, dataset.splits(cfg, dataset.root(cfg)), strict=True)), dataset.info_of(cfg)
-    built = build_dataset(cfg)
+    # Unreadable images are this command's result, not its error.
+    built = dataset(cfg, check=False) if cfg.DATASET.NAME in USER_DATASETS else build_dataset(cfg)  # type: ignore[call-arg]
     return {"train": list(built.train_x), "val": list(built.val), "test": list(built.test)}, getattr(
         dataset, "info", None
     )
@@ -144,23 +162,8 @@ def _missing(paths: Sequence[str]) -> list[str]:
     return missing
 
 
-def _unreadable(paths: Iterable[str]) -> Iterator[str]:
-    """Yield one line for each image that cannot be read, in order."""
-    from unskew.data.images import read_image
-
-    def problem(path: str) -> str:
-        try:
-            read_image(path)
-        except (OSError, ValueError) as error:
-            return str(error)
-        return ""
-
-    paths = list(paths)
-    bar = tqdm(total=len(paths), desc="open images", unit="image", leave=False, disable=None)
-    with bar, ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases Python's lock
-        rest = iter(paths)
-        while batch := list(islice(rest, 1000)):
-            for message in pool.map(problem, batch):
-                bar.update()
-                if message:
-                    yield message
+def _orientation(path: str) -> str:
+    """Return the EXIF orientation of an image, empty if it is upright."""
+    with Image.open(path) as image:
+        value = orientation(image)
+    return "" if value == 1 else str(value)

@@ -60,6 +60,8 @@ def groups_config(cfg: CfgNode) -> CfgNode:
     values = config.dataset_values(cfg.DATASET.NAME, cfg.MODEL.BACKBONE.NAME if user_data else "")
     same = ("ROOT", "SUBSAMPLE_CLASSES", "IMBALANCE", "TEMPLATE", "CLASSNAMES", "LONGTAIL")
     values |= {f"DATASET.{key}": cfg.DATASET[key] for key in same}
+    if user_data:
+        values["DATASET.UNREADABLE"] = "skip"  # the sample may have images that the run does not have
     values |= {"DATASET.NUM_SHOTS": -1 if cfg.DATASET.LONGTAIL else SHOTS, "SEED": SEED}
     return config.derive(cfg, values)
 
@@ -87,7 +89,7 @@ def _estimate_groups(cfg: CfgNode, device: str | torch.device) -> dict[str, Tens
         transform,  # type: ignore[arg-type]  # None only with INPUT.NO_TRANSFORM, which CLIPTrainer refuses
         workers=cfg.DATALOADER.NUM_WORKERS,
         dataset=cfg.DATASET.NAME,
-        upright=cfg.INPUT.UPRIGHT,
+        upright=cfg.DATASET.UPRIGHT,
     )  # [N, D]
     labels = torch.tensor([item.label for item in items], device=rows.device)
     weights = zeroshot_classifier(backbone, dataset.classnames, dataset.templates)  # [C, D]

@@ -9,7 +9,7 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from unskew.config import class_name, flatten, names
-from unskew.data.custom import USER_DATASETS
+from unskew.data.dataset import USER_DATASETS
 from unskew.data.image_folders import list_images
 from unskew.utils.files import expand, user_cache
 
@@ -21,6 +21,9 @@ NOT_IDENTITY = (
 
 # It changes with the reading of the user's images, so that runs with another order of the classes are other runs.
 OWN_DATA_VERSION = 2
+
+# Keys that are younger than some finished runs, with the values that equal the earlier behaviour.
+LATER_KEYS = {"DATASET.UPRIGHT": False, "DATASET.UNREADABLE": "error"}
 
 
 def _nodes_read(cfg: Mapping) -> set[str]:
@@ -63,7 +66,9 @@ def identity(cfg: Mapping) -> dict[str, object]:
 
     def counts(key: str) -> bool:
         parts = key.split(".")
-        return key not in NOT_IDENTITY and not (len(parts) == 3 and parts[0] == "TRAINER" and parts[1] not in nodes)
+        if key in NOT_IDENTITY or leaves[key] == LATER_KEYS.get(key):
+            return False
+        return not (len(parts) == 3 and parts[0] == "TRAINER" and parts[1] not in nodes)
 
     counted = {
         key: _content(value) if key.startswith("TRAINER.") else value

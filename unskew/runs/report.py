@@ -23,6 +23,7 @@ _FIXED = ("accuracy", "error_rate", "macro_f1", "ece", "seconds")
 _GROUP = "(many|medium|few)"
 
 _MARK = "*"  # at the name of a trainer
+_SKIPPED_MARK = "\N{DAGGER}"  # at a cell whose runs skipped unreadable test images
 
 
 def collect(folder: str | Path) -> list[dict]:
@@ -137,7 +138,7 @@ def table(
     """Return tables whose rows are trainers and whose cells are mean ± standard deviation over seeds.
 
     There is one table for each dataset and backbone, in the order of the rows. Trainers whose predictions used the
-    unlabelled test images are marked.
+    unlabelled test images are marked, and so are cells whose runs skipped unreadable test images.
 
     Args:
         rows: metrics of runs.
@@ -167,8 +168,20 @@ def table(
             same = [row for row in group if row["shots"] == k]
             title = f"{where}, {labels[k]}, {_seeds(same)}{_unit(*columns)}"
             parts.append((title, _grid(same, names, [(_short(name), k, name) for name in columns], style)))
-    text = "\n\n".join(f"{title}\n\n{grid}" for title, grid in parts)
-    return f"{text}\n\n{_MARK} used the unlabelled test images" if any(map(_is_transductive, rows)) else text
+    return "\n\n".join([*(f"{title}\n\n{grid}" for title, grid in parts), *_notes(rows)])
+
+
+def _notes(rows: Sequence[dict]) -> list[str]:
+    """Return the explanations of the marks."""
+    notes = [f"{_MARK} used the unlabelled test images"] if any(map(_is_transductive, rows)) else []
+    if most := max(map(_skipped, rows), default=0):
+        notes.append(f"{_SKIPPED_MARK} without unreadable test images, at most {most:,} per run")
+    return notes
+
+
+def _skipped(row: dict) -> int:
+    count = row.get("unreadable_test", 0)
+    return count if isinstance(count, int) else 0
 
 
 def _is_transductive(row: dict) -> bool:
@@ -177,7 +190,7 @@ def _is_transductive(row: dict) -> bool:
 
 def _check_metrics(rows: Sequence[dict], wanted: Sequence[str]) -> None:
     numbers = {key for row in rows for key, value in row.items() if isinstance(value, int | float)}
-    numbers -= {"seed", "shots", "longtail", "transductive"}
+    numbers -= {"seed", "shots", "longtail", "transductive", "unreadable_test"}
     for metric in wanted:
         if metric not in numbers:
             known = f"choose from {', '.join(sorted(numbers))}" if numbers else "no run has been tested"
@@ -234,7 +247,8 @@ def _grid(rows: Sequence[dict], names: Sequence[str], columns: Sequence[tuple[st
         for _, shots, metric in columns:
             same = [row for row in rows if _values(row, names) == line and row["shots"] == shots]
             values = [row[metric] for row in same if metric in row]
-            cells.append(mean_and_deviation(values) if values else "")
+            mark = f" {_SKIPPED_MARK}" if any(map(_skipped, same)) else ""
+            cells.append(mean_and_deviation(values) + mark if values else "")
         seen = any(_is_transductive(row) for row in rows if _values(row, names) == line)
         lines.append([f"{line[0]} {_MARK}" if seen else line[0], *line[1:], *cells])
     headers = ["", *names[1:], *(head for head, *_ in columns)]

@@ -287,6 +287,9 @@ def _train_and_test(cfg: CfgNode) -> "tuple[dict, dict[str, Tensor]]":
     metrics = {**_describe(cfg), **results, "seconds": seconds, **_versions()}
     if getattr(trainer, "transductive", False):  # a trainer written for Dassl need not have it
         metrics["transductive"] = True
+    dataset = getattr(getattr(trainer, "dm", None), "dataset", None)
+    if skipped := getattr(dataset, "unreadable_test", None):
+        metrics |= {"unreadable_test": len(skipped), "unreadable_test_names": skipped}
     predictions: dict[str, Tensor] = getattr(trainer.evaluator, "predictions", dict)() if results else {}
     if predictions:
         metrics["per_class_accuracy"] = trainer.evaluator.per_class_accuracy()
