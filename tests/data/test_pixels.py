@@ -48,6 +48,18 @@ def png(path, bits, colour_type, row, *chunks):
     return path
 
 
+def tiff(path, values):
+    """Write a TIFF file of 16 bits per sample, which Pillow cannot write in colour; values [H, W, 3]."""
+    height, width, samples = values.shape
+    strip = values.astype("<u2").tobytes()
+    tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, 8), (259, 3, 1, 1), (262, 3, 1, 2)]
+    tags += [(273, 4, 1, 14), (277, 3, 1, samples), (278, 4, 1, height), (279, 4, 1, len(strip))]
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    head = b"II*\0" + struct.pack("<I", 14 + len(strip)) + struct.pack("<3H", 16, 16, 16)
+    path.write_bytes(head + strip + struct.pack("<H", len(tags)) + entries + bytes(4))
+    return path
+
+
 # --- CoOp's reading ----------------------------------------------------------------------------------
 
 
@@ -103,7 +115,8 @@ def test_a_pgm_file_of_twelve_bits(tmp_path):
 def test_sixteen_bit_colours(tmp_path):
     row = (PHOTO[0].astype(">u2") * 257).astype(">u2").tobytes()
     assert np.array_equal(pixels(png(tmp_path / "colours.png", 16, 2, row)), PHOTO[:1])
-    alpha = np.array([[200, 65535 // 257], [40, 0]], ">u2") * 257
+    assert np.array_equal(pixels(tiff(tmp_path / "colours.tif", PHOTO.astype(int) * 257)), PHOTO)
+    alpha = np.array([[200, 255], [40, 0]], ">u2") * 257
     path = png(tmp_path / "grey_alpha.png", 16, 4, alpha.astype(">u2").tobytes())
     assert np.array_equal(pixels(path), grey([[200, 40]]))
     assert np.array_equal(pixels(path, upright=True), grey([[200, 255]]))
@@ -207,6 +220,14 @@ def test_a_transparent_colour_of_a_png_file(bits, colour_type, row, key, expecte
     chunk = (b"tRNS", b"".join(struct.pack(">H", value) for value in key))
     path = png(tmp_path / "key.png", bits, colour_type, bytes(row), chunk)
     assert np.array_equal(pixels(path, upright=True), grey([expected]))
+
+
+def test_the_image_itself_is_not_changed(tmp_path):
+    path = png(tmp_path / "key.png", 2, 0, bytes([0b00011011]), (b"tRNS", struct.pack(">H", 1)))
+    with Image.open(path) as image:
+        to_rgb(image, upright=True)
+        assert image.mode == "L" and image.info["transparency"] == 1
+        assert list(image.tobytes()) == [0, 85, 170, 255]
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp", ".png", ".tif"])
