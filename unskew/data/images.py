@@ -1,5 +1,6 @@
 """Reading of image files."""
 
+import hashlib
 import os
 import stat
 import struct
@@ -72,6 +73,16 @@ def _open_file(path: str | Path) -> BinaryIO:
         file.close()
         raise OSError("it is a pipe or a device, not a file")
     return file
+
+
+def file_key(path: str) -> int:
+    """Return a 64-bit hash of a file's path, size and times; the change time tells a file that replaces another."""
+    try:
+        state = os.stat(path)
+        content = f"{os.path.abspath(path)}\n{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}"
+    except (OSError, ValueError):  # reading the file will report the error
+        content = path
+    return int.from_bytes(hashlib.blake2b(os.fsencode(content), digest_size=8).digest(), "little", signed=True)
 
 
 def to_rgb(image: Image.Image, *, upright: bool = False) -> Image.Image:

@@ -1,6 +1,5 @@
 """Search for unreadable images of the user before training. An image that was opened once is not opened again."""
 
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,7 @@ from yacs.config import CfgNode
 
 from unskew.data.dataset import Datum
 from unskew.data.fewshot import Selection, select
-from unskew.data.images import read_image
+from unskew.data.images import file_key, read_image
 from unskew.utils.errors import DAMAGE
 from unskew.utils.files import user_cache, write_atomically
 
@@ -106,7 +105,7 @@ def find_unreadable(paths: Sequence[str], cache: Path | None = None) -> dict[str
         paths: image files.
         cache: the file that lists the images that were read before; they are not opened while size and times stay.
     """
-    keys = np.fromiter(map(_key, paths), np.int64, len(paths))
+    keys = np.fromiter(map(file_key, paths), np.int64, len(paths))
     known = _read_keys(cache)
     new = np.flatnonzero(~np.isin(keys, known)).tolist()
     found = {path: message for path, message in open_all([paths[i] for i in new], _error) if message}
@@ -134,16 +133,6 @@ def _error(path: str) -> str:
     except (OSError, ValueError) as error:
         return str(error)
     return ""
-
-
-def _key(path: str) -> int:
-    """Return a 64-bit hash of a file's path, size and times; the change time tells a file that replaces another."""
-    try:
-        stat = os.stat(path)
-        content = f"{os.path.abspath(path)}\n{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
-    except (OSError, ValueError):  # reading the file will report the error
-        content = path
-    return int.from_bytes(hashlib.blake2b(os.fsencode(content), digest_size=8).digest(), "little", signed=True)
 
 
 def _read_keys(cache: Path | None) -> Keys:
