@@ -1,6 +1,8 @@
 """Error messages, exit codes, and the exceptions that damaged files raise."""
 
+import contextlib
 import os
+import select
 import sys
 from collections.abc import Callable
 
@@ -19,6 +21,9 @@ def format_error(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
+CLOSED_PIPE = 141  # the exit code of a Unix tool whose reader has ended: 128 + SIGPIPE
+
+
 def exit_code(command: Callable[[], object], hint: str = "") -> int:
     """Run a command of the user and turn its errors into an exit code.
 
@@ -28,16 +33,39 @@ def exit_code(command: Callable[[], object], hint: str = "") -> int:
 
     Returns:
         0 for success; 2 for a user's mistake, which is printed as one line (with UNSKEW_DEBUG set, it is raised
-        instead); 130 for an interrupt.
+        instead); 130 for an interrupt; 141, without a message, if the reader of the output (such as head) has ended.
     """
     try:
         command()
+        sys.stdout.flush()  # the last lines may be for a reader that has ended
     except (ValueError, OSError, FloatingPointError) as error:  # FloatingPointError: the loss is not finite
+        if isinstance(error, BrokenPipeError) and _reader_has_ended():
+            return CLOSED_PIPE
         if os.environ.get("UNSKEW_DEBUG"):
             raise
-        print(f"unskew: error: {format_error(error)}{hint}", file=sys.stderr)
-        return 2
+        return _print_error(f"unskew: error: {format_error(error)}{hint}", 2)
     except KeyboardInterrupt:
-        print("\nunskew: interrupted; run the same command again to resume (finished runs are kept)", file=sys.stderr)
-        return 130
+        text = "\nunskew: interrupted; run the same command again to resume (finished runs are kept)"
+        return _print_error(text, 130)
     return 0
+
+
+def _print_error(text: str, code: int) -> int:
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        _reader_has_ended()
+    return code
+
+
+def _reader_has_ended() -> bool:
+    """Return whether the reader of standard output or error has ended; the rest of that output is then dropped."""
+    ended = False
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(ValueError, OSError):  # a stream without a file descriptor
+            poll = select.poll()
+            poll.register(stream.fileno(), 0)
+            if any(event & select.POLLERR for _, event in poll.poll(0)):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # the interpreter flushes again at its exit
+                ended = True
+    return ended
