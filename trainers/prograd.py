@@ -37,6 +37,7 @@ class ProGrad(PromptTrainer):
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
+        self.check_context()
         if self.node.T <= 0:
             raise ValueError(f"TRAINER.{self.node_name}.T must be above 0 (got {self.node.T})")
 

@@ -167,7 +167,8 @@ def test_a_run_that_fails_does_not_stop_the_others(run, capsys):
     assert main([*argv, "--root", run.root, "--output", run.output, "--opts", *opts]) == 2
     said = capsys.readouterr()
     assert "2 of 4 runs failed" in said.err
-    assert "GLA, 1 shot, seed 2: TEST.FINAL_MODEL is best_val, but 'digits' has no val split" in said.err
+    assert "GLA, 1 shot, seed 1: TEST.FINAL_MODEL is best_val, but 'digits' has no val split" in said.err
+    assert said.err.count("no val split") == 1 and "2 runs failed with the error of run 1" in said.err
     assert "| ZeroshotCLIP | 69." in said.out
     # No terminal, so there is a line for each run instead of a bar.
     assert "run 3 of 4, ZeroshotCLIP, 1 shot, seed 1, accuracy 69." in said.err and "\r" not in said.err

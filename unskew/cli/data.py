@@ -4,6 +4,8 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
+from unskew.cli.arguments import add_overrides
+
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 else:
@@ -23,7 +25,7 @@ def add(commands: Commands) -> None:
         parser.add_argument("--root", default="data", help="folder of the datasets (default: data)")
     verified.add_argument("--root", default="", help="folder of the datasets (default: data), or your own data")
     verified.add_argument("--full", action="store_true", help="open all images, not only 5,000; list every problem")
-    verified.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides")
+    add_overrides(verified)
     listed.set_defaults(command=_list)
     prepared.set_defaults(command=_prepare)
     verified.set_defaults(command=_verify)
@@ -39,11 +41,12 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
+    from unskew import config
     from unskew.data import catalogue
     from unskew.engine.fingerprint import USER_DATASETS
     from unskew.utils.logging import setup_logger
 
-    catalogue.dataset_class(arguments.name)
+    arguments.name = config.check_name("datasets", arguments.name)
     if arguments.name in USER_DATASETS:
         raise ValueError(
             f"'{arguments.name}' is your own images, with nothing to prepare: run unskew data verify {arguments.name} "
@@ -59,7 +62,7 @@ def _verify(arguments: argparse.Namespace) -> None:
     from unskew.data.verify import verify
     from unskew.engine.fingerprint import USER_DATASETS
 
-    config.check_name("datasets", arguments.name)
+    arguments.name = config.check_name("datasets", arguments.name)
     opts = (*(("DATASET.ROOT", arguments.root) if arguments.root else ()), *arguments.opts)
     report = verify(config.load(arguments.name, trainer="ZeroshotCLIP", opts=opts), arguments.full)
     print(report.text(arguments.full))

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from unskew.micro import weights as micro
+from unskew.utils.errors import MissingWeightsError
 from unskew.utils.registry import suggestion, unknown_name
 
 # CLIP's short names. They mean OpenAI's weights, which were trained with QuickGELU.
@@ -76,7 +77,7 @@ def find_or_download(name: str, arch: str, tag: str) -> Path:
         _check_connection(source)
         return Path(pretrained.download_pretrained(cfg))
     except (OSError, RuntimeError) as error:
-        raise FileNotFoundError(
+        raise MissingWeightsError(
             f"backbone '{name}': its weights are not in the cache and {source} cannot be reached "
             f"({' '.join(str(error).split())[:150]}); run once with internet, set HF_ENDPOINT to a mirror, download "
             f"the file and pass it as {arch}@FILE, or use 'micro', which ships with unskew"

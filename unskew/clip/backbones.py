@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from unskew.clip._weights import OPENAI, find_or_download, hash_file, hash_state, openai_hashes, resolve
 from unskew.micro import weights as micro
+from unskew.utils.errors import MissingWeightsError
 from unskew.utils.registry import unknown_name
 
 if TYPE_CHECKING:  # open_clip takes seconds to import
@@ -209,7 +210,7 @@ def _load(name: str, precision: str, device: str) -> Backbone:
     if tag:
         file = find_or_download(name, arch, tag)
     if file and not file.is_file():
-        raise FileNotFoundError(f"backbone '{name}': there is no file '{file}'")
+        raise MissingWeightsError(f"backbone '{name}': there is no file '{file}'")
     tokenizer = _load_tokenizer(arch)
     digest = hash_file(file) if file else ""
     model, variant = _create(arch, tag, file, digest, precision)

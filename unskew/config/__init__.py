@@ -14,6 +14,7 @@ from unskew.config._files import (
     trainer_node,
 )
 from unskew.config._keys import flatten, set_key
+from unskew.config._values import OPTIMIZERS, SCHEDULERS, check_optimizer, check_schedule
 from unskew.config.defaults import COMMON, get_cfg_default
 from unskew.config.load import (
     all_defaults,
@@ -29,10 +30,14 @@ from unskew.config.load import (
 
 __all__ = [
     "COMMON",
+    "OPTIMIZERS",
+    "SCHEDULERS",
     "all_defaults",
     "backbone_layer",
     "check_backbone",
     "check_name",
+    "check_optimizer",
+    "check_schedule",
     "class_name",
     "dataset_layer",
     "dataset_values",

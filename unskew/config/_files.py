@@ -59,31 +59,43 @@ def list_backbones() -> list[str]:
         >>> "ViT-B/16" in unskew.list_backbones()
         True
     """
-    configured = (str(backbone_layer(name)["MODEL.BACKBONE.NAME"]) for name in names("backbones"))
-    return sorted({*configured, *plugins.names("backbones")})
+    return sorted({*_backbone_names(), *plugins.names("backbones")})
 
 
 def check_name(axis: str, name: str) -> str:
-    """Return ``name`` if it is a YAML's stem or a plugin's name.
+    """Return the spelling of a name that is a YAML's or a plugin's, in upper or lower case and with - for /.
 
     Raises:
         ValueError: the name is unknown; the message suggests similar ones.
     """
-    known = [*names(axis), *plugins.names(axis)]
-    if name not in known:
-        module = folder_of(axis).parents[1] / axis / f"{str(name).lower()}.py"
-        if module.is_file() and name.lower() not in map(str.lower, known):
-            raise ValueError(f"'{module}' needs a config: add configs/{axis}/{name}.yaml, which may be empty")
-        hint = "" if axis == "backbones" or plugins.names(axis) else "; a plugin's name needs --plugin"
-        raise ValueError(f"{unknown_name(axis.removesuffix('s'), name, known)}{hint}")
-    return name
+    known = [*(_backbone_names() if axis == "backbones" else names(axis)), *plugins.names(axis)]
+    similar = [entry for entry in known if _folded(entry) == _folded(name)]
+    if name in known or len(similar) == 1:
+        return name if name in known else similar[0]
+    module = folder_of(axis).parents[1] / axis / f"{str(name).lower()}.py"
+    if module.is_file() and not similar:
+        raise ValueError(f"'{module}' needs a config: add configs/{axis}/{name}.yaml, which may be empty")
+    hint = "" if axis == "backbones" or plugins.names(axis) else "; a plugin's name needs --plugin"
+    raise ValueError(f"{unknown_name(axis.removesuffix('s'), name, known)}{hint}")
+
+
+def _folded(name: str) -> str:
+    return str(name).replace("/", "-").lower()
+
+
+def _backbone_names() -> list[str]:
+    """Return the names of the configured backbones: "ViT-B/16" for ViT-B-16.yaml."""
+    trees = {stem: read_layer("backbones", stem) for stem in names("backbones")}
+    return [str(dict(flatten(tree)).get("MODEL.BACKBONE.NAME", stem)) for stem, tree in trees.items()]
 
 
 def check_backbone(name: str) -> str:
-    """Return ``name`` if it is a config's stem, CLIP's short name ("ViT-B/16") or "ARCH@TAG"."""
-    if "@" not in name:
-        check_name("backbones", name.replace("/", "-"))
-    return name
+    """Return the spelling of a configured backbone or a plugin's ("ViT-B/16" for "vit-b-16"), or "ARCH@TAG" as it is.
+
+    Raises:
+        ValueError: the name is unknown; the message suggests similar ones.
+    """
+    return name if "@" in name else check_name("backbones", name)
 
 
 def read_yaml(path: Path) -> dict:
@@ -148,7 +160,8 @@ def dataset_layer(dataset: str) -> tuple[str, dict, str]:
             otherwise its stem is, because CoOp's ``eurosat.yaml`` names its dataset "EuroSAT".
     """
     if not dataset.endswith((".yaml", ".yml")):
-        return check_name("datasets", dataset), read_layer("datasets", dataset), f"configs/datasets/{dataset}.yaml"
+        dataset = check_name("datasets", dataset)
+        return dataset, read_layer("datasets", dataset), f"configs/datasets/{dataset}.yaml"
     tree, stem = read_yaml(Path(dataset)), Path(dataset).stem
     name = str(dict(flatten(tree)).get("DATASET.NAME") or stem)
     known = [*names("datasets"), *plugins.names("datasets")]
@@ -160,7 +173,8 @@ def backbone_layer(name: str) -> dict[str, object]:
 
     ``MODEL.BACKBONE.NAME`` has the spelling of the backbone's YAML if it has one: "ViT-B/16" for "ViT-B-16".
     """
-    path = folder_of("backbones") / f"{check_backbone(name).replace('/', '-')}.yaml"
+    name = check_backbone(name)
+    path = folder_of("backbones") / f"{name.replace('/', '-')}.yaml"
     return {"MODEL.BACKBONE.NAME": name, **dict(flatten(read_yaml(path) if path.is_file() else {}))}
 
 

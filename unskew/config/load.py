@@ -25,8 +25,8 @@ from unskew.config._files import (
     trainer_tree,
 )
 from unskew.config._keys import flatten, merge, node_of, set_key
+from unskew.config._values import check_values
 from unskew.config.defaults import COMMON, get_cfg_default
-from unskew.utils.registry import unknown_name
 
 _FLAGS = {
     "DATASET.NAME": "--dataset",
@@ -34,7 +34,6 @@ _FLAGS = {
     "TRAINER.CLASS": "--trainer",
     "MODEL.BACKBONE.NAME": "--backbone",
 }
-FINAL_MODELS = ("last_step", "best_val")
 
 
 def all_defaults() -> CfgNode:
@@ -58,12 +57,13 @@ def load(dataset: str, backbone: str = "", trainer: str = "", opts: Sequence = (
     Raises:
         ValueError: an unknown name or key (the message suggests similar ones), or a value of the wrong type.
     """
+    trainer = check_name("trainers", trainer)
     pairs, extra = _pairs(opts), read_yaml(Path(config_file)) if config_file else {}
     extra_schedules = extra.pop("SCHEDULES", None) or []
     given = {**dict(flatten(extra)), **dict(pairs)}
     dataset, dataset_tree, dataset_source = dataset_layer(dataset)
     overrides = dataset_tree.pop("OVERRIDES", None) or {}
-    layers = _trainer_layers(check_name("trainers", trainer), given)
+    layers = _trainer_layers(trainer, given)
 
     cfg = all_defaults()
     unused = plugins.extend(cfg, (dataset, *layers))
@@ -87,7 +87,7 @@ def load(dataset: str, backbone: str = "", trainer: str = "", opts: Sequence = (
         merge(cfg, overrides.get(layer, overrides.get(stem, {})), f"{dataset_source}, OVERRIDES")
     names = (dataset, trainer, cfg.TRAINER.CLASS, backbone)
     for (key, flag), name in zip(_FLAGS.items(), names, strict=True):
-        if str(given.get(key, name)).replace("/", "-") != name.replace("/", "-"):
+        if str(given.get(key, name)).replace("/", "-").lower() != name.replace("/", "-").lower():
             raise ValueError(f"{key} is '{given[key]}' in the overrides but '{name}' in this run; set it with {flag}")
     merge(cfg, extra, config_file)
     _merge_schedules(cfg, extra_schedules, shots, dataset, config_file)
@@ -97,7 +97,10 @@ def load(dataset: str, backbone: str = "", trainer: str = "", opts: Sequence = (
         node, last = node_of(cfg, key)
         del node[last]
     cfg.DATASET.NAME, cfg.TRAINER.NAME, cfg.MODEL.BACKBONE.NAME = dataset, trainer, backbone
-    _check_values(cfg)
+    for node in (cfg.TRAINER.get(trainer_node(layer, cfg.TRAINER), {}) for layer in layers):
+        if node.get("BASE"):
+            node.BASE = check_name("trainers", node.BASE)
+    check_values(cfg)
     cfg.freeze()
     return cfg
 
@@ -106,7 +109,7 @@ def _pairs(opts: Sequence) -> list[tuple[str, object]]:
     opts = list(opts)
     flags = [part for place, part in enumerate(opts) if str(part).startswith("--" if place % 2 else "-")]
     if flags:
-        raise ValueError(f"'{flags[0]}' is not a config key: put flags before the KEY VALUE pairs")
+        raise ValueError(f"'{flags[0]}' is not a config key: overrides are pairs of KEY VALUE")
     if len(opts) % 2:
         raise ValueError(f"config overrides come in pairs KEY VALUE; '{opts[-1]}' has no value")
     return list(zip(opts[::2], opts[1::2], strict=True))
@@ -124,13 +127,13 @@ def _trainer_layers(trainer: str, given: Mapping[str, object], above: tuple[str,
     base = given.get(f"TRAINER.{node}.BASE", keys.get("BASE"))
     if base is None:
         return [trainer]
-    chain = (*above, class_name(trainer))
-    if class_name(check_name("trainers", str(base))) in chain:
+    chain, base = (*above, class_name(trainer)), check_name("trainers", str(base))
+    if class_name(base) in chain:
         raise ValueError(
-            f"TRAINER.{chain[-1].upper()}.BASE cannot be {base}: {' over '.join([*chain, str(base)])} has no end; "
+            f"TRAINER.{chain[-1].upper()}.BASE cannot be {base}: {' over '.join([*chain, base])} has no end; "
             "choose another trainer"
         )
-    return [*_trainer_layers(str(base), given, chain), trainer]
+    return [*_trainer_layers(base, given, chain), trainer]
 
 
 def _trainer_keys(trainer: str) -> tuple[str, dict]:
@@ -167,15 +170,6 @@ def integer(key: str, value: object) -> int:
         return int(str(value))
     except ValueError as error:
         raise ValueError(f"{key} takes a whole number, got {value!r}") from error
-
-
-def _check_values(cfg: CfgNode) -> None:
-    if cfg.SEED >= 2**63:
-        raise ValueError(f"SEED must be below 2**63, got {cfg.SEED}")
-    if cfg.OPTIM.MAX_EPOCH < 0:
-        raise ValueError(f"OPTIM.MAX_EPOCH must be 0 or more, got {cfg.OPTIM.MAX_EPOCH}")
-    if cfg.TEST.FINAL_MODEL not in FINAL_MODELS:
-        raise ValueError(unknown_name("TEST.FINAL_MODEL", cfg.TEST.FINAL_MODEL, FINAL_MODELS))
 
 
 def restore(path: str | Path) -> CfgNode:

@@ -196,8 +196,8 @@ class SimpleTrainer(TrainerBase, trainer.SimpleTrainer):
     def _has_test_classes(self) -> bool:
         return getattr(_dataset_of(self), "test_classes", None) is not None
 
-    def _test_names(self) -> dict[int, str]:
-        return super()._test_names() if self._has_test_classes() else self.lab2cname
+    def test_names(self) -> dict[int, str]:
+        return super().test_names() if self._has_test_classes() else self.lab2cname
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:

@@ -272,7 +272,7 @@ def restore(
     return checkpoint["epoch"]
 
 
-# --- the classes of a module's weights --------------------------------------------------------------
+# --- the classes and the shapes of a module's weights -----------------------------------------------
 
 
 def class_fingerprint(classnames: Sequence[str]) -> Tensor:
@@ -297,3 +297,20 @@ def _check_classes(module: nn.Module, state: dict[str, Tensor], prefix: str, *_)
             "the weights were trained on other classes, and each row belongs to one class: train again, or test on the "
             "classes of the training"
         )
+
+
+def bind_to_shape(module: nn.Module, name: str, keys: str) -> None:
+    """Let ``load_state_dict`` raise a ``ValueError`` with the config keys that decide the shape of a parameter.
+
+    Args:
+        module: the module.
+        name: its parameter.
+        keys: the config keys, for the message.
+    """
+
+    def check(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+        expected, found = module.get_parameter(name).shape, state.get(f"{prefix}{name}", module.get_parameter(name)).shape
+        if expected != found:
+            raise ValueError(f"{name} is {list(found)} there and {list(expected)} here: set {keys} as in the training")
+
+    module.register_load_state_dict_pre_hook(check)

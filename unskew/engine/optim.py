@@ -9,13 +9,10 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from yacs.config import CfgNode
 
-from unskew.utils.registry import unknown_name
+from unskew import config
 
-AVAI_OPTIMS = ("adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw")
-
-AVAI_SCHEDS = ("single_step", "multi_step", "cosine")
-
-AVAI_WARMUPS = ("constant", "linear")
+# Dassl's names of the lists.
+AVAI_OPTIMS, AVAI_SCHEDS = config.OPTIMIZERS, config.SCHEDULERS
 
 
 def build_optimizer(
@@ -41,11 +38,10 @@ def make_optimizer(param_groups: Any, optim_cfg: CfgNode) -> torch.optim.Optimiz
     """Build the optimizer that ``optim_cfg.NAME`` names, for parameters or groups of parameters.
 
     Raises:
-        ValueError: the optimizer is unknown.
+        ValueError: the optimizer is unknown, or its keys do not fit it.
     """
     name, lr = optim_cfg.NAME, optim_cfg.LR
-    if name not in AVAI_OPTIMS:
-        raise ValueError(unknown_name("optimizer in OPTIM.NAME", name, AVAI_OPTIMS))
+    config.check_optimizer(optim_cfg)
     common = {"lr": lr, "weight_decay": optim_cfg.WEIGHT_DECAY}
     betas = (optim_cfg.ADAM_BETA1, optim_cfg.ADAM_BETA2)
     match name:
@@ -117,14 +113,5 @@ def build_lr_scheduler(optimizer: torch.optim.Optimizer, optim_cfg: CfgNode) -> 
     Raises:
         ValueError: the schedule or the warm-up is unknown, or ``STEPSIZE`` does not fit the schedule.
     """
-    name, stepsize = optim_cfg.LR_SCHEDULER, optim_cfg.STEPSIZE
-    if name not in AVAI_SCHEDS:
-        raise ValueError(unknown_name("schedule in OPTIM.LR_SCHEDULER", name, AVAI_SCHEDS))
-    steps = stepsize if isinstance(stepsize, list | tuple) else [stepsize]
-    if name == "multi_step" and not isinstance(stepsize, list | tuple):
-        raise ValueError(f"OPTIM.STEPSIZE must be a list of epochs for multi_step, got {stepsize!r}")
-    if name != "cosine" and not (steps and all(isinstance(step, int) for step in steps)):
-        raise ValueError(f"OPTIM.STEPSIZE must hold whole epochs, got {stepsize!r}")
-    if optim_cfg.WARMUP_EPOCH > 0 and optim_cfg.WARMUP_TYPE not in AVAI_WARMUPS:
-        raise ValueError(unknown_name("warm-up in OPTIM.WARMUP_TYPE", optim_cfg.WARMUP_TYPE, AVAI_WARMUPS))
+    config.check_schedule(optim_cfg)
     return EpochSchedule(optimizer, optim_cfg)

@@ -5,9 +5,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from unskew.clip.prompts import LearnableContext
+from unskew.clip.prompts import POSITIONS, LearnableContext
 from unskew.clip.text import encode_prompts
+from unskew.engine.checkpoint import bind_to_shape
 from unskew.engine.clip_trainer import CLIPTrainer
+from unskew.utils.registry import unknown_name
 
 
 class PromptTrainer(CLIPTrainer):
@@ -21,6 +23,15 @@ class PromptTrainer(CLIPTrainer):
 
     prompt_learner: nn.Module
 
+    def check_context(self) -> None:
+        """Raise ``ValueError`` for an unknown place of the class name, or a context without tokens."""
+        node = self.node
+        if node.CLASS_TOKEN_POSITION not in POSITIONS:
+            key = f"TRAINER.{self.node_name}.CLASS_TOKEN_POSITION"
+            raise ValueError(unknown_name(key, node.CLASS_TOKEN_POSITION, POSITIONS))
+        if node.get("N_CTX", 1) < 1 and not node.CTX_INIT:
+            raise ValueError(f"TRAINER.{self.node_name}.N_CTX must be 1 or more (got {node.N_CTX})")
+
     def build_prompts(self) -> nn.Module:
         """Return the module that gives the prompts of all classes."""
         raise NotImplementedError(f"{type(self).__name__} must define build_prompts()")
@@ -32,7 +43,7 @@ class PromptTrainer(CLIPTrainer):
             **options: further arguments of `LearnableContext`.
         """
         node: Mapping[str, Any] = self.node
-        return LearnableContext(
+        context = LearnableContext(
             self.backbone,
             self.classnames,
             csc=node["CSC"],
@@ -40,6 +51,9 @@ class PromptTrainer(CLIPTrainer):
             generator=self.generator,
             **options,
         )
+        keys = [f"TRAINER.{self.node_name}.{key}" for key in ("N_CTX", "CTX_INIT", "CSC") if key in node]
+        bind_to_shape(context, "ctx", ", ".join(keys))
+        return context
 
     @property
     def class_bound(self) -> bool:

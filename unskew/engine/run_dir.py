@@ -97,7 +97,7 @@ class RunDir:
 
         A folder of CoOp has no ``config.yaml`` to compare.
         """
-        if not self._has_checkpoints():
+        if not self.has_checkpoints:
             raise ValueError(f"--resume '{self.path}' holds no checkpoints: pass the folder of an interrupted run")
         if not self.config.is_file():
             return
@@ -124,10 +124,10 @@ class RunDir:
                 difference = self._difference(cfg) if self.config.is_file() else ""
             except ValueError as error:
                 difference = f"its config ({error})"
-            if difference and self._has_checkpoints():
+            if difference and self.has_checkpoints:
                 logger.warning(f"'{self.path}' holds an unfinished run that differs in {difference}: starting again")
                 self.drop_checkpoints()
-            if not self._has_checkpoints():  # nothing to resume from, so the log starts again too
+            if not self.has_checkpoints:  # nothing to resume from, so the log starts again too
                 self.log.unlink(missing_ok=True)
             write_atomically(self.config, f"{_FIRST_LINE}{fingerprint.config_hash(cfg)}\n{config.dump(cfg)}")
         except OSError as error:
@@ -144,7 +144,9 @@ class RunDir:
             keys = [*keys[:_MOST_KEYS], f"{len(keys) - _MOST_KEYS} more"]
         return ", ".join(keys) or ("" if same else _FILE)
 
-    def _has_checkpoints(self) -> bool:
+    @property
+    def has_checkpoints(self) -> bool:
+        """True if the folder holds the checkpoint of a model."""
         return any(self.path.glob(_CHECKPOINTS))
 
     def drop_checkpoints(self) -> None:
@@ -161,7 +163,7 @@ class RunDir:
         """Return the first folder below ``root``, by path, with a finished run of this config and its checkpoints."""
         wanted = fingerprint.config_hash(cfg)
         folders = (cls(done.parent) for done in sorted(Path(root).rglob("done")))
-        return next((f for f in folders if f._has_checkpoints() and f._fingerprint() == wanted), None)
+        return next((f for f in folders if f.has_checkpoints and f._fingerprint() == wanted), None)
 
     def copy_checkpoints(self, target: "RunDir") -> None:
         """Copy the checkpoints into another run's folder; each file is copied completely or not at all."""

@@ -30,6 +30,7 @@ from unskew.engine.evaluator import build_evaluator, labels_of
 from unskew.engine.loop import Names, TrainerBase
 from unskew.engine.meters import AverageMeter, MetricMeter
 from unskew.engine.prediction import Prediction
+from unskew.utils.logging import warn_once
 from unskew.utils.registry import Registry
 from unskew.utils.seeds import derive_seed, set_random_seed
 
@@ -110,7 +111,7 @@ class SimpleTrainer(TrainerBase):
         self.results: dict[str, float] = {}
         self.build_data_loader()
         self.build_model()
-        self.evaluator = self._build_evaluator(cfg, lab2cname=self._test_names())
+        self.evaluator = self._build_evaluator(cfg, lab2cname=self.test_names())
         self._share_among_processes()
 
     @functools.cached_property
@@ -144,7 +145,7 @@ class SimpleTrainer(TrainerBase):
         self.num_classes, self.num_source_domains = dm.num_classes, dm.num_source_domains
         self.lab2cname = dm.lab2cname
 
-    def _test_names(self) -> dict[int, str]:
+    def test_names(self) -> dict[int, str]:
         """Return the names of the test classes, by column of the logits."""
         classes = getattr(self.dm.dataset, "test_classes", None)
         return self.lab2cname if classes is None else dict(enumerate(self.lab2cname[label] for label in classes))
@@ -187,6 +188,8 @@ class SimpleTrainer(TrainerBase):
                 split.
         """
         self._check_splits()
+        if self.max_epoch == 0 and any(self._optims.values()):
+            warn_once("OPTIM.MAX_EPOCH is 0: the model is tested as it is before training")
         writer_dir = Path(self.output_dir) / "tensorboard"
         try:
             writer_dir.mkdir(parents=True, exist_ok=True)

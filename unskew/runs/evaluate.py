@@ -1,57 +1,165 @@
 """Evaluation of a trained model without training (``--eval-only``), and building a run without starting it."""
 
+import os
+import re
+from dataclasses import replace
 from pathlib import Path
 
 from yacs.config import CfgNode
 
 from unskew import config
-from unskew.runs.run import Run, check_root
+from unskew.engine import fingerprint
+from unskew.engine.run_dir import RunDir, dataset_label
+from unskew.runs.run import Run, check_root, test_results, write_results
+
+# Keys of the trained run: those that its weights need, and those that draw the sample on which a trainer may fit again.
+_WEIGHTS = ("MODEL.", "TRAINER.", "INPUT.")
+_SAMPLE = ("SEED", "DATASET.SEED", "DATASET.NUM_SHOTS", "DATASET.NUM_VAL_SHOTS")
+
+_NAMES = ("DATASET.NAME", "TRAINER.NAME", "TRAINER.CLASS", "MODEL.BACKBONE.NAME")
 
 
-def evaluate(run: Run, model_dir: str = "", epoch: int | None = None) -> None:
-    """Test the model in a run's folder with the config of ``run``; the metrics are logged.
+def with_settings_of(model_dir: str, run: Run) -> Run:
+    """Return ``run`` with the settings in the ``config.yaml`` of a trained run, unless ``run`` gives other ones.
+
+    These are trainer, backbone, seed, shots and the keys below MODEL, TRAINER and INPUT. If ``run`` names no dataset,
+    dataset and all keys below DATASET are those of the trained run too.
+
+    Args:
+        model_dir: the folder of the trained run. A folder without ``config.yaml``, such as CoOp's, changes nothing.
+        run: the evaluation; its trainer, backbone and dataset may be empty.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+        ValueError: its ``config.yaml`` is damaged.
+    """
+    if not Path(model_dir).is_dir():
+        raise FileNotFoundError(f"--model-dir '{model_dir}' is not a folder: pass the folder of a finished run")
+    saved = _saved(model_dir)
+    if not saved:
+        return run
+    dataset, trainer, _, backbone = (str(saved.get(key, "")) for key in _NAMES)
+    given = {*run.opts[::2], *(dict(config.flatten(config.read_yaml(Path(run.config_file)))) if run.config_file else ())}
+    flags = {"DATASET.ROOT": run.root or None, "DATASET.NUM_SHOTS": run.shots, "SEED": run.seed}
+    excluded = {*_NAMES, *given, *(key for key, value in flags.items() if value is not None)}
+    excluded |= {*fingerprint.NOT_IDENTITY} - {"DATASET.ROOT"}
+    kept = _WEIGHTS if run.dataset else (*_WEIGHTS, "DATASET.")
+    values = [
+        part for key, value in saved.items() if key not in excluded and (key.startswith(kept) or key in _SAMPLE)
+        for part in (key, value)
+    ]
+    trainer = run.trainer or trainer
+    has_own = config.has_members(config.check_name("trainers", trainer)) or "MODEL.BACKBONE.NAME" in given
+    backbone = run.backbone or ("" if has_own else backbone)
+    opts = (*values, *run.opts)
+    return replace(run, dataset=run.dataset or dataset, trainer=trainer, backbone=backbone, opts=opts)
+
+
+def _saved(model_dir: str) -> dict[str, object]:
+    """Return the values in the ``config.yaml`` of a run, by key; CoOp's runs have none."""
+    file = RunDir(model_dir).config
+    return dict(config.flatten(config.read_yaml(file))) if file.is_file() else {}
+
+
+def evaluate(run: Run, model_dir: str = "", epoch: int | None = None, console: bool = True) -> tuple[dict, Path | None]:
+    """Test the model in a run's folder with the config of ``run``, see `with_settings_of`.
+
+    The folder of ``run``, by default ``<model_dir>/eval/<dataset>``, gets ``config.yaml``, ``log.txt``,
+    ``predictions.safetensors`` and ``metrics.json``, with ``evaluated_from``. It gets no ``done``, so that tables of
+    trained runs leave it out. Without ``model_dir`` and without a folder, nothing is written.
 
     Args:
         run: the config to evaluate with.
         model_dir: the folder of the trained run; may be empty if the trainer trains nothing.
         epoch: the epoch to load; default: the best, else the last.
+        console: print the log lines too.
+
+    Returns:
+        The metrics and the folder.
 
     Raises:
-        ValueError: ``model_dir`` is missing, or its weights belong to another backbone or trainer.
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: ``model_dir`` is missing, its weights belong to another backbone or trainer, or the folder is that
+            of a trained run.
     """
+    cfg = run.config
+    check_root(cfg)
+    if model_dir:
+        _check_weights(cfg, model_dir)
+        _check_epoch(cfg, model_dir, epoch)
+    chosen = run.folder or dict(zip(run.opts[::2], run.opts[1::2], strict=True)).get("OUTPUT_DIR")
+    folder = Path(chosen) if chosen else Path(model_dir) / "eval" / dataset_label(cfg) if model_dir else None
+    main = int(os.environ.get("RANK", 0)) == 0  # only one of several processes writes
+    if folder:
+        cfg = config.derive(cfg, {"OUTPUT_DIR": str(folder)})
+        _check_folder(folder, model_dir)
+        if main:
+            RunDir(folder).prepare(cfg)
+    from unskew.utils.logging import setup_logger
+
+    with setup_logger(folder if main else None, console=console and main):
+        metrics, predictions = _test(cfg, model_dir, epoch)
+        if folder and main:
+            write_results(RunDir(folder), metrics, predictions)
+    return metrics, folder
+
+
+def _test(cfg: CfgNode, model_dir: str, epoch: int | None) -> tuple[dict, dict]:
     from unskew.engine.trainer import build_trainer
     from unskew.utils.seeds import set_random_seed
 
-    check_root(run.config)
-    if model_dir:
-        if not Path(model_dir).is_dir():
-            raise FileNotFoundError(f"--model-dir '{model_dir}' is not a folder: pass the folder of a finished run")
-        _check_weights(run.config, model_dir)
-    set_random_seed(run.config.SEED)
-    trainer = build_trainer(run.config)
+    set_random_seed(cfg.SEED)
+    trainer = build_trainer(cfg)
     if trainer.get_model_names() and not model_dir:
-        raise ValueError(f"--eval-only needs --model-dir, the folder of a finished {run.trainer} run")
-    trainer.load_model(model_dir, epoch=epoch)
+        raise ValueError(f"--eval-only needs --model-dir, the folder of a finished {cfg.TRAINER.NAME} run")
+    try:
+        trainer.load_model(model_dir, epoch=epoch)
+    except ValueError as error:
+        saved = _saved(model_dir)
+        keys = fingerprint.differing_keys(cfg, config.read_yaml(RunDir(model_dir).config)) if saved else []
+        other = ", ".join(f"{key} {saved.get(key)}" for key in keys if key.startswith(_WEIGHTS))
+        raise ValueError(f"{error}; the run in '{model_dir}' has {other}" if other else str(error)) from error
     trainer.test()
+    return test_results(trainer, cfg, **({"evaluated_from": model_dir} if model_dir else {}))
 
 
 def build(run: Run) -> None:
     """Build a run's trainer and data, which checks both, and train nothing."""
     from unskew.engine.trainer import build_trainer
+    from unskew.utils.logging import setup_logger
     from unskew.utils.seeds import set_random_seed
 
     check_root(run.config)
-    set_random_seed(run.config.SEED)
-    build_trainer(run.config)
+    with setup_logger(run.folder or None, console=True):
+        set_random_seed(run.config.SEED)
+        build_trainer(run.config)
+
+
+def _check_folder(folder: Path, model_dir: str) -> None:
+    """Raise ``ValueError`` if an evaluation would write into the folder of a trained run."""
+    same = model_dir and folder.resolve() == Path(model_dir).resolve()
+    if same or RunDir(folder).is_finished or RunDir(folder).has_checkpoints:
+        raise ValueError(f"--output-dir '{folder}' holds a trained run, whose files are kept: choose another folder")
+
+
+def _check_epoch(cfg: CfgNode, model_dir: str, epoch: int | None) -> None:
+    """Raise ``FileNotFoundError`` if no model below a run's folder, or its base's, has a checkpoint of the epoch."""
+    if epoch is None:
+        return
+    bases = (str(value) for key, value in config.flatten(cfg) if key.endswith(".BASE_DIR") and value)
+    files = [file.name for folder in (model_dir, *bases) for file in Path(folder).rglob("model.pth.tar-*")]
+    epochs = sorted({int(match[1]) for name in files if (match := re.fullmatch(r"model\.pth\.tar-(\d+)", name))})
+    if epoch not in epochs:
+        there = f"it has those of {', '.join(map(str, epochs))}" if epochs else "it has none"
+        raise FileNotFoundError(f"--load-epoch {epoch}: '{model_dir}' has no checkpoint of that epoch; {there}")
 
 
 def _check_weights(cfg: CfgNode, model_dir: str) -> None:
     """Raise ``ValueError`` for weights of another backbone or trainer, even if their shapes fit."""
-    file = Path(model_dir) / "config.yaml"
-    if not file.is_file():  # CoOp's runs have none
-        return
-    saved = dict(config.flatten(config.read_yaml(file)))
-    for key, value in (("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME), ("TRAINER.NAME", cfg.TRAINER.NAME)):
+    saved = _saved(model_dir)
+    keys = ("TRAINER.NAME",) if config.has_members(cfg.TRAINER.NAME) else ("MODEL.BACKBONE.NAME", "TRAINER.NAME")
+    for key in keys:
+        value = dict(config.flatten(cfg))[key]
         if saved.get(key, value) != value:
             raise ValueError(
                 f"the run in '{model_dir}' has {key} {saved[key]}, this one has {value}: evaluate it with {saved[key]}"

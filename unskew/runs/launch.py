@@ -9,7 +9,7 @@ from unskew import config
 from unskew.engine.run_dir import RunDir, backbone_label, shots_label
 from unskew.runs import plugins as plugin_files
 from unskew.runs.run import Run, absolute, execute, flat, several
-from unskew.utils.errors import format_error
+from unskew.utils.errors import MissingWeightsError, format_error
 
 ALL_SHOTS = (1, 2, 4, 8, 16)
 _FLAGS = {"SEED": "--seeds", "DATASET.NUM_SHOTS": "--shots", "OUTPUT_DIR": "--output"}
@@ -31,9 +31,8 @@ def plan(
     """Return the runs of a sweep, each once; their names and configs are checked. See `sweep` for the arguments."""
     plugins, trainers, backbones, opts = several(plugins), several(trainers), several(backbones), flat(opts)
     plugin_files.load(plugins)
-    config.check_name("datasets", dataset)
-    for trainer in trainers:
-        config.check_name("trainers", trainer)
+    dataset = config.check_name("datasets", dataset)
+    trainers = [config.check_name("trainers", trainer) for trainer in trainers]
     for key in opts[::2]:
         if key in _FLAGS:
             raise ValueError(f"{key} would be the same in all runs of a sweep: use {_FLAGS[key]} instead")
@@ -43,8 +42,7 @@ def plan(
     if list(backbones) == ["members"]:
         members = config.load(dataset, trainer="Backdoor", opts=opts).TRAINER.BACKDOOR.MEMBERS
         backbones = list(dict.fromkeys(member.partition("#")[0] for member in members))
-    for backbone in filter(None, backbones):
-        config.check_backbone(backbone)
+    backbones = [backbone and config.check_backbone(backbone) for backbone in backbones]
     shots = [check_shots(config.integer("shots", k)) for k in several(shots)]
     if not shots:
         longtail = dict(config.flatten(config.dataset_layer(dataset)[1])).get("DATASET.LONGTAIL", False)
@@ -117,7 +115,7 @@ def sweep(
         opts=opts,
         plugins=plugins,
     )
-    check_outcomes(list(launch(runs)))
+    check_outcomes(list(launch(runs)), len(runs))
     return runs
 
 
@@ -144,35 +142,54 @@ def _state(run: Run) -> str:
     return "unfinished" if folder.config.is_file() else "new"
 
 
-def check_outcomes(outcomes: Sequence[dict | Exception]) -> None:
-    """Raise ``ValueError`` if runs failed."""
-    failed = sum(isinstance(outcome, Exception) for outcome in outcomes)
-    if failed:
-        advice = "mend the cause, then repeat the command, which skips finished runs"
-        raise ValueError(f"{failed} of {len(outcomes)} runs failed, see above: {advice}")
+def check_outcomes(outcomes: Sequence[dict | Exception], planned: int) -> None:
+    """Raise ``ValueError`` if runs failed or were not started.
+
+    Args:
+        outcomes: what `launch` yielded.
+        planned: the number of runs.
+    """
+    failed = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+    if not failed:
+        return
+    if len(outcomes) < planned:
+        left = f"{planned - len(outcomes)} of {planned} runs were not started"
+        raise ValueError(f"{left}: provide the weights, then repeat the command, which skips finished runs")
+    advice = "mend the cause, then repeat the command, which skips finished runs"
+    raise ValueError(f"{len(failed)} of {planned} runs failed, see above: {advice}")
 
 
 def launch(runs: Sequence[Run]) -> Iterator[dict | Exception]:
     """Execute runs with a progress bar or, without a terminal, a line for each; yield the metrics.
 
     A failing run does not stop the others: its error is printed and yielded, and its ``log.txt`` has the traceback.
-    With UNSKEW_DEBUG set it is raised. It is also raised if several processes work together, unless it is a mistake in
-    data or config, which all of them meet: a process that continued alone would deadlock.
+    Errors that several runs share are printed once, with the number of runs at the end. Missing weights stop the sweep.
+    With UNSKEW_DEBUG set an error is raised. It is also raised if several processes work together, unless it is a
+    mistake in data or config, which all of them meet: a process that continued alone would deadlock.
     """
     from tqdm import tqdm
 
     main = int(os.environ.get("RANK", 0)) == 0
+    failures: dict[str, list[int]] = {}  # the numbers of the runs by error
     with tqdm(total=len(runs), desc="runs", unit="run", disable=None if main else True) as bar:
         for number, run in enumerate(runs, 1):
             bar.set_postfix_str(_label(run))
             label = f"run {number} of {len(runs)}, {_label(run)}"
             outcome, earlier = _outcome(run)
             if main and isinstance(outcome, Exception):
-                tqdm.write(f"{label}: {_failure(run, outcome)}", file=sys.stderr)
+                same = failures.setdefault(_without_place(run, outcome), [])
+                same.append(number)
+                error = _failure(run, outcome) if len(same) == 1 else f"failed as run {same[0]} did"
+                tqdm.write(f"{label}: {error}", file=sys.stderr)
             elif main and bar.disable:
                 print(f"{label}{_numbers(outcome)}{earlier}", file=sys.stderr, flush=True)
             bar.update()
             yield outcome
+            if isinstance(outcome, MissingWeightsError):
+                break
+    for numbers in failures.values():
+        if len(numbers) > 1:
+            print(f"{len(numbers)} runs failed with the error of run {numbers[0]}", file=sys.stderr)
 
 
 def _outcome(run: Run) -> tuple[dict | Exception, str]:
@@ -199,6 +216,12 @@ def _failure(run: Run, error: Exception) -> str:
     if isinstance(error, ValueError | OSError | FloatingPointError):
         return format_error(error)
     return f"{type(error).__name__}: {format_error(error)} ({RunDir(run.path).log})"
+
+
+def _without_place(run: Run, error: Exception) -> str:
+    """Return an error's message without the run's folder, to recognise the same error of another run."""
+    known = run.folder or "config" in vars(run)  # a wrong config gives no folder
+    return format_error(error).replace(str(run.path), "") if known else format_error(error)
 
 
 def _numbers(outcome: dict | Exception) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from unskew.engine.run_dir import RunDir, shots_label
 from unskew.utils.files import read_json, write_atomically
+from unskew.utils.registry import unknown_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,6 +45,20 @@ def collect(folder: str | Path) -> list[dict]:
         elif run.is_finished and run.log.is_file():  # the members of a run have neither log nor metrics
             logger.warning(f"'{run.path}' has no metrics.json and is left out: delete the folder and run again")
     return rows
+
+
+def select(rows: Sequence[dict], datasets: Sequence[str]) -> list[dict]:
+    """Return the rows of datasets, whose names may be in upper or lower case; no names select all rows.
+
+    Raises:
+        ValueError: no row has one of the names; the message suggests similar ones.
+    """
+    known = {row["dataset"].lower(): row["dataset"] for row in rows}
+    for name in datasets:
+        if rows and name.lower() not in known:
+            raise ValueError(unknown_name("dataset", name, known.values()))
+    wanted = {name.lower() for name in datasets}
+    return [row for row in rows if not wanted or row["dataset"].lower() in wanted]
 
 
 def results(folder: str | Path = "output") -> "pd.DataFrame":

@@ -15,10 +15,12 @@ import unskew
 from unskew import config
 from unskew.engine.run_dir import USER_DATASETS, RunDir, backbone_label, dataset_label, run_folder, trainer_label
 from unskew.runs import plugins, report
-from unskew.utils.files import expand
+from unskew.utils.files import expand, write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from unskew.engine.trainer import SimpleTrainer
 
 logger = logging.getLogger("unskew")
 
@@ -246,10 +248,6 @@ def execute(run: Run, console: bool = True) -> dict:
     main = int(os.environ.get("RANK", 0)) == 0  # only one of several processes writes
     if main:
         folder.prepare(cfg)
-    # torch, after everything that a mistyped key may stop.
-    from safetensors.torch import save
-
-    from unskew.utils.files import write_atomically
     from unskew.utils.logging import setup_logger
 
     with setup_logger(folder.path if main else None, console=console and main):
@@ -257,11 +255,18 @@ def execute(run: Run, console: bool = True) -> dict:
             logger.info(f"Plugin: {plugin}")
         metrics, predictions = _train_and_test(cfg)
         if main:
-            if predictions:
-                write_atomically(folder.predictions, save(predictions))
-            report.write_metrics(folder.metrics, metrics)
+            write_results(folder, metrics, predictions)
             folder.finish(cfg)
     return metrics
+
+
+def write_results(folder: RunDir, metrics: dict, predictions: "Mapping[str, Tensor]") -> None:
+    """Write ``predictions.safetensors``, unless there are none, and ``metrics.json``."""
+    from safetensors.torch import save
+
+    if predictions:
+        write_atomically(folder.predictions, save(dict(predictions)))
+    report.write_metrics(folder.metrics, metrics)
 
 
 def check_root(cfg: CfgNode) -> None:
@@ -282,10 +287,20 @@ def _train_and_test(cfg: CfgNode) -> "tuple[dict, dict[str, Tensor]]":
     except AssertionError as error:  # trainers written for Dassl refuse a config with an assertion
         raise ValueError(f"{cfg.TRAINER.NAME} refuses the config: {str(error) or 'an assertion failed'}") from error
     trainer.train()
-    seconds = round(time.perf_counter() - started, 2)
+    return test_results(trainer, cfg, seconds=round(time.perf_counter() - started, 2))
+
+
+def test_results(trainer: "SimpleTrainer", cfg: CfgNode, **more: object) -> "tuple[dict, dict[str, Tensor]]":
+    """Return the metrics and the predictions of a trainer's last test.
+
+    Args:
+        trainer: the trainer; a plugin's may lack everything that Dassl's trainers lack.
+        cfg: the run's config.
+        **more: further values for ``metrics.json``.
+    """
     results = {name: float(value) for name, value in trainer.results.items()}  # a plugin's values may be tensors
-    metrics = {**_describe(cfg), **results, "seconds": seconds, **_versions()}
-    if getattr(trainer, "transductive", False):  # a trainer written for Dassl need not have it
+    metrics = {**_describe(cfg), **results, **more, **_versions()}
+    if getattr(trainer, "transductive", False):
         metrics["transductive"] = True
     dataset = getattr(getattr(trainer, "dm", None), "dataset", None)
     if skipped := getattr(dataset, "unreadable_test", None):
@@ -293,6 +308,8 @@ def _train_and_test(cfg: CfgNode) -> "tuple[dict, dict[str, Tensor]]":
     predictions: dict[str, Tensor] = getattr(trainer.evaluator, "predictions", dict)() if results else {}
     if predictions:
         metrics["per_class_accuracy"] = trainer.evaluator.per_class_accuracy()
+    names = trainer.test_names()
+    metrics["classnames"] = [names[label] for label in sorted(names)]
     return metrics, {name: tensor.clone() for name, tensor in predictions.items()}  # the format forbids shared memory
 
 

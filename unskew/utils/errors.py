@@ -10,6 +10,10 @@ from collections.abc import Callable
 DAMAGE = (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError, OSError)
 
 
+class MissingWeightsError(FileNotFoundError):
+    """The weights of a backbone are not on this machine and cannot be downloaded, so no run on it can start."""
+
+
 def format_error(error: BaseException) -> str:
     """Return an error's message as one line.
 

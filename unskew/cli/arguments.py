@@ -1,0 +1,76 @@
+"""Arguments that several commands share: KEY VALUE pairs among the flags, lists (``CoOp,GLA``) and ranges (``1-3``)."""
+
+import argparse
+import re
+from collections.abc import Sequence
+
+MOST_NUMBERS = 1000  # in one range
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Let a command take KEY VALUE pairs anywhere; ``--opts`` ends the words of a flag with several values."""
+    text = "config overrides KEY VALUE ... follow; --opts is needed only after a flag with several values"
+    parser.add_argument("--opts", action="store_true", help=text)
+    parser.usage = f"{parser.format_usage().removeprefix('usage: ').strip()} [KEY VALUE ...]"
+
+
+def add_plugin(parser: argparse.ArgumentParser) -> None:
+    """Let a command import plugins."""
+    text = "a file or module that registers datasets and trainers; repeatable"
+    parser.add_argument("--plugin", action="append", default=[], metavar="FILE_OR_MODULE", help=text)
+
+
+def take_pairs(words: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Return the KEY VALUE pairs of a command, wherever they are among the flags.
+
+    Args:
+        words: all words of the command.
+        others: the words that belong to no flag, in order.
+
+    Raises:
+        ValueError: a flag is unknown, or a flag follows a key instead of a value.
+    """
+    words, place = list(words), 0
+    for number, word in enumerate(others):
+        if word.startswith("--" if number % 2 else "-"):
+            raise ValueError(f"unrecognized arguments: {' '.join(others[number:])}")
+        if number % 2:
+            if words[place] != word:
+                raise ValueError(f"'{others[number - 1]}' has no value: the flag '{words[place]}' follows it")
+        else:
+            place = words.index(word, place) + 1
+    return list(others)
+
+
+def names(words: Sequence[str]) -> list[str]:
+    """Return the names in words that may hold several, separated by commas or spaces.
+
+    Raises:
+        ValueError: a word is a config key, which a flag with several values would take.
+    """
+    found = " ".join(words).replace(",", " ").split()
+    for word in found:
+        if re.fullmatch(r"[A-Z]+(\.\w+)+", word):
+            raise ValueError(f"'{word}' is a config key, not a name or a number: write config overrides after --opts")
+    return found
+
+
+def numbers(flag: str, words: Sequence[str]) -> list[int]:
+    """Return the whole numbers in words such as "1-3", "1,4,16" or "-1".
+
+    Args:
+        flag: for error messages.
+        words: numbers and ranges, separated by commas or spaces.
+
+    Raises:
+        ValueError: a word is neither a number nor a range from a smaller to a larger number.
+    """
+    found: list[int] = []
+    for word in names(words):
+        if not (match := re.fullmatch(r"(-?\d{1,18})(?:-(\d{1,18}))?", word)):
+            raise ValueError(f"{flag} must be numbers such as 16, a list (1,4,16) or a range (1-3); got '{word}'")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not 0 <= last - first < MOST_NUMBERS or (match[2] and first < 0):
+            raise ValueError(f"{flag}: the range '{word}' must go up and have at most {MOST_NUMBERS:,} numbers")
+        found += range(first, last + 1)
+    return found

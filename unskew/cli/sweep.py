@@ -1,0 +1,69 @@
+"""The command `unskew sweep`: several runs in one process, then their table."""
+
+import argparse
+import os
+
+from unskew.cli.arguments import add_overrides, add_plugin, names, numbers
+from unskew.cli.data import Commands
+
+
+def add(commands: Commands) -> None:
+    """Add the command to the parser of `unskew`."""
+    p = commands.add_parser("sweep", help="trainers x shots x seeds in one process, then one table")
+    p.add_argument("-d", "--dataset", required=True, help="a name from configs/datasets, or a plugin's")
+    trainers = "names from configs/trainers: CoOp GLA, or CoOp,GLA"
+    p.add_argument("-t", "--trainers", nargs="+", required=True, metavar="TRAINER", help=trainers)
+    shots = "1 4 16, 1,4,16, 'all' (1 2 4 8 16), or -1 for all images; default: 16, and -1 for a long-tailed dataset"
+    p.add_argument("--shots", nargs="+", default=[], help=shots)
+    seeds = "one run for each: 1 2 3, 1,2,3 or 1-3 (the default)"
+    p.add_argument("--seeds", nargs="+", default=["1-3"], metavar="SEED", help=seeds)
+    backbones = "several share one table; 'members': the members of Backdoor"
+    p.add_argument("-b", "--backbone", nargs="+", default=[], help=backbones)
+    p.add_argument("--columns", nargs="+", default=[], metavar="METRIC", help="of the table, instead of the shots")
+    p.add_argument("--root", default="", help="folder of the datasets (default: data)")
+    add_plugin(p)
+    p.add_argument("--output", default="output", help="folder of all runs (default: output)")
+    p.add_argument("--dry-run", action="store_true", help="print the runs with their state and folder, start none")
+    add_overrides(p)
+    p.set_defaults(command=_sweep)
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    from unskew.runs import launch, report
+
+    shots, backbones, wanted = names(arguments.shots), names(arguments.backbone), names(arguments.columns)
+    runs = launch.plan(
+        arguments.dataset,
+        names(arguments.trainers),
+        backbones=backbones or [""],
+        shots=launch.ALL_SHOTS if shots == ["all"] else numbers("shots", shots),
+        seeds=numbers("seeds", arguments.seeds),
+        root=arguments.root,
+        output=arguments.output,
+        opts=arguments.opts,
+        plugins=arguments.plugin,
+    )
+    if arguments.dry_run:
+        print(launch.overview(runs))
+        return
+    report.check_columns(wanted, others=bool(arguments.plugin))
+    if not all(run.is_finished for run in runs):
+        _check_writable(arguments.output)
+    outcomes = list(launch.launch(runs))
+    rows = [outcome for outcome in outcomes if isinstance(outcome, dict)]
+    if rows:
+        # A dataset without groups of classes has no columns for them.
+        known: set[str] = set().union(*rows)
+        columns = [name for name in wanted if name in known or not report.is_group(name)]
+        together = backbones == ["members"] or len(backbones) > 1
+        print(f"\n{report.table(rows, columns=columns, together=together)}")
+    launch.check_outcomes(outcomes, len(runs))
+
+
+def _check_writable(folder: str) -> None:
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot create the output folder '{folder}' ({error.strerror}); choose another") from error
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"the output folder '{folder}' is not writable; choose another")
