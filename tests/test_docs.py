@@ -12,7 +12,7 @@ from scipy.special import softmax
 
 import unskew
 from unskew import config
-from unskew.cli import main
+from unskew.cli import main, train
 from unskew.data.catalogue import dataset_class
 from unskew.runs.launch import check_shots
 
@@ -32,9 +32,9 @@ def commands(start: str) -> list[str]:
 def test_a_command_of_the_docs_parses(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     program, *words = shlex.split(command, comments=True)
-    arguments = main.build_parser().parse_args(words if program == "unskew" else ["train", *words[1:]])
-    if arguments.command is main._train and not arguments.plugin:
-        assert main._described_run(arguments).config.TRAINER.NAME == arguments.trainer
+    arguments = main.parse(words if program == "unskew" else ["train", *words[1:]])
+    if arguments.command is train.run and not (arguments.plugin or arguments.eval_only):
+        assert train.described_run(arguments).config.TRAINER.NAME == arguments.trainer
 
 
 @pytest.mark.parametrize("command", commands("bash scripts/run_fewshot.sh "))

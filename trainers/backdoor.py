@@ -226,7 +226,9 @@ class Backdoor(SimpleTrainer):
         """
         cfg = self._member_config(member)
         cfg = debiased_config(cfg, self.node) if self.node.DEBIAS else cfg
-        trainer = build_trainer(cfg)
+        # An evaluation reads the trained run's folder and writes only into its own.
+        here = Path(self.output_dir) / Path(cfg.OUTPUT_DIR).relative_to(self.directory)
+        trainer = build_trainer(config.derive(cfg, {"OUTPUT_DIR": str(here)}))
         trainer.load_model(cfg.OUTPUT_DIR, self.members_epoch)
         logits = trainer.predict(paths)
         self.transductive = trainer.transductive

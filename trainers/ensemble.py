@@ -69,6 +69,7 @@ class Ensemble(CLIPTrainer):
 
     def build_model(self) -> None:
         cfg = base_config(self.cfg, self.node) if self.node.BASE_DIR else self.cfg
+        cfg = config.derive(cfg, {"VERBOSE": False})  # the summary of the dataset is in the log already
         self.base = build_trainer(cfg, config.class_name(self.node.BASE), validate=self.validate)
         self.gla = self.build_gla().to(self.device)
         check_transductive(self, self.gla)

@@ -148,7 +148,7 @@ def test_without_the_default_backbone_the_run_continues_with_one_warning(data_ro
     assert dataset_groups.dataset_groups(cfg) == dataset_groups.dataset_groups(cfg) == {}
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "p_many" in caplog.text
-    assert "'micro'" in caplog.text
+    assert "'micro'" in caplog.text and len(caplog.messages[0]) < 100
 
 
 def test_a_runs_metrics_hold_classes_and_groups(data_root, tmp_path):
@@ -166,7 +166,8 @@ def test_a_runs_metrics_hold_classes_and_groups(data_root, tmp_path):
         assert metrics[name] == pytest.approx(np.mean([per_class[label] for label in classes]))
         assert f"* {name}: {metrics[name]:.1f}%" in (folder / "log.txt").read_text()
     assert not any(key.startswith("d_") for key in metrics)  # one shot of each class
-    assert [key for key, value in metrics.items() if isinstance(value, list | dict)] == ["per_class_accuracy"]
+    lists = [key for key, value in metrics.items() if isinstance(value, list | dict)]
+    assert lists == ["per_class_accuracy", "classnames"]
 
 
 def test_unbalanced_training_images_give_groups_by_count_and_validation_gives_none(data_root, tmp_path):
@@ -212,3 +213,16 @@ def test_the_sample_for_the_groups_gives_no_warning(tmp_path, warned):
     opts = ("DATASET.ROOT", str(tmp_path), "DATASET.NUM_SHOTS", 2)
     groups = dataset_groups.dataset_groups(config.load("folder", trainer="ZeroshotCLIP", backbone="micro", opts=opts))
     assert set(groups) == {"p_many", "p_medium", "p_few"} and warned() == []
+
+
+def test_the_groups_of_own_data_come_from_the_first_member(data_root, tmp_path, monkeypatch):
+    """Backdoor has no backbone of its own; the dataset's default is no part of the run."""
+    monkeypatch.setattr(dataset_groups, "_groups", {})
+    (tmp_path / "images").mkdir()
+    opts = ("DATASET.ROOT", str(tmp_path / "images"), "TRAINER.BACKDOOR.MEMBERS", ["micro-a#2", "micro-b"])
+    cfg = dataset_groups.groups_config(config.load("folder", trainer="Backdoor", opts=opts))
+    assert cfg.MODEL.BACKBONE.NAME == "micro-a"
+    other = dataset_groups.groups_config(config.load("folder", "micro-vit", "CoOp", opts=opts[:2]))
+    assert other.MODEL.BACKBONE.NAME == "micro-vit"
+    published = config.load("digits", trainer="Backdoor", opts=opts[2:])
+    assert dataset_groups.groups_config(published).MODEL.BACKBONE.NAME == "micro"

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Return the arguments of a command; ``opts`` are its KEY VALUE pairs, which may be before, after or among flags."""
+    """Return the arguments of a command; ``opts`` are its KEY VALUE pairs, wherever they are among the flags."""
     given = sys.argv[1:] if argv is None else argv
     parser = build_parser()
     arguments, others = parser.parse_known_args(given)

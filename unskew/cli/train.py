@@ -33,28 +33,29 @@ def add(commands: Commands) -> None:
     p.add_argument("--load-epoch", type=int, help="epoch to load, for --eval-only (default: the best, else the last)")
     p.add_argument("--no-train", action="store_true", help="only build the trainer and the data")
     add_overrides(p)
-    p.set_defaults(command=_train)
+    p.set_defaults(command=run)
 
 
-def _train(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> None:
+    """Run the command."""
     from unskew.runs import evaluate
     from unskew.runs.run import execute
 
-    run = _described_run(arguments)
+    described = described_run(arguments)
     if arguments.no_train:
-        evaluate.build(run)
+        evaluate.build(described)
         return
-    folder: Path | None = run.path
-    earlier = ", finished earlier" if run.is_finished and not arguments.eval_only else ""
+    folder: Path | None = described.path
+    earlier = ", finished earlier" if described.is_finished and not arguments.eval_only else ""
     if arguments.eval_only:
-        metrics, folder = evaluate.evaluate(run, arguments.model_dir, arguments.load_epoch)
+        metrics, folder = evaluate.evaluate(described, arguments.model_dir, arguments.load_epoch)
     else:
-        metrics = execute(run)
+        metrics = execute(described)
     accuracy = f"accuracy {metrics['accuracy']:.1f}%" if "accuracy" in metrics else "not tested"
     print(f"{accuracy}{earlier}" + (f", in {folder}" if folder else ""))
 
 
-def _described_run(arguments: argparse.Namespace) -> "Run":
+def described_run(arguments: argparse.Namespace) -> "Run":
     """Return the run that the flags describe, after a check of its names and paths."""
     from unskew.runs import plugins
     from unskew.runs.evaluate import with_settings_of

@@ -9,9 +9,9 @@ from unskew.config import plugins
 from unskew.config._keys import flatten
 from unskew.utils.registry import unknown_name
 
-OPTIMIZERS = ("adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw")
-SCHEDULERS = ("single_step", "multi_step", "cosine")
-WARMUPS = ("constant", "linear")
+OPTIMIZERS: tuple[str, ...] = ("adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw")
+SCHEDULERS: tuple[str, ...] = ("single_step", "multi_step", "cosine")
+WARMUPS: tuple[str, ...] = ("constant", "linear")
 
 _CHOICES = {"TEST.FINAL_MODEL": ("last_step", "best_val"), "TEST.SPLIT": ("test", "val"), "TEST.CROPS": (1, 5, 10)}
 

@@ -197,6 +197,7 @@ class SimpleTrainer(TrainerBase, trainer.SimpleTrainer):
         return getattr(_dataset_of(self), "test_classes", None) is not None
 
     def test_names(self) -> dict[int, str]:
+        """Return the names of the test classes, by column of the logits."""
         return super().test_names() if self._has_test_classes() else self.lab2cname
 
     @torch.no_grad()

@@ -121,7 +121,8 @@ class DatasetBase:
         """
         samples: list[Sequence[Datum]] = list(data_sources)
         if num_shots >= 1:
-            samples = [sample_fewshot(items, num_shots, random, repeat) for items in data_sources]  # type: ignore[arg-type]  # a module with a generator's functions
+            # The summary of the dataset warns of small classes, unless their images are drawn repeatedly.
+            samples = [sample_fewshot(items, num_shots, random, repeat, warn=repeat) for items in data_sources]  # type: ignore[arg-type]  # a module with a generator's functions
         return samples[0] if len(samples) == 1 else samples
 
     @staticmethod

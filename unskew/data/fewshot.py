@@ -69,7 +69,7 @@ def select(
     if not 0 <= node.HOLDOUT < 1:
         raise ValueError(f"DATASET.HOLDOUT is {node.HOLDOUT}; it must be 0 or more and below 1")
     if shots != -1 and train:  # a test-only set has nothing to draw
-        val_shots = min(shots, 4) if val_shots == -1 else val_shots
+        val_shots = expected_shots(cfg)["val"]
         seed = cfg.SEED if node.SEED < 0 else node.SEED
         train, val = _fewshot(Path(root), cache, train, val, shots, val_shots, seed)
     elif node.HOLDOUT and not val:
@@ -78,6 +78,12 @@ def select(
 
 
 # --- few-shot samples --------------------------------------------------------------------------------
+
+
+def expected_shots(cfg: CfgNode) -> dict[str, int]:
+    """Return the images per class that a few-shot run draws for train_x and val; nothing for a run on all images."""
+    shots, val_shots = cfg.DATASET.NUM_SHOTS, cfg.DATASET.NUM_VAL_SHOTS
+    return {} if shots < 1 else {"train_x": shots, "val": min(shots, 4) if val_shots == -1 else val_shots}
 
 
 def _fewshot(
@@ -98,7 +104,7 @@ def _fewshot(
 
 
 def _draw(train: list[Datum], val: list[Datum], shots: int, val_shots: int, rng: random.Random) -> _Sample:
-    sample = sample_fewshot(train, shots, rng)
+    sample = sample_fewshot(train, shots, rng, warn=False)
     return sample, _draw_val(train, val, sample, val_shots, rng)
 
 
@@ -110,12 +116,9 @@ def _draw_val(
     if not val:
         taken = {item.impath for item in sample}
         val = [item for item in train if item.impath not in taken]
-        without = len({item.label for item in train}) - len({item.label for item in val})
-        if without:
-            logger.warning(
-                f"{without} class(es) have no image for val, because all of their images are in the few-shot sample"
-            )
-    return sample_fewshot(val, val_shots, rng)
+        if not val:  # the summary of the dataset warns of single classes
+            logger.warning("val is empty: all training images are in the few-shot sample; choose fewer shots")
+    return sample_fewshot(val, val_shots, rng, warn=False)
 
 
 def _read_published(

@@ -6,7 +6,8 @@ that an epoch of a resumed run equals the same epoch of an uninterrupted run.
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from yacs.config import CfgNode
 
 from unskew.data.dataset import DatasetBase, Datum, build_dataset
+from unskew.data.fewshot import expected_shots
 from unskew.data.images import read_image
 from unskew.data.samplers import build_sampler
 from unskew.data.transforms import Preprocessing, build_crops, build_transform
@@ -239,3 +241,18 @@ class DataManager:
             if items:
                 rows.append((f"# {split}", f"{len(items):,}"))
         logger.info(tabulate(rows))
+        for split, shots in expected_shots(cfg).items():
+            _warn_of_small_classes(split, getattr(self.dataset, split) or [], self.lab2cname, shots)
+
+
+def _warn_of_small_classes(split: str, items: Items, names: Mapping[int, str], shots: int) -> None:
+    """Warn of classes with fewer images than shots; a split without any image is empty on purpose."""
+    counts = Counter(item.label for item in items)
+    small = [(counts[label], name) for label, name in names.items() if counts[label] < shots]
+    if small and items:
+        fewest, name = min(small)
+        warn_once(
+            f"{split}: {len(small):,} of {len(names):,} classes have fewer than {shots} images, for instance '{name}' "
+            f"with {fewest}; all of their images are used",
+            again=logging.INFO,
+        )

@@ -33,7 +33,9 @@ def group(items: Iterable[Item], field: str = "label") -> dict[int, list[Item]]:
     return dict(groups)
 
 
-def sample_fewshot(items: Sequence[Item], shots: int, rng: random.Random, repeat: bool = False) -> list[Item]:
+def sample_fewshot(
+    items: Sequence[Item], shots: int, rng: random.Random, repeat: bool = False, warn: bool = True
+) -> list[Item]:
     """Draw images of each class; the classes are in order of first appearance.
 
     ``random.Random(seed)``, used first for train and then for val, gives the images of CoOp's published few-shot files.
@@ -43,6 +45,7 @@ def sample_fewshot(items: Sequence[Item], shots: int, rng: random.Random, repeat
         shots: images per class. A smaller class gives all of its images, and one warning names these classes.
         rng: the source of randomness.
         repeat: draw with replacement in the smaller classes.
+        warn: warn of smaller classes; the summary of a run's dataset does so itself.
 
     Raises:
         ValueError: ``shots`` is below 1.
@@ -57,7 +60,7 @@ def sample_fewshot(items: Sequence[Item], shots: int, rng: random.Random, repeat
             continue
         short.append((len(images), images[0].classname))
         sampled += rng.choices(images, k=shots) if repeat else images
-    if short:
+    if short and warn:
         fewest, name = min(short)
         action = "their images are drawn repeatedly" if repeat else "all of their images are used"
         logger.warning(f"{len(short)} class(es) have fewer than {shots} images ('{name}' has {fewest}): {action}")

@@ -309,7 +309,10 @@ def bind_to_shape(module: nn.Module, name: str, keys: str) -> None:
     """
 
     def check(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-        expected, found = module.get_parameter(name).shape, state.get(f"{prefix}{name}", module.get_parameter(name)).shape
+        expected, found = (
+            module.get_parameter(name).shape,
+            state.get(f"{prefix}{name}", module.get_parameter(name)).shape,
+        )
         if expected != found:
             raise ValueError(f"{name} is {list(found)} there and {list(expected)} here: set {keys} as in the training")
 

@@ -17,7 +17,8 @@ from unskew.debias.metrics import prior_groups
 from unskew.debias.prior import estimate_log_prior
 from unskew.debias.temperature import fit_temperature
 from unskew.engine.fingerprint import USER_DATASETS
-from unskew.utils.logging import errors_only
+from unskew.engine.run_dir import backbones_of
+from unskew.utils.logging import errors_only, warn_once
 
 logger = logging.getLogger("unskew")
 
@@ -28,11 +29,11 @@ SHOTS, SEED = 16, 1
 def dataset_groups(cfg: CfgNode, device: str | torch.device = "cpu") -> dict[str, Tensor]:
     """Return the `prior_groups` of a run's dataset, the same for every backbone, trainer, number of shots and seed.
 
-    The prior q is estimated once per process with the dataset's default backbone (with the run's for a user's own
-    images), on the train and val images that 16 shots and seed 1 draw. On a long-tailed dataset these are up to 16
-    train images per class and all of val. There are no groups, and one warning, if that backbone cannot be loaded.
-    There are none for a plugin's dataset either: it has no default backbone, and drawing its sample might write files
-    that later runs read.
+    The prior q is estimated once per process with the dataset's default backbone (for a user's own images with the
+    run's, or with its first member), on the train and val images that 16 shots and seed 1 draw. On a long-tailed
+    dataset these are up to 16 train images per class and all of val. There are no groups, and one warning, if that
+    backbone cannot be loaded. There are none for a plugin's dataset either: it has no default backbone, and drawing its
+    sample might write files that later runs read.
 
     Args:
         cfg: the run's config.
@@ -57,7 +58,8 @@ _groups: dict[str, dict[str, Tensor]] = {}  # by the config and the device
 def groups_config(cfg: CfgNode) -> CfgNode:
     """Return the config of the images and the backbone that define the groups."""
     user_data = cfg.DATASET.NAME in USER_DATASETS  # without a default backbone to compare by
-    values = config.dataset_values(cfg.DATASET.NAME, cfg.MODEL.BACKBONE.NAME if user_data else "")
+    own = backbones_of(cfg)[0].partition("#")[0] if user_data else ""  # the member "micro#2" is a replica of micro
+    values = config.dataset_values(cfg.DATASET.NAME, own)
     same = ("ROOT", "SUBSAMPLE_CLASSES", "IMBALANCE", "TEMPLATE", "CLASSNAMES", "LONGTAIL")
     values |= {f"DATASET.{key}": cfg.DATASET[key] for key in same}
     if user_data:
@@ -73,10 +75,8 @@ def _estimate_groups(cfg: CfgNode, device: str | torch.device) -> dict[str, Tens
     try:
         backbone = backbones.load_backbone(cfg.MODEL.BACKBONE.NAME, "fp32", device)
     except (OSError, ValueError) as error:
-        logger.warning(
-            f"p_many, p_medium and p_few need the default backbone of '{cfg.DATASET.NAME}', so they are left out: "
-            f"{error}"
-        )
+        logger.debug(f"the groups of '{cfg.DATASET.NAME}': {error}")
+        warn_once(f"no p_many, p_medium and p_few: the weights of '{cfg.MODEL.BACKBONE.NAME}' are missing")
         return {}
     with errors_only():  # the sample of 16 shots is not the user's
         dataset = build_dataset(cfg)

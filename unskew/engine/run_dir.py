@@ -199,7 +199,12 @@ def trainer_label(cfg: CfgNode) -> str:
 
 def backbone_label(cfg: CfgNode) -> str:
     """Return the backbone's name; the members of a trainer (`TRAINER.BACKDOOR.MEMBERS`) are joined by `+`."""
-    return "+".join(_node(cfg).get("MEMBERS") or [cfg.MODEL.BACKBONE.NAME])
+    return "+".join(backbones_of(cfg))
+
+
+def backbones_of(cfg: CfgNode) -> list[str]:
+    """Return the names of a run's backbones: the members of a trainer that has some, else the backbone of the run."""
+    return list(_node(cfg).get("MEMBERS") or [cfg.MODEL.BACKBONE.NAME])
 
 
 def _node(cfg: CfgNode) -> dict:

@@ -39,13 +39,18 @@ def with_settings_of(model_dir: str, run: Run) -> Run:
     if not saved:
         return run
     dataset, trainer, _, backbone = (str(saved.get(key, "")) for key in _NAMES)
-    given = {*run.opts[::2], *(dict(config.flatten(config.read_yaml(Path(run.config_file)))) if run.config_file else ())}
+    given = {
+        *run.opts[::2],
+        *(dict(config.flatten(config.read_yaml(Path(run.config_file)))) if run.config_file else ()),
+    }
     flags = {"DATASET.ROOT": run.root or None, "DATASET.NUM_SHOTS": run.shots, "SEED": run.seed}
     excluded = {*_NAMES, *given, *(key for key, value in flags.items() if value is not None)}
     excluded |= {*fingerprint.NOT_IDENTITY} - {"DATASET.ROOT"}
     kept = _WEIGHTS if run.dataset else (*_WEIGHTS, "DATASET.")
     values = [
-        part for key, value in saved.items() if key not in excluded and (key.startswith(kept) or key in _SAMPLE)
+        part
+        for key, value in saved.items()
+        if key not in excluded and (key.startswith(kept) or key in _SAMPLE)
         for part in (key, value)
     ]
     trainer = run.trainer or trainer

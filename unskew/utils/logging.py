@@ -110,8 +110,11 @@ def errors_only() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def warn_once(message: str) -> None:
-    """Log a warning unless the same one was logged before in this process."""
-    if message not in _warned:
-        _warned.add(message)
-        logger.warning(message)
+def warn_once(message: str, again: int = logging.DEBUG) -> None:
+    """Log a warning; if the same one was logged before in this process, log it at the level ``again``.
+
+    With ``logging.INFO`` the file of each run has it, and the console of a sweep shows only the first.
+    """
+    level = again if message in _warned else logging.WARNING
+    _warned.add(message)  # before the handlers, which may warn of themselves
+    logger.log(level, message)
