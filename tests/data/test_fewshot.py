@@ -67,7 +67,7 @@ def test_without_val_images_val_comes_from_train(tmp_path, warned):
     chosen = select(config(shots=5), tmp_path, train, [], test)
     assert chosen["train_x"] == sample_fewshot(train, 5, random.Random(1))
     assert len(chosen["val"]) == 9 and set(chosen["val"]) <= set(train) - set(chosen["train_x"])
-    assert not warned()  # 3 images are left for 4 val shots: the summary of the dataset says so
+    assert not warned()  # 3 images are left for 4 val shots: the summary of the dataset warns
 
 
 def test_classes_without_an_image_for_val_are_reported(tmp_path, warned):
