@@ -4,10 +4,10 @@ set -euo pipefail
 
 usage="usage: bash scripts/run_fewshot.sh DATASET SHOTS [TRAINER ...]
   DATASET   a name from configs/datasets, such as digits
-  SHOTS     16, a list in quotes (\"1 4 16\") or all (1 2 4 8 16)
+  SHOTS     16, a list (1,4,16) or all (1 2 4 8 16)
   TRAINER   names from configs/trainers (default: ZeroshotCLIP LinearProbe CoOp ProGrad GLA)
 environment:
-  SEEDS (1 2 3)   BACKBONE (the dataset's)   DATA (./data)   OUTPUT (./output)"
+  SEEDS (1-3)   BACKBONE (the dataset's)   DATA (./data)   OUTPUT (./output)"
 if [ $# -lt 2 ] || [ -z "${2// /}" ]; then
     echo "$usage" >&2
     exit 2
@@ -20,5 +20,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 setup
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 # SHOTS and SEEDS are lists of words on purpose.
-exec "$PYTHON" -m unskew.cli sweep --dataset "$dataset" --trainers "$@" --shots $shots --seeds ${SEEDS:-1 2 3} \
+exec "$PYTHON" -m unskew.cli sweep --dataset "$dataset" --trainers "$@" --shots $shots --seeds ${SEEDS:-1-3} \
     --backbone "${BACKBONE:-}" --root "${DATA:-data}" --output "${OUTPUT:-output}"

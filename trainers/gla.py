@@ -45,10 +45,11 @@ class GLA(ensemble.Ensemble):
         return SavedGLA(self.classnames, _SAVED, self.node, combine=self.node.COMBINE, **prior_options(self.node))
 
     def fit_zeroshot(self) -> None:
+        log_target = self._log_target()  # a wrong file is an error before any image is encoded
         fit_zeroshot_prior(self, self.gla, self.node.PRIOR)
         no_prior = torch.zeros(self.num_classes)
         log_p = no_prior if self.base.logit_adjusted else self._log_train_frequencies()
-        self.gla.log_p_, self.gla.log_target = log_p.to(self.device), self._log_target().to(self.device)
+        self.gla.log_p_, self.gla.log_target = log_p.to(self.device), log_target.to(self.device)
 
     def _log_train_frequencies(self) -> Tensor:
         """Return the log frequencies ``[C]`` of the training labels; zeros for balanced shots, where they cancel."""

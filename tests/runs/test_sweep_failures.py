@@ -65,3 +65,22 @@ def test_a_finished_sweep_on_a_read_only_disk_prints_its_table(data_root, capsys
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
     assert main([*argv, "DATASET.SEED", "3", "--seeds", "2"]) == 2
     assert str(Path(tmp_path) / "out") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["TRAINER.GLA.TARGET", "TRAINER.GLA.PRIOR"])
+def test_a_file_that_a_trainer_needs_is_looked_for_before_data_is_read(key, data_root, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("unskew.data.loaders.build_dataset", None)
+    monkeypatch.setattr("unskew.clip.backbones.load_backbone", None)
+    argv = ["train", "-d", "digits", "-t", "GLA", "--root", data_root, "--output-dir", str(tmp_path / "run")]
+    assert main([*argv, key, str(tmp_path / "nope.csv")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert key in line and "nope.csv" in line
+
+
+def test_a_target_of_other_classes_stops_before_images_are_encoded(data_root, tmp_path, capsys, monkeypatch):
+    (tmp_path / "target.csv").write_text("class,q\ncat,0.5\ndog,0.5\n")
+    monkeypatch.setattr("unskew.clip.features.extract", None)
+    argv = ["train", "-d", "digits", "-t", "GLA", "--shots", "1", "--root", data_root, *SHORT]
+    pairs = ["TRAINER.GLA.TARGET", str(tmp_path / "target.csv")]
+    assert main([*argv, *pairs, "--output-dir", str(tmp_path / "run")]) == 2
+    assert "target.csv" in capsys.readouterr().err
