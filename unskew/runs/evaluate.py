@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 from unskew import config
 from unskew.engine import fingerprint
 from unskew.engine.run_dir import RunDir, dataset_label
-from unskew.runs.run import Run, check_root, test_results, write_results
+from unskew.runs.run import Run, check_root, results_of, write_results
 
 # Keys of the trained run: those that its weights need, and those that draw the sample on which a trainer may fit again.
 _WEIGHTS = ("MODEL.", "TRAINER.", "INPUT.")
@@ -125,7 +125,7 @@ def _test(cfg: CfgNode, model_dir: str, epoch: int | None) -> tuple[dict, dict]:
         other = ", ".join(f"{key} {saved.get(key)}" for key in keys if key.startswith(_WEIGHTS))
         raise ValueError(f"{error}; the run in '{model_dir}' has {other}" if other else str(error)) from error
     trainer.test()
-    return test_results(trainer, cfg, **({"evaluated_from": model_dir} if model_dir else {}))
+    return results_of(trainer, cfg, **({"evaluated_from": model_dir} if model_dir else {}))
 
 
 def build(run: Run) -> None:

@@ -287,10 +287,10 @@ def _train_and_test(cfg: CfgNode) -> "tuple[dict, dict[str, Tensor]]":
     except AssertionError as error:  # trainers written for Dassl refuse a config with an assertion
         raise ValueError(f"{cfg.TRAINER.NAME} refuses the config: {str(error) or 'an assertion failed'}") from error
     trainer.train()
-    return test_results(trainer, cfg, seconds=round(time.perf_counter() - started, 2))
+    return results_of(trainer, cfg, seconds=round(time.perf_counter() - started, 2))
 
 
-def test_results(trainer: "SimpleTrainer", cfg: CfgNode, **more: object) -> "tuple[dict, dict[str, Tensor]]":
+def results_of(trainer: "SimpleTrainer", cfg: CfgNode, **more: object) -> "tuple[dict, dict[str, Tensor]]":
     """Return the metrics and the predictions of a trainer's last test.
 
     Args:
