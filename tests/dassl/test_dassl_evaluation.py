@@ -155,6 +155,11 @@ def test_accuracy_of_the_first_of_several_outputs():
     assert [value.tolist() for value in compute_accuracy((logits, None), labels, topk=(1, 2))] == [[50.0], [100.0]]
 
 
+def test_top_five_of_fewer_classes_is_all_of_them():
+    logits, labels = torch.tensor([[3.0, 2], [1, 2]]), torch.tensor([0, 0])
+    assert [value.tolist() for value in compute_accuracy(logits, labels, topk=(1, 5))] == [[50.0], [100.0]]
+
+
 def test_distances_equal_scipys():
     x, y = torch.randn(2, 5, 7, dtype=torch.float64).unbind()
     y = y[:3]

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unskew.debias._validation import check_finite
+from unskew.debias._validation import check_finite, log_probabilities, recognise
 from unskew.debias.combination import SUM, Combination
+
+_LEAST = ("zs_least_", "ft_least_")
 
 
 class FittedGLA(torch.nn.Module):
@@ -22,6 +24,8 @@ class FittedGLA(torch.nn.Module):
     ft_weight_: Tensor
     zs_weight_: Tensor
     offset_: Tensor
+    zs_least_: Tensor  # smallest probability of a half that was fitted on probabilities; 0 for logits
+    ft_least_: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,6 +37,8 @@ class FittedGLA(torch.nn.Module):
         self.register_buffer("log_p_", None)
         for name, value in SUM._asdict().items():
             self.register_buffer(f"{name}_", torch.tensor(value, dtype=torch.float64))
+        for name in _LEAST:
+            self.register_buffer(name, torch.zeros((), dtype=torch.float64))
 
     @property
     def n_classes_(self) -> int:
@@ -68,12 +74,36 @@ class FittedGLA(torch.nn.Module):
         number = getattr(self, name)
         return number if number.device.type == "cpu" else number.to(like.device)
 
+    def _recognised(self, cosines: bool = False, **halves: Tensor) -> dict[str, Tensor]:
+        """Return arrays to fit on by name, with the logarithm of probabilities; predictions treat each half alike.
+
+        Args:
+            cosines: Warn of cosines too.
+            **halves: ``[N, C]`` each; the names start with "zs" or "ft".
+        """
+        least = recognise({name: [half] for name, half in halves.items()}, cosines)
+        for buffer in _LEAST:
+            values = [value for name, (value,) in least.items() if name[:2] == buffer[:2]]
+            if values:
+                self._store(buffer, min(filter(None, values), default=0.0))
+        found = {name: value for name, (value,) in least.items() if value}
+        return halves | {name: log_probabilities(halves[name], value) for name, value in found.items()}
+
+    def _as_fitted(self, logits: Tensor, name: str) -> Tensor:
+        """Return the logarithm of probabilities to predict from, even of one row that alone could be a vote."""
+        least = float(getattr(self, f"{name}_least_"))
+        if least and bool(((logits >= 0) & (logits <= 1)).all()):
+            return log_probabilities(logits, least)
+        least = recognise({name: [logits]})[name][0]
+        return log_probabilities(logits, least) if least else logits
+
     def _scaled(self, logits: Tensor, name: str) -> Tensor:
         """Check logits and divide them by the temperature of their half."""
         self._check_fitted()
         check_finite(logits)
         if logits.shape[1] != self.n_classes_:
             raise ValueError(f"{name} has {logits.shape[1]} classes; GLA was fitted on {self.n_classes_}")
+        logits = self._as_fitted(logits, name)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return logits / self._number(f"{name}_temperature_", logits)
 
@@ -81,8 +111,9 @@ class FittedGLA(torch.nn.Module):
         return copy.deepcopy(self)  # a module's shallow copy would share its fitted numbers
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # The state may have any number of classes, and the estimator need not be fitted. Older states have no offset.
-        state_dict.setdefault(f"{prefix}offset_", torch.zeros((), dtype=torch.float64))
+        # The state may have any number of classes, and the estimator need not be fitted. Older states lack numbers.
+        for name in ("offset_", *_LEAST):
+            state_dict.setdefault(f"{prefix}{name}", torch.zeros((), dtype=torch.float64))
         self.log_q_deviation_, self.log_evidence_, self.no_bias_ = None, math.nan, 0.0  # the state has none
         for name in ("log_q_", "log_p_", "offset_"):
             saved = state_dict.get(prefix + name)

@@ -1,5 +1,6 @@
 """Checks and conversions of arrays."""
 
+import logging
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -8,6 +9,8 @@ from torch import Tensor
 
 # Fits refuse larger logits: no model gives them, and the solvers need thousands of passes beyond 1e10.
 LARGEST_LOGIT = 1e8
+
+logger = logging.getLogger("unskew")
 
 # A function of two `Array` arguments takes two NumPy arrays or two tensors, and returns the same kind.
 Array = TypeVar("Array", np.ndarray, Tensor)
@@ -40,6 +43,86 @@ def to_logits(array: Any) -> Tensor:
     if tensor.is_floating_point():
         return tensor
     return tensor.to(torch.get_default_dtype() if isinstance(array, Tensor) else torch.float64)
+
+
+# --- probabilities and cosines in the place of logits -------------------------------------------------
+
+# Rows of probabilities sum to one within ROUNDING, as bfloat16 rounds them, plus the rounding of each class to four
+# digits. The precision of the array does not tell: bfloat16 is often converted to float32 before it is saved.
+ROUNDING, DIGIT, MOST_ROUNDING = 5e-3, 5e-5, 0.1
+
+# Cosines are recognised in at least so many values; fewer logits may be small by chance.
+FEWEST_COSINES = 20
+COSINE_DEVIATION = 0.25
+
+
+def as_logits(*, cosines: bool = False, **arrays: Any) -> tuple[Tensor, ...]:
+    """Convert arrays ``[N, C]`` or ``[M, N, C]`` as `to_logits`, and take the logarithm of probabilities.
+
+    Args:
+        cosines: Warn of cosines too, if the result depends on the scale of the logits.
+        **arrays: The arrays by the name that the one warning has for them.
+    """
+    tensors = {name: to_logits(array) for name, array in arrays.items()}
+    members = {name: [*tensor] if tensor.ndim == 3 else [tensor] for name, tensor in tensors.items()}
+    least = recognise(members, cosines)
+    return tuple(
+        torch.stack([*map(log_probabilities, members[name], values)]).view(tensors[name].shape)
+        if any(values)
+        else tensors[name]
+        for name, values in least.items()
+    )
+
+
+def recognise(arrays: dict[str, list[Tensor]], cosines: bool = False) -> dict[str, list[float]]:
+    """Return the `least_probability` of each array by its name; warn of probabilities and cosines."""
+    least = {name: [least_probability(each) for each in several] for name, several in arrays.items()}
+    if names := " and ".join(name for name, values in least.items() if any(values)):
+        logger.warning(f"{names}: the rows are probabilities, and their logarithm is used; pass logits instead")
+    similar = [name for name, several in arrays.items() if cosines and any(map(_are_cosines, several))]
+    if similar and not names:
+        logger.warning(
+            f"{' and '.join(similar)}: all values are in [-1, 1], like cosines; multiply cosines by the model's logit "
+            "scale (100 for CLIP)"
+        )
+    return least
+
+
+def least_probability(logits: Tensor) -> float:
+    """Return the smallest positive value if the rows are probabilities, and 0 if not.
+
+    A column alone has no probabilities to recognise, and rows of one 1 among zeros may be votes.
+    """
+    if logits.ndim != 2 or not len(logits) or logits.shape[1] < 2:
+        return 0.0
+    if not (_sum_to_one(logits[:1]) and _sum_to_one(logits)):  # the first row decides for nearly all logits
+        return 0.0
+    least = float(torch.where(logits > 0, logits, torch.inf).amin())
+    return least if least < 1 else 0.0
+
+
+def _sum_to_one(rows: Tensor) -> bool:
+    tolerance = min(ROUNDING + DIGIT * rows.shape[1], MOST_ROUNDING)
+    return bool(rows.amin() >= 0) and bool(((rows.sum(1, dtype=torch.float64) - 1).abs() <= tolerance).all())
+
+
+def log_probabilities(probabilities: Tensor, least: float) -> Tensor:
+    """Return the logarithm, at least float32, with ``least`` for zeros; logits (``least`` is 0) are only converted."""
+    values = probabilities.to(torch.promote_types(probabilities.dtype, torch.float32))
+    return torch.where(values > 0, values, least).log() if least else values
+
+
+def _are_cosines(logits: Tensor) -> bool:
+    """Return whether logits are like cosines: few of them in [-1, 1] tell nothing, and whole numbers are votes."""
+    if logits.ndim != 2 or logits.shape[1] < 2 or logits.numel() < FEWEST_COSINES or bool(logits[0].abs().amax() > 1):
+        return False
+    if not bool(logits.abs().amax() <= 1) or bool((logits == logits.round()).all()):
+        return False
+    deviation = float((logits.double() - logits.mean(1, keepdim=True, dtype=torch.float64)).square().mean().sqrt())
+    return 0 < deviation < COSINE_DEVIATION
+
+
+# --- kinds, priors and shapes --------------------------------------------------------------------------
 
 
 def uses_numpy(**arrays: Any) -> bool:

@@ -15,10 +15,10 @@ from unskew.debias._joint import LogitSums, Minimum, NormalPenalty, minimise
 from unskew.debias._softmax import Exponentials
 from unskew.debias._validation import (
     Array,
+    as_logits,
     check_logits,
     check_same_shape,
     to_kind,
-    to_logits,
     to_prior,
     uses_numpy,
 )
@@ -72,7 +72,8 @@ def adjust(zs: Array, ft: Array, log_q: Array, log_p: Array | None = None, log_t
         array([[2.29, 2.89]])
     """
     numpy = uses_numpy(zs=zs, ft=ft, log_q=log_q, log_p=log_p, log_target=log_target)
-    return to_kind(_adjust(to_logits(zs), to_logits(ft), log_q, log_p, log_target), numpy)
+    zs_half, ft_half = as_logits(cosines=True, zs=zs, ft=ft)
+    return to_kind(_adjust(zs_half, ft_half, log_q, log_p, log_target), numpy)
 
 
 def _adjust(zs: Tensor, ft: Tensor, log_q: object, log_p: object = None, log_target: object = None) -> Tensor:
@@ -95,7 +96,7 @@ def combine(
     """Return the weighted logits ``[N, C]`` of both halves; the arguments are those of `adjust`."""
     numpy = uses_numpy(zs=zs, ft=ft, log_q=log_q, log_p=log_p, log_target=log_target)
     rho, ft_weight, zs_weight, offset = combination
-    zs_half, ft_half = to_logits(zs), to_logits(ft)
+    zs_half, ft_half = as_logits(zs=zs, ft=ft)
     check_same_shape(zs_half, ft_half)
     classes, device = zs_half.shape[1], zs_half.device
     prior = to_prior(log_q, "log_q", classes, device)
@@ -132,7 +133,7 @@ def fit_combination(
         ValueError: Shapes or labels out of range; logits that are not finite; mixed kinds of arrays.
     """
     uses_numpy(zs=zs, ft=ft, labels=labels, log_q=log_q, log_p=log_p)
-    zs_half, ft_half = to_logits(zs), to_logits(ft)
+    zs_half, ft_half = as_logits(zs=zs, ft=ft)
     check_same_shape(zs_half, ft_half)
     classes, device = zs_half.shape[1], zs_half.device
     prior = to_prior(log_q, "log_q", classes, device)
@@ -179,7 +180,7 @@ def remaining_bias(logits: Array, labels: Array | Sequence[int], log_q: Array) -
         ValueError: Shapes or labels out of range; logits that are not finite; mixed kinds of arrays.
     """
     uses_numpy(logits=logits, labels=labels, log_q=log_q)
-    scores, targets = check_logits(logits, labels, None)
+    scores, targets = check_logits(as_logits(logits=logits)[0], labels, None)
     prior = to_prior(log_q, "log_q", scores.shape[1], scores.device)
     return _remaining_bias(scores, targets, prior, torch.zeros_like(prior))
 
@@ -226,8 +227,9 @@ def fit_weights(
         ValueError: Shapes or labels out of range; logits that are not finite; mixed kinds of arrays.
     """
     uses_numpy(zs=zs, ft=ft, labels=labels)
-    scores, targets = check_logits(zs, labels, None)
-    fine_tuned = check_logits(ft, None, None)[0]
+    zs_half, ft_half = as_logits(zs=zs, ft=ft)
+    scores, targets = check_logits(zs_half, labels, None)
+    fine_tuned = check_logits(ft_half, None, None)[0]
     check_same_shape(scores, fine_tuned)
     fit = _fit_weights(scores, fine_tuned, targets, NormalPenalty(means, 2 * pull, least))
     return float(fit.weights[0]), float(fit.weights[1])

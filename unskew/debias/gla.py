@@ -23,7 +23,7 @@ from unskew.debias._validation import (
     uses_numpy,
 )
 from unskew.debias.combination import MAP_PRIOR, SUM, Combination, combine, fit_combination
-from unskew.debias.prior import JOINT, METHODS, PriorEstimate, estimate_log_prior
+from unskew.debias.prior import JOINT, METHODS, PriorEstimate, estimate
 from unskew.debias.temperature import fit_temperature
 from unskew.debias.transport import check_installed, transport_offset
 from unskew.utils.registry import unknown_name
@@ -171,27 +171,34 @@ class GLA(FittedGLA):
         if ft_held is not None:
             check_same_shape(zs_held, ft_held)
         classes = zs_held.shape[1]
-        zs_fit, labels_fit = zs_held, labels
+        halves, labels_fit = {"zs": zs_held} | ({} if ft_held is None else {"ft": ft_held}), labels
         if zs_train is not None and (labels is None or len(labels) < ENOUGH_HELD_OUT * classes):
-            zs_fit, labels_fit = check_logits(zs_train, y_train, None)
-            if zs_fit.shape[1] != classes:
-                raise ValueError(f"zs_train must be [M, C] with C = {classes} (got {list(zs_fit.shape)})")
-            if labels is not None:
-                zs_fit, labels_fit = torch.cat([zs_fit, zs_held]), torch.cat([labels_fit, labels])
+            halves["zs_train"], labels_fit = check_logits(zs_train, y_train, None)
+            if halves["zs_train"].shape[1] != classes:
+                raise ValueError(f"zs_train must be [M, C] with C = {classes} (got {list(halves['zs_train'].shape)})")
+            labels_fit = labels_fit if labels is None else torch.cat([labels_fit, labels])
+        scaled = self.logit_scale == "model" or labels is None  # else the calibration finds any scale
+        halves = self._recognised(scaled, **halves)
+        zs_held, zs_fit = halves["zs"], halves.get("zs_train", halves["zs"])
+        if "zs_train" in halves and labels is not None:
+            zs_fit = torch.cat([zs_fit, zs_held])
         self.log_p_ = _log_frequencies(train_counts, classes, zs_held)
-        self.fit_zeroshot(zs_fit, labels_fit)
-        if ft_held is not None:
-            return self.fit_finetuned(zs_held, ft_held, labels)
+        self._fit_zeroshot(zs_fit, labels_fit)
+        if "ft" in halves:
+            return self._fit_finetuned(zs_held, halves["ft"], labels)
         self._store("ft_temperature_", math.nan)
         return self
 
     def fit_zeroshot(self, zs: Tensor, y: Tensor | None) -> "GLA":
         """Fit temperature and log q from zero-shot logits ``[N, C]`` and labels ``[N]``; T_ft becomes 1."""
-        estimate = self._estimate_prior(zs, y)
-        log_q = estimate.log_q
-        self.converged_, self.log_q_deviation_ = estimate.converged, estimate.deviation
-        self.log_evidence_, self.no_bias_ = estimate.log_evidence, estimate.no_bias
-        self._store("zs_temperature_", estimate.temperature)
+        return self._fit_zeroshot(self._recognised(zs=zs)["zs"], y)
+
+    def _fit_zeroshot(self, zs: Tensor, y: Tensor | None) -> "GLA":
+        fit = self._estimate_prior(zs, y)
+        log_q = fit.log_q
+        self.converged_, self.log_q_deviation_ = fit.converged, fit.deviation
+        self.log_evidence_, self.no_bias_ = fit.log_evidence, fit.no_bias
+        self._store("zs_temperature_", fit.temperature)
         self.log_q_ = log_q
         if self._buffers["log_p_"] is None or len(self.log_p_) != len(log_q):
             self.log_p_ = _log_frequencies(None, len(log_q), log_q)
@@ -220,15 +227,15 @@ class GLA(FittedGLA):
         if isinstance(self.prior, str):
             self.assumes_uniform_ = self.prior == "unlabelled" or (y is None and self.prior != "eigen")
             if self.prior == "map":
-                return estimate_log_prior(zs, y, method="map", logit_scale=self.logit_scale)
+                return estimate(zs, y, "map", logit_scale=self.logit_scale)
         known = self._estimates_on_prediction and self.logit_scale == "model"
         temperature = 1.0 if known else self._fit_temperature(zs, y)
         if not isinstance(self.prior, str):
             log_q = to_prior(self.prior, "prior", zs.shape[1], zs.device).clone()
             return PriorEstimate(log_q, True, math.nan, 0, math.nan, temperature)
         self.method_ = "em" if y is None and self.prior == "convex" else self.prior
-        estimate = estimate_log_prior(zs / temperature, y, method=self.method_, strength=self.strength)
-        return dataclasses.replace(estimate, temperature=temperature)
+        fit = estimate(zs / temperature, y, self.method_, self.strength)
+        return dataclasses.replace(fit, temperature=temperature)
 
     def fit_finetuned(self, zs: Tensor, ft: Tensor, y: Tensor | None) -> "GLA":
         """Fit the rest on held-out images, given a fitted zero-shot half: T_ft, rho and the weights.
@@ -239,6 +246,9 @@ class GLA(FittedGLA):
             y: ``[N]``; without labels T_ft is 1 and the weights are those of their prior, or of the paper's sum.
         """
         self._check_fitted()
+        return self._fit_finetuned(self._as_fitted(zs, "zs"), self._recognised(ft=ft)["ft"], y)
+
+    def _fit_finetuned(self, zs: Tensor, ft: Tensor, y: Tensor | None) -> "GLA":
         self._store_combination(self._fit_temperature(ft, y), self._prior_combination)
         if self.combine != "sum" and y is not None:
             zs, ft = zs / self.zs_temperature_, ft / self.ft_temperature_
@@ -293,7 +303,7 @@ class GLA(FittedGLA):
         """Return `log_q_for` of calibrated logits."""
         if not self._estimates_on_prediction:
             return self.log_q_.to(zs.device)
-        log_q = estimate_log_prior(zs, method="unlabelled").log_q
+        log_q = estimate(zs, None, "unlabelled").log_q
         ratio = float((log_q.max() - log_q.min()).exp())
         logger.info(
             f"class bias of {len(zs):,} images to predict, unlabelled, assuming a uniform class frequency: "

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from unskew.debias._validation import check_logits
+from unskew.debias._validation import as_logits, check_logits
 from unskew.utils.errors import DAMAGE
 from unskew.utils.files import read_json
 
@@ -159,6 +159,7 @@ def read_sample(zeroshot: str, finetuned: str, labels: str = "", prefix: str = "
         ValueError: A file cannot be read or does not fit the others; the message names its flag.
     """
     zs, ft = (_read_logits(prefix, *pair) for pair in (("zeroshot", zeroshot), ("finetuned", finetuned)))
+    zs, ft = as_logits(cosines=True, **{f"{prefix}zeroshot": zs, f"{prefix}finetuned": ft})
     if zs.shape != ft.shape:
         raise ValueError(
             f"{prefix}zeroshot is {list(zs.shape)} and {prefix}finetuned {list(ft.shape)}; both must be [N, C] of the "

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from unskew.debias._validation import Array, to_kind, to_logits, to_tensor, uses_numpy
+from unskew.debias._validation import Array, as_logits, to_kind, to_tensor, uses_numpy
 from unskew.debias.losses import cross_entropy
 
 MANY, FEW = 100, 20  # training images per class: more than MANY, fewer than FEW
@@ -59,10 +59,13 @@ ECE_BINS = 15
 
 
 def compute_accuracy(output: Tensor, target: Tensor, topk: Sequence[int] = (1,)) -> list[Tensor]:
-    """Return top-k accuracies in percent, each ``[1]``, of logits ``[B, C]`` or a tuple that starts with them."""
+    """Return top-k accuracies in percent, each ``[1]``, of logits ``[B, C]`` or a tuple that starts with them.
+
+    A k above C counts as C: top-5 of two classes is 100, where Dassl raises an error from ``topk``.
+    """
     if isinstance(output, tuple | list):
         output = output[0]
-    ranked = output.topk(max(topk), dim=1).indices  # [B, K]
+    ranked = output.topk(min(max(topk), output.shape[1]), dim=1).indices  # [B, K]
     hits = ranked == target.view(-1, 1)
     return [hits[:, :k].any(1).float().mean(0, keepdim=True) * 100 for k in topk]
 
@@ -106,7 +109,7 @@ def classification_metrics(logits: Array, labels: Array | Sequence[int]) -> dict
         50.0
     """
     uses_numpy(logits=logits, labels=labels)
-    scores, targets = to_logits(logits), to_tensor(labels)
+    (scores,), targets = as_logits(logits=logits), to_tensor(labels)
     if targets.is_floating_point():
         raise ValueError(f"labels must be integers (got {targets.dtype})")
     return _metrics(scores, targets)

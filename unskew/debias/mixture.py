@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from unskew.debias._validation import Array, check_finite, check_logits, to_kind, to_logits, uses_numpy
+from unskew.debias._validation import Array, as_logits, check_finite, check_logits, to_kind, to_logits, uses_numpy
 from unskew.debias.temperature import fit_temperature
 
 COMBINE = ("logits", "probs")
@@ -45,7 +45,7 @@ def combine_members(logits: Array, weights: Array, combine: str = "logits") -> A
     """
     _check_combine(combine)
     numpy = uses_numpy(logits=logits, weights=weights)
-    members, shares = to_logits(logits), to_logits(weights)
+    (members,), shares = as_logits(logits=logits), to_logits(weights)
     if not len(members) or members.ndim != 3 or shares.shape != members.shape[:1]:
         raise ValueError(
             f"logits must be [M, N, C] and weights [M], with M of at least 1 "
@@ -93,7 +93,7 @@ def fit_member_weights(
     if not 0 < pseudo_samples < math.inf:
         raise ValueError(f"pseudo_samples must be a number above 0 (got {pseudo_samples})")
     numpy = uses_numpy(logits=logits, labels=labels)
-    members = to_logits(logits)
+    (members,) = as_logits(logits=logits)
     if members.ndim != 3:
         raise ValueError(f"logits must be [M, N, C] (got {list(members.shape)})")
     checked = [check_logits(member, labels) for member in members]

@@ -4,19 +4,20 @@ The pre-training data cannot be inspected, so q is inferred from the zero-shot m
 label frequencies are known (GLA, arXiv 2310.08106).
 """
 
+import dataclasses
 import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Generic
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
 
 from unskew.debias._softmax import Exponentials, blocks, some_rows
 from unskew.debias._solver import BiasProblem, ObservedClasses, cross_validate, solve
-from unskew.debias._validation import Array, check_logits, to_kind, to_logits, uses_numpy
+from unskew.debias._validation import Array, as_logits, check_logits, to_kind, uses_numpy
 from unskew.debias.joint import fit_joint
 from unskew.debias.temperature import fit_temperature
 from unskew.utils.registry import unknown_name
@@ -130,25 +131,35 @@ def estimate_log_prior(
         raise ValueError(f"logit_scale must be model or unknown (got {logit_scale!r})")
     if method in JOINT and strength is not None:
         raise ValueError(f"method '{method}' has no strength (got {strength!r}): omit it, or choose convex")
-    strength = 1.0 if strength is None else strength
     number = isinstance(strength, Real) and math.isfinite(strength) and strength >= 0
-    if not number and strength != "cv":
+    if not number and strength not in ("cv", None):
         raise ValueError(f"strength must be a number of 0 or more, or 'cv' (got {strength!r})")
     numpy = uses_numpy(logits=logits, labels=labels)
-    original = to_logits(logits)
-    tensor, label_tensor = check_logits(original, labels, None)
+    (original,) = as_logits(cosines=logit_scale == "model" or labels is None, logits=logits)
+    fit = estimate(original, labels, method, strength, logit_scale)
+    deviation = None if fit.deviation is None else to_kind(fit.deviation, numpy)
+    return PriorEstimate(**(vars(fit) | {"log_q": to_kind(fit.log_q, numpy), "deviation": deviation}))
+
+
+def estimate(
+    logits: Tensor,
+    labels: Any,
+    method: str,
+    strength: float | str | None = None,
+    logit_scale: str = "model",
+) -> PriorEstimate[Tensor]:
+    """Run `estimate_log_prior` on a tensor, as it is: of any scale, for instance divided by a temperature."""
+    tensor, label_tensor = check_logits(logits, labels, None)
+    strength = 1.0 if strength is None else strength
     if label_tensor is None and method not in (*JOINT, "em", "eigen"):
         raise ValueError(f"method '{method}' needs labels; pass labels, or choose map, em or eigen")
     if method in JOINT:
-        estimate = _map(tensor, label_tensor if method == "map" else None, logit_scale)
+        fit = _map(tensor, label_tensor if method == "map" else None, logit_scale)
     else:
-        estimate = _WITH_STRENGTH[method](tensor, label_tensor, strength)
-
-    def converted(values: Tensor) -> Array:
-        return to_kind(values.to(original.device, torch.promote_types(original.dtype, torch.float32)), numpy)
-
-    deviation = None if estimate.deviation is None else converted(estimate.deviation)
-    return PriorEstimate(**(vars(estimate) | {"log_q": converted(estimate.log_q), "deviation": deviation}))
+        fit = _WITH_STRENGTH[method](tensor, label_tensor, strength)
+    precision = torch.promote_types(logits.dtype, torch.float32)
+    deviation = None if fit.deviation is None else fit.deviation.to(logits.device, precision)
+    return dataclasses.replace(fit, log_q=fit.log_q.to(logits.device, precision), deviation=deviation)
 
 
 def _map(logits: Tensor, labels: Tensor | None, logit_scale: str) -> PriorEstimate[Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unskew.debias._joint import LogitSums, ScalePenalty, minimise
-from unskew.debias._validation import Array, check_logits, to_kind, uses_numpy
+from unskew.debias._validation import Array, as_logits, check_logits, to_kind, uses_numpy
 from unskew.debias.combination import fit_weights
 
 # Standard deviation of the normal prior on the bias of a class, in nats.
@@ -39,7 +39,7 @@ def fit_bcts(logits: Array, labels: Array | Sequence[int], *, deviation: float =
         ValueError: Shapes or labels out of range; logits that are not finite; mixed kinds of arrays.
     """
     numpy = uses_numpy(logits=logits, labels=labels)
-    scores, targets = check_logits(logits, labels, None)
+    scores, targets = check_logits(as_logits(logits=logits)[0], labels, None)
     counts = targets.bincount(minlength=scores.shape[1])
     data = LogitSums([scores], targets, counts)
     variances = torch.full_like(data.counts, deviation**2)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unskew.debias._softmax import blocks, buffers, some_rows, spread
-from unskew.debias._validation import Array, check_logits, uses_numpy
+from unskew.debias._validation import Array, as_logits, check_logits, uses_numpy
 from unskew.utils.registry import unknown_name
 
 logger = logging.getLogger("unskew")
@@ -67,7 +67,7 @@ def fit_temperature(
     if not (isinstance(expected, Real) and 0 < expected < math.inf):
         raise ValueError(f"expected must be a temperature above 0 (got {expected!r})")
     uses_numpy(logits=logits, labels=labels)
-    tensor, label_tensor = check_logits(logits, labels, None)
+    tensor, label_tensor = check_logits(as_logits(logits=logits)[0], labels, None)
     if tensor.shape[1] == 1:
         return 1.0  # the probability is 1 at every T
     return _fit_map(tensor, label_tensor, expected) if method == "map" else _fit(tensor, label_tensor, method)

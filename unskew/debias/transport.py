@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from scipy.sparse.csgraph import csgraph_from_dense, floyd_warshall
 
-from unskew.debias._validation import Array, check_logits, to_kind, to_logits, to_prior, uses_numpy
+from unskew.debias._validation import Array, as_logits, check_logits, to_kind, to_prior, uses_numpy
 
 logger = logging.getLogger("unskew")
 
@@ -61,7 +61,7 @@ def transport_offset(logits: Array, log_target: Array | None = None) -> Array:
         array([0, 0, 1, 1])
     """
     numpy = uses_numpy(logits=logits, log_target=log_target)
-    original = to_logits(logits)
+    (original,) = as_logits(logits=logits)
     scores = check_logits(original, None)[0]
     samples, classes = scores.shape
     if samples * classes > MOST_CELLS:
