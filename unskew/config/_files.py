@@ -5,14 +5,12 @@ import functools
 from collections.abc import Container
 from pathlib import Path
 
-import yaml
-
 import unskew
 from unskew.config import plugins
 from unskew.config._keys import flatten
+from unskew.config._yaml import parse
+from unskew.utils.errors import check_regular
 from unskew.utils.registry import unknown_name
-
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def folder_of(axis: str) -> Path:
@@ -106,18 +104,17 @@ def read_yaml(path: Path) -> dict:
         ValueError: the file is not YAML, or holds no mapping.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no config file '{path}'")
+    try:
+        check_regular(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no config file '{path}'") from None
     state = path.stat()
     return copy.deepcopy(_parse(path, state.st_mtime_ns, state.st_size))
 
 
 @functools.lru_cache(maxsize=256)
 def _parse(path: Path, _mtime: int, _size: int) -> dict:
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        raise ValueError(f"'{path}' is not valid YAML: {' '.join(str(error).split())}") from error
+    content = parse(path)
     content = {} if content is None else content
     _check_kind(f"'{path}'", content, dict)
     for name in ("TRAINER", "OVERRIDES"):

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unskew.utils.tensor_files import NUMBERS
+
 # Fits refuse larger logits: no model gives them, and the solvers need thousands of passes beyond 1e10.
 LARGEST_LOGIT = 1e8
 
@@ -23,8 +25,8 @@ def to_tensor(array: Any) -> Tensor:
         ValueError: The array does not hold real numbers.
     """
     if isinstance(array, Tensor):
-        if array.is_complex() or array.dtype == torch.bool:
-            raise ValueError(f"an array must hold real numbers (got {array.dtype})")
+        if array.layout != torch.strided or array.is_meta or array.dtype not in NUMBERS:
+            raise ValueError(f"an array must be dense and hold real numbers (got {array.dtype}, {array.layout})")
         return array.detach()
     values = np.asarray(array)
     if values.dtype.kind not in "iuf":

@@ -4,31 +4,20 @@ import csv
 import logging
 import operator
 import pickle
-import struct
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from unskew.debias._validation import as_logits, check_logits
-from unskew.utils.errors import DAMAGE
+from unskew.utils.errors import DAMAGE, check_regular, format_error
 from unskew.utils.files import read_json
+from unskew.utils.tensor_files import check_dense, read_npy, read_safetensors, read_torch
 
 logger = logging.getLogger("unskew")
-
-# Errors of NumPy and torch for a foreign, pickled or truncated file.
-_PRIOR_DAMAGE = (
-    *(RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError),
-    *(pickle.UnpicklingError, struct.error, TokenError, zipfile.BadZipFile),
-)
-
 
 def read_prior(path: str | Path, classes: Sequence[str] | int) -> Tensor:
     """Read log q ``[C]``, float32, from a file of probabilities or counts, which are normalised.
@@ -59,14 +48,17 @@ def read_prior(path: str | Path, classes: Sequence[str] | int) -> Tensor:
         classes = operator.index(classes)  # perhaps NumPy's
     if path.suffix not in _PRIOR_READERS:
         raise ValueError(f"the prior '{path}' must be a {', '.join(_PRIOR_READERS)} file")
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no prior file '{path}'")
+    check_regular(path)
     try:
         values = np.asarray(_PRIOR_READERS[path.suffix](path, classes))
         if values.dtype.kind not in "fiu":
             raise ValueError(f"its values must be real numbers (got {values.dtype})")
-    except (ValueError, OverflowError, csv.Error) as error:
-        raise ValueError(f"the prior '{path}' cannot be read: {error}") from None
+    except PermissionError:
+        raise
+    except DAMAGE as error:
+        raise ValueError(f"the prior '{path}' cannot be read: {format_error(error)[:200]}") from None
     count = classes if isinstance(classes, int) else len(classes)
     if values.shape != (count,):
         raise ValueError(f"the prior '{path}' must hold {count} values, one per class (got shape {list(values.shape)})")
@@ -88,23 +80,16 @@ def _prior_of_json(path: Path, classes: Sequence[str] | int) -> list[float]:
 
 def _prior_of_npy(path: Path, classes: Sequence[str] | int) -> np.ndarray:
     try:
-        values = np.load(path, allow_pickle=False)
-    except _PRIOR_DAMAGE:
-        values = None
-    if not isinstance(values, np.ndarray):
-        raise ValueError("expected one array of numbers; pickled objects are refused")
-    return values
+        return read_npy(path)
+    except DAMAGE:
+        raise ValueError("expected one array of numbers; pickled objects are refused") from None
 
 
 def _prior_of_pt(path: Path, classes: Sequence[str] | int) -> np.ndarray:
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except _PRIOR_DAMAGE:
-        values = None
-    plain = isinstance(values, torch.Tensor) and values.layout == torch.strided
-    if not plain or values.is_complex() or values.dtype == torch.bool:
-        raise ValueError("expected one tensor of numbers; other pickled objects are refused")
-    return values.detach().double().numpy()
+        return check_dense(read_torch(path)).double().numpy()
+    except DAMAGE:
+        raise ValueError("expected one tensor of numbers; other pickled objects are refused") from None
 
 
 def _prior_of_csv(path: Path, classes: Sequence[str] | int) -> list[float]:
@@ -132,9 +117,6 @@ _PRIOR_READERS: dict[str, Callable[[Path, Sequence[str] | int], Any]] = {
 
 # Default keys in a file of several tensors, such as a run's predictions.safetensors.
 _KEYS = {"zeroshot": ("zs", "logits"), "finetuned": ("ft", "logits"), "labels": ("labels",)}
-
-# Errors of reading a damaged or foreign file.
-_DAMAGE = (*DAMAGE, MemoryError, SyntaxError, TokenError, struct.error, pickle.UnpicklingError, SafetensorError)
 
 
 class Sample(NamedTuple):
@@ -207,26 +189,25 @@ def read_tensor(spec: str, preferred: Sequence[str] = ()) -> Tensor:
         path, key = Path(head), tail
     if path.suffix not in _READERS:
         raise ValueError(f"'{path}' must be a {', '.join(_READERS)} file; pickles are refused")
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no such file: '{path}'")
+    check_regular(path)
     path.open("rb").close()  # a missing permission is not a damaged file
     try:
         content = _READERS[path.suffix](path)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise ValueError(
             f"'{path}' cannot be read: {_reason(error)}; save the tensors again, without other objects"
         ) from None
     content = content if isinstance(content, Mapping) else {"": content}
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
     return _pick(path, tensors, key, preferred)
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, pickle.UnpicklingError) or "pickle" in str(
-        error
-    ):  # the libraries' messages advise to load the file
+    if isinstance(error, pickle.UnpicklingError) or "pickle" in str(error):  # such messages advise to load it
         return "it holds Python objects or is truncated"
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return format_error(error)[:200]
 
 
 def _pick(path: Path, tensors: Mapping[str, Tensor], key: str, preferred: Sequence[str]) -> Tensor:
@@ -238,20 +219,14 @@ def _pick(path: Path, tensors: Mapping[str, Tensor], key: str, preferred: Sequen
     keys = [key] if key else list(tensors) if len(tensors) == 1 else [name for name in preferred if name in tensors]
     if not keys:
         raise ValueError(f"'{path}' holds {names}; choose one as '{path}:KEY'")
-    tensor = tensors[keys[0]].detach()
-    if tensor.is_complex() or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        kind = f"{tensor.dtype}, {tensor.layout}, {tensor.device}"
-        raise ValueError(f"'{path}' must hold a dense tensor of real numbers (got {kind})")
-    return tensor
-
-
-def _read_npy(path: Path) -> Tensor:
-    array = np.load(path, allow_pickle=False)
-    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+    try:
+        return check_dense(tensors[keys[0]])
+    except ValueError as error:
+        raise ValueError(f"'{path}' cannot be used: {error}") from None
 
 
 _READERS: dict[str, Callable[[Path], Any]] = {
-    ".safetensors": load_file,
-    ".npy": _read_npy,
-    ".pt": lambda path: torch.load(path, map_location="cpu", weights_only=True),
+    ".safetensors": read_safetensors,
+    ".npy": lambda path: torch.from_numpy(read_npy(path)),
+    ".pt": read_torch,
 }

@@ -1,13 +1,52 @@
 """Error messages, exit codes, and the exceptions that damaged files raise."""
 
 import contextlib
+import csv
+import lzma
 import os
+import pickle
 import select
+import stat
+import struct
 import sys
+import tarfile
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Callable
+from pathlib import Path
 
-# Reading a damaged file may raise any of these; a reader adds the exceptions of its own format.
-DAMAGE = (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError, OSError)
+from safetensors import SafetensorError
+
+# Reading a damaged file, of any format, may raise any of these.
+DAMAGE = (
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, MemoryError, NameError),
+    *(OSError, RuntimeError, StopIteration, SyntaxError, TypeError, ValueError),
+    *(csv.Error, lzma.LZMAError, pickle.PickleError, struct.error, tarfile.TarError, tokenize.TokenError),
+    *(zipfile.BadZipFile, zlib.error, SafetensorError),
+)
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def check_regular(path: str | Path) -> int:
+    """Return the size of a regular file in bytes, without opening it: a pipe would block, and a device has no end.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the path is a folder, a pipe, a device or a socket.
+    """
+    state = os.stat(path)
+    if not stat.S_ISREG(state.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(state.st_mode), "no regular file")
+        raise ValueError(f"'{path}' is {kind}: give a regular file")
+    return state.st_size
 
 
 class MissingWeightsError(FileNotFoundError):
@@ -42,7 +81,7 @@ def exit_code(command: Callable[[], object], hint: str = "") -> int:
     try:
         command()
         sys.stdout.flush()  # the last lines may be for a reader that has ended
-    except (ValueError, OSError, FloatingPointError) as error:  # FloatingPointError: the loss is not finite
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:  # FloatingPointError: an infinite loss
         if isinstance(error, BrokenPipeError) and _reader_has_ended():
             return CLOSED_PIPE
         if os.environ.get("UNSKEW_DEBUG"):

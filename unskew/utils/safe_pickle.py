@@ -4,8 +4,9 @@ A pickle may ask for any class or function by name. Each kind of file has a shor
 that asks for any other name is refused.
 """
 
-import pickle
+import io
 import re
+import zipfile
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,36 +14,21 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from unskew.utils.errors import DAMAGE
-
-_DAMAGE = (*DAMAGE, ImportError, MemoryError, OverflowError, pickle.UnpicklingError)
-
-
-class _RestrictedUnpickler(pickle.Unpickler):
-    """An unpickler that takes classes only from ``permitted(module, name)``."""
-
-    def __init__(self, file: BinaryIO, permitted: Callable[[str, str], object | None], **options: Any) -> None:
-        super().__init__(file, **options)
-        self._permitted = permitted
-
-    def find_class(self, module: str, name: str) -> object:
-        replacement = self._permitted(module, name)
-        if replacement is None:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return replacement
+from unskew.utils._unpickler import BoundedUnpickler, TooLargeError
+from unskew.utils.errors import DAMAGE, check_regular, format_error
 
 
 def _load(path: str | Path, permitted: Callable[[str, str], object | None], kind: str, encoding: str = "ASCII") -> Any:
+    check_regular(path)
     with Path(path).open("rb") as file:
         try:
-            return _RestrictedUnpickler(file, permitted, encoding=encoding).load()
-        except _DAMAGE as error:
+            return BoundedUnpickler(file, permitted, encoding=encoding).load()
+        except DAMAGE as error:
             raise _unreadable(path, kind, error) from error
 
 
 def _unreadable(path: str | Path, kind: str, error: Exception) -> ValueError:
-    reason = " ".join(str(error).split())  # pickle's messages have line breaks
-    return ValueError(f"'{path}' was not read: {reason}; it must hold {kind} and nothing else; replace or delete it")
+    return ValueError(f"'{path}' was not read: {format_error(error)}; it must hold {kind} and nothing else; replace or delete it")
 
 
 class _StandIn:
@@ -149,7 +135,7 @@ def read_arrays(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"'{path}' holds a {type(content).__name__}; a mapping of arrays was expected; replace it")
     try:
         return {key: _array(value) if isinstance(value, _Array) else value for key, value in content.items()}
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise _unreadable(path, kind, error) from error
 
 
@@ -172,6 +158,9 @@ def array_stand_ins() -> list[Callable[..., Any] | tuple[Callable[..., Any], str
     return [*named, (bytes, "builtins.bytes")]  # an empty array asks for bytes
 
 
+_SHARED_BYTES = 2**16
+
+
 def with_arrays(content: Any, path: object) -> Any:
     """Replace stand-ins by arrays; lists and mappings are changed in place.
 
@@ -180,17 +169,20 @@ def with_arrays(content: Any, path: object) -> Any:
     """
     try:
         return _with_arrays(content, {})
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise _unreadable(str(path), "plain values, tensors and arrays of numbers", error) from error
 
 
-def _with_arrays(value: Any, done: dict[int, tuple]) -> Any:
+def _with_arrays(value: Any, done: dict[object, tuple]) -> Any:
     if id(value) in done:
         return done[id(value)][1]
     result = value
     done[id(value)] = value, result  # keeps the value alive, so that no other object gets its id
     match value:
         case _Array():
+            content = value.state[-1]
+            if done.setdefault(("bytes", id(content)), (value,))[0] is not value and len(content) > _SHARED_BYTES:
+                raise ValueError("several of its arrays share their bytes")  # a copy of each could fill the memory
             result = _array(value).copy()  # writable
         case dict():
             for key in list(value):
@@ -201,6 +193,66 @@ def _with_arrays(value: Any, done: dict[int, tuple]) -> Any:
             result = tuple(_with_arrays(item, done) for item in value)
     done[id(value)] = value, result
     return result
+
+
+class _DryUnpickler(BoundedUnpickler):
+    """An unpickler that builds no object but containers and plain values, to check what `torch.load` would build."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file, lambda module, name: _PLAIN.get((module, name), _StandIn))
+
+    def persistent_load(self, pid: object) -> _StandIn:
+        """Return a stand-in for a tensor's storage."""
+        return _StandIn()
+
+    def create(self, function: Any, *arguments: object, **options: object) -> object:
+        """Return a stand-in for an object that cannot be created."""
+        try:
+            return super().create(function, *arguments, **options)
+        except TooLargeError:
+            raise
+        except DAMAGE:
+            return _StandIn()
+
+    def _collection(self, *kinds: type) -> Any:
+        found = self.stack[-1]
+        return found if isinstance(found, kinds) else kinds[0]()
+
+
+# A file of torch.save's old format begins with five pickles.
+_PICKLES = 5
+
+
+def check_torch_file(path: str | Path) -> None:
+    """Raise ``ValueError`` for a file of `torch.save` that would fill the memory or never be read.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a pickle in it asks for too many elements, its content is compressed, or it is no regular file.
+    """
+    size = check_regular(path)
+    try:
+        with Path(path).open("rb") as file:
+            if file.read(4) == b"PK\3\4":
+                pickles = _pickles_of_archive(zipfile.ZipFile(file), size)
+            else:
+                file.seek(0)
+                pickles = [file] * _PICKLES
+            for source in pickles:
+                _DryUnpickler(source).load()
+    except TooLargeError as error:
+        raise ValueError(f"'{path}' was not read: {error}; save it again with torch.save") from error
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"'{path}' is truncated or damaged: {format_error(error)}; copy it again") from error
+    except DAMAGE as error:  # torch.load will explain it
+        if isinstance(error, OSError):
+            raise
+
+
+def _pickles_of_archive(archive: zipfile.ZipFile, size: int) -> list[BinaryIO]:
+    if sum(member.file_size for member in archive.infolist()) > size:
+        raise TooLargeError("it is compressed, and torch.save compresses nothing")
+    return [io.BytesIO(archive.read(name)) for name in archive.namelist() if name.endswith(".pkl")]
 
 
 def read_plain(file: BinaryIO, datum: type, **options: Any) -> Any:
@@ -217,11 +269,11 @@ def read_plain(file: BinaryIO, datum: type, **options: Any) -> Any:
     """
     start = file.tell()
     try:
-        unpickler = _RestrictedUnpickler(
+        unpickler = BoundedUnpickler(
             file, lambda module, name: datum if name == "Datum" else _PLAIN.get((module, name)), **options
         )
         return _with_arrays(unpickler.load(), {})
-    except _DAMAGE as error:
+    except DAMAGE as error:
         if isinstance(error, EOFError) and start and file.tell() == start:  # a file may hold several pickles
             raise
         raise _unreadable(file.name, "containers, plain values, arrays of numbers and Datum", error) from error
