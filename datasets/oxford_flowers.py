@@ -46,7 +46,7 @@ class OxfordFlowers(PublishedDataset):
     @classmethod
     def read(cls, cfg: CfgNode, root: Path) -> Splits:
         path = root / "cat_to_name.json"
-        labels = [int(label) for label in read_mat(root / "imagelabels.mat", "labels")[0]]
+        labels = [int(label) for label in read_mat(root / "imagelabels.mat", "labels", cls.sources[1])[0]]
         names = read_json_names(path)
         if isinstance(names, list):
             raise ValueError(f"'{path}' must hold class names by label; {PREPARE_AGAIN}")

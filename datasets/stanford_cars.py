@@ -58,8 +58,8 @@ class StanfordCars(PublishedDataset):
     def read(cls, cfg: CfgNode, root: Path) -> Splits:
         models = [str(name[0]) for name in read_mat(root / "devkit" / "cars_meta.mat", "class_names")[0]]
 
-        def items(folder: str, annotations: Path) -> list[Datum]:
-            rows = read_mat(annotations, "annotations")[0]
+        def items(folder: str, annotations: Path, source: Source | None = None) -> list[Datum]:
+            rows = read_mat(annotations, "annotations", source)[0]
             images = []
             if not {"class", "fname"} <= set(rows.dtype.names or ()):
                 raise ValueError(f"'{annotations}' has no classes: use the file with labels; {PREPARE_AGAIN}")
@@ -72,6 +72,6 @@ class StanfordCars(PublishedDataset):
             return images
 
         trainval = items("cars_train", root / "devkit" / "cars_train_annos.mat")
-        test = items("cars_test", root / "cars_test_annos_withlabels.mat")
+        test = items("cars_test", root / "cars_test_annos_withlabels.mat", cls.sources[3])
         check_used(root / "devkit" / "cars_meta.mat", models, trainval, test)
         return *split_trainval(trainval), test

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import statistics
 
@@ -126,9 +127,6 @@ def test_collect_takes_finished_runs_only(tmp_path):
         if finished:
             (tmp_path / name / "done").write_text("0123456789abcdef\n")
     assert report.collect(tmp_path) == [{**ROWS[0], "folder": str(tmp_path / "a")}]
-    (tmp_path / "a" / "metrics.json").write_text("{")
-    with pytest.raises(ValueError, match=r"metrics\.json"):
-        report.collect(tmp_path)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         report.collect(tmp_path / "nowhere")
     assert report.table([]) == "no finished runs"
@@ -153,7 +151,7 @@ def test_damaged_metrics_are_one_line_with_their_file(text, fact, tmp_path):
     path = tmp_path / "run" / "metrics.json"
     path.write_bytes(text)
     (tmp_path / "run" / "done").write_text("0123456789abcdef\n")
-    for read in (lambda: report.collect(tmp_path), lambda: report.read_metrics(path), lambda: load_metrics(path)):
+    for read in (lambda: report.read_metrics(path), lambda: load_metrics(path)):
         with pytest.raises(ValueError, match=re.escape(f"'{path}'")) as error:
             read()
         assert fact in str(error.value) and f"delete the folder '{path.parent}'" in str(error.value)
@@ -163,9 +161,46 @@ def load_metrics(path):
     return Run("digits", "CoOp", folder=str(path.parent)).metrics
 
 
-def test_a_metric_that_is_no_number_in_one_row_names_its_folder():
-    with pytest.raises(ValueError, match="'there'"):
-        report.table([row("Z", 1, 1, 50.0, ece=1.0), row("Z", 1, 2, 50.0, ece="low", folder="there")], "ece")
+def test_a_metric_that_is_no_number_in_one_row_names_its_folder(warned):
+    table = report.table([row("Z", 1, 1, 50.0, ece=1.0), row("Z", 1, 2, 50.0, ece="low", folder="there")], "ece")
+    assert cells(table.splitlines()[-1:]) == [["Z", "1.0"]]
+    assert len(warned()) == 1 and "'there'" in warned()[0]
+
+
+BAD_METRICS = {
+    "no JSON": b"{",
+    "deep": b"[" * 100_000,
+    "a list": b"[1]",
+    "no dataset": json.dumps({key: value for key, value in ROWS[0].items() if key != "dataset"}).encode(),
+    "a list as trainer": json.dumps({**ROWS[0], "trainer": ["a"]}).encode(),
+    "true as shots": json.dumps({**ROWS[0], "shots": True}).encode(),
+    "text as accuracy": json.dumps({**ROWS[0], "accuracy": "high"}).encode(),
+    "a number of 400 digits": json.dumps({**ROWS[0], "accuracy": 10**400}).encode(),
+    "a seed of 400 digits": json.dumps({**ROWS[0], "seed": 10**400}).encode(),
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("damage", [*BAD_METRICS, "a pipe", "no rights"])
+def test_a_bad_run_folder_does_not_hide_the_others(damage, tmp_path, capsys, warned):
+    for name in ("bad", "good"):
+        (tmp_path / name).mkdir()
+        report.write_metrics(tmp_path / name / "metrics.json", row("Z", 16, 1, 50.0))
+        (tmp_path / name / "done").write_text("0123456789abcdef\n")
+    path = tmp_path / "bad" / "metrics.json"
+    if damage == "no rights":
+        path.chmod(0)
+        if os.access(path, os.R_OK):
+            pytest.skip("root reads all files")
+    elif damage == "a pipe":
+        path.unlink()
+        os.mkfifo(path)
+    else:
+        path.write_bytes(BAD_METRICS[damage])
+    assert main(["table", str(tmp_path)]) == 0
+    assert cells(capsys.readouterr().out.splitlines()[-1:]) == [["Z", "50.0"]]
+    assert len(warned()) == 1 and f"'{tmp_path / 'bad'}'" in warned()[0]
+    assert [item["folder"] for item in report.collect(tmp_path)] == [str(tmp_path / "good")]
 
 
 def test_a_finished_run_without_metrics_is_reported(tmp_path, caplog):

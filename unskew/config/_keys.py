@@ -55,12 +55,12 @@ def set_key(cfg: CfgNode, key: str, value: object, source: str) -> None:
     if isinstance(old, float) and isinstance(value, str | int):  # YAML reads 1e-5 as a string
         try:
             value = float(value)
-        except ValueError as error:
-            raise ValueError(f"{source}: {key} takes a number, got '{value}'") from error
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"{source}: {key} takes a number, got '{value!s:.80}'") from error
     try:
         cfg.merge_from_list([key, value])
-    except ValueError as error:
-        raise ValueError(f"{source}: {key} takes a value of type {type(old).__name__}, got {value!r}") from error
+    except (ValueError, RecursionError, MemoryError) as error:  # a text of many brackets is nested too deep to parse
+        raise ValueError(f"{source}: {key} takes a value of type {type(old).__name__}, got {value!r:.200}") from error
 
 
 def merge(cfg: CfgNode, tree: Mapping, source: str) -> None:

@@ -1,6 +1,7 @@
 """Parsing of YAML whose aliases may not expand to more than a config can hold."""
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -11,7 +12,7 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MOST_LEAVES, MOST_BYTES, MOST_DEPTH = 100_000, 2**24, 100
 
 
-def parse(path: Path) -> object:
+def parse(path: Path) -> Any:
     """Return the content of a YAML file: plain values, lists and mappings.
 
     Raises:
@@ -37,7 +38,7 @@ def parse(path: Path) -> object:
 
 
 def _check_leaves(root: yaml.Node) -> None:
-    """Raise ``ValueError`` for more than `MOST_LEAVES` leaves with all aliases expanded, and for deep or endless nesting.
+    """Raise ``ValueError`` for more than `MOST_LEAVES` leaves with all aliases expanded, or for too deep nesting.
 
     The leaves of a mapping include those that its merge key ``<<`` adds.
     """

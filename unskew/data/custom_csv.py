@@ -98,7 +98,7 @@ def _rows(file: Path) -> dict[int, dict[str, str]]:
     """Return the values of the known columns by line number; none of the values is empty."""
     try:
         rows = dict(_parse(file))
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (UnicodeDecodeError, csv.Error, MemoryError) as error:
         raise ValueError(f"'{file}' is not a CSV file in UTF-8: {error}") from error
     for number, row in rows.items():
         missing = [name for name, value in row.items() if not value]

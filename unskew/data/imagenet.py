@@ -14,6 +14,7 @@ from unskew.data.names import listed, read_pairs
 from unskew.data.published import PublishedDataset
 from unskew.data.splits import PREPARE_AGAIN, Splits, read_table
 from unskew.download.sources import Source
+from unskew.utils.errors import DAMAGE
 
 _LIFT = "https://raw.githubusercontent.com/shijxcs/LIFT/661ead9b78368f05ba79abe4672d63154467f823/datasets"
 
@@ -141,7 +142,9 @@ def lay_out_archive(root: Path, split: str, classes: int) -> None:
             _unpack_train(archive, workspace, classes)
         else:
             _unpack_val(archive, workspace, root / VAL_LIST.name)
-    except tarfile.TarError as error:
+    except DAMAGE as error:
+        if isinstance(error, OSError | ValueError):
+            raise
         reason = str(error).partition(":\n")[0]  # tarfile appends the reason of each format
         raise ValueError(f"'{archive}' is damaged ({reason}); download it again") from error
     count = len(class_folders(workspace))

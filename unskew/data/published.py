@@ -87,7 +87,13 @@ class PublishedDataset(DatasetBase):
                 f"there is no '{path}', so the images are split at random: do not compare accuracies with published "
                 f"ones. Download the file with `unskew data prepare {cfg.DATASET.NAME}`"
             )
-        return cls.read(cfg, root)
+        try:
+            return cls.read(cfg, root)
+        except (ArithmeticError, AttributeError, LookupError, TypeError) as error:  # values of other kinds or shapes
+            raise ValueError(
+                f"a file of '{cfg.DATASET.NAME}' in '{root}' holds something else than published "
+                f"({type(error).__name__}: {error}); prepare the dataset again"
+            ) from error
 
     @classmethod
     def read(cls, cfg: CfgNode, root: Path) -> Splits:

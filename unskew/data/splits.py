@@ -1,13 +1,20 @@
 """Split files: CoOp's JSON format and the text lists of other datasets."""
 
 import os
+import pickle
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from unskew.data.dataset import Datum
+from unskew.download.fetch import mismatch
+from unskew.download.sources import Source
+from unskew.utils.errors import check_regular
 from unskew.utils.files import read_json, write_json
+from unskew.utils.logging import warn_once
 
 SPLITS = ("train", "val", "test")
 
@@ -30,7 +37,7 @@ def read_split(path: str | Path, image_root: str | Path) -> Splits:
         FileNotFoundError: the file does not exist.
         ValueError: the file has another format, or names an image twice.
     """
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise FileNotFoundError(f"no split file '{path}'")
     content = read_json(path)
     if not isinstance(content, dict) or not set(SPLITS) <= content.keys():
@@ -104,7 +111,7 @@ def read_list(path: str | Path, image_root: str | Path, classnames: Sequence[str
     items = []
     for number, line in enumerate(read_lines(path), start=1):
         impath, _, label = line.rpartition(" ")
-        if not impath or not label.isdecimal() or int(label) >= len(classnames):
+        if not impath or not label.isdecimal() or len(label) > 9 or int(label) >= len(classnames):
             raise ValueError(
                 f"'{path}', line {number}: expected a path and a label below {len(classnames)}, got '{line}'"
             )
@@ -120,6 +127,7 @@ def read_lines(path: str | Path) -> list[str]:
         ValueError: the file is not text in UTF-8.
     """
     try:
+        check_regular(path)
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file '{path}'; {PREPARE_AGAIN}") from None
@@ -142,19 +150,47 @@ def read_table(path: str | Path, columns: int) -> list[list[str]]:
     return rows
 
 
-def read_mat(path: str | Path, name: str) -> np.ndarray:
+# Reads an array in a process of its own, because SciPy's reader crashes on some damaged files.
+_MAT_PROGRAM = """
+import sys
+sys.path[:] = sys.argv[3:]
+import pickle
+from scipy.io import loadmat
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32))
+except (ImportError, ValueError, OSError):
+    pass
+with open(sys.argv[1], "rb") as file:
+    array = loadmat(file, variable_names=[sys.argv[2]])[sys.argv[2]]
+pickle.dump(array, sys.stdout.buffer)
+"""
+_MAT_SECONDS = 120
+
+
+def read_mat(path: str | Path, name: str, source: Source | None = None) -> np.ndarray:
     """Return one array of a MATLAB file.
+
+    Args:
+        path: the file.
+        name: the array's name.
+        source: the published file; another checksum brings a warning.
 
     Raises:
         FileNotFoundError: the file does not exist.
         ValueError: the file is not a MATLAB file, or has no such array.
     """
-    from scipy.io import loadmat
-
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise FileNotFoundError(f"there is no file '{path}'; {PREPARE_AGAIN}")
-    with Path(path).open("rb") as file:
-        try:
-            return loadmat(file, variable_names=[name])[name]
-        except Exception as error:  # for a damaged file SciPy raises any type, UnboundLocalError too
-            raise ValueError(f"'{path}' is not a MATLAB file with an array '{name}'; replace it") from error
+    check_regular(path)
+    if source and (difference := mismatch(source, path)):
+        warn_once(f"'{path}' {difference}: it is not the published file; download it again if it is not your own")
+    command = [sys.executable, "-c", _MAT_PROGRAM, os.fspath(path), name, *sys.path]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # each thread takes address space
+    try:
+        child = subprocess.run(command, capture_output=True, timeout=_MAT_SECONDS, env=environment)
+    except subprocess.TimeoutExpired:
+        child = None
+    if child is None or child.returncode:
+        raise ValueError(f"'{path}' is not a MATLAB file with an array '{name}'; replace it")
+    return pickle.loads(child.stdout)  # of our own program

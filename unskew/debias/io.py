@@ -19,6 +19,7 @@ from unskew.utils.tensor_files import check_dense, read_npy, read_safetensors, r
 
 logger = logging.getLogger("unskew")
 
+
 def read_prior(path: str | Path, classes: Sequence[str] | int) -> Tensor:
     """Read log q ``[C]``, float32, from a file of probabilities or counts, which are normalised.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from unskew.utils.files import write_atomically
+from unskew.utils.files import read_json, write_atomically
 
 _RESUME = "make room on the disk and run the same command again to resume the download"
 
@@ -37,11 +37,17 @@ def _drive_partials(partial: Path) -> list[Path]:
 
 
 def read_origin(partial: Path) -> dict[str, Any]:
-    """Return where a partial file comes from: ``url``, ``validator`` and the complete file's size ``total``."""
+    """Return where a partial file comes from: ``url``, ``validator`` and the complete file's size ``total``.
+
+    Without a record, or with a damaged one, the result is empty, and the download starts again.
+    """
     try:
-        return json.loads(_origin_path(partial).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        origin = read_json(_origin_path(partial))
+    except (FileNotFoundError, ValueError):
         return {}
+    kinds = {"url": str, "validator": str, "total": int}
+    is_valid = isinstance(origin, dict) and all(isinstance(origin.get(key), kind) for key, kind in kinds.items())
+    return origin if is_valid else {}
 
 
 def start(partial: Path, url: str, validator: str, total: int) -> None:

@@ -7,19 +7,17 @@ import shutil
 import stat
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from tqdm import tqdm
 
+from unskew.utils.errors import DAMAGE, check_regular, format_error
+
 CHUNK = 2**20
 
 _Stream = IO[bytes] | gzip.GzipFile
-
-# Exceptions that a damaged archive may raise.
-_DAMAGED_ARCHIVE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, NotImplementedError)
 
 
 class _RefusedError(Exception):
@@ -51,7 +49,7 @@ def extract(archive: str | Path, folder: str | Path, *, limit: int | None = None
         OSError: the disk is full.
     """
     archive, folder = Path(archive), Path(folder)
-    size = archive.stat().st_size
+    size = check_regular(archive)
     limit = 20 * size + 2**30 if limit is None else limit
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
@@ -74,12 +72,12 @@ def _explain(error: BaseException, archive: Path) -> Exception | None:
     """Return an error that names the archive, or ``None`` if the error is not about the archive."""
     if isinstance(error, _RefusedError | tarfile.FilterError):
         return ValueError(f"'{archive}' was not unpacked: {error}")
-    if isinstance(error, _DAMAGED_ARCHIVE):
-        reason = " ".join(str(error).split())
-        return ValueError(f"'{archive}' is damaged, cut short or no .tar, .tar.gz or .zip archive ({reason})")
     if isinstance(error, OSError) and error.errno:
         reason = f"cannot unpack '{archive}': {error.strerror}; make room on the disk and run the same command again"
         return type(error)(error.errno, reason)
+    if isinstance(error, gzip.BadGzipFile) or (isinstance(error, DAMAGE) and not isinstance(error, OSError)):
+        reason = format_error(error)
+        return ValueError(f"'{archive}' is damaged, cut short or no .tar, .tar.gz or .zip archive ({reason})")
     return None
 
 
@@ -101,6 +99,8 @@ def _write(members: Iterable[_Member], folder: Path, limit: int, advance: Callab
             created.add(parent)
         if member.stream is None:
             continue
+        if not member.parts:
+            raise _RefusedError("it holds a file without a name")
         with open(path, "wb") as target:
             while chunk := member.stream.read(CHUNK):
                 left -= len(chunk)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from unskew.utils.errors import DAMAGE
 from unskew.utils.files import write_atomically
+from unskew.utils.safe_pickle import check_torch_file
 
 logger = logging.getLogger("unskew")
 
@@ -150,8 +151,9 @@ def load_checkpoint(path: str | os.PathLike | None) -> dict[str, Any]:
     if path is None:
         raise ValueError("the path of the checkpoint is None: pass the path of a file")
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint at '{path}': check the path, or train first")
+    check_torch_file(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -160,9 +162,23 @@ def load_checkpoint(path: str | os.PathLike | None) -> dict[str, Any]:
         raise _broken(path) from error
     if not isinstance(content, Mapping):
         raise ValueError(f"'{path}' holds a {type(content).__name__}, not a checkpoint")
-    if isinstance(content.get("state_dict"), Mapping):
-        return {**content, "state_dict": _without_rebuilt(content["state_dict"])}
-    return dict(content)
+    if "state_dict" not in content:
+        return dict(content)
+    _check_values(path, content)
+    return {**content, "state_dict": _without_rebuilt(content["state_dict"])}
+
+
+def _check_values(path: Path, content: Mapping) -> None:
+    """Raise ``ValueError`` unless the values of a checkpoint have their types."""
+    weights = content["state_dict"]
+    if not isinstance(weights, Mapping) or not all(isinstance(key, str) for key in weights):
+        raise ValueError(f"'{path}' is damaged: its state_dict must hold tensors by name; train again")
+    for key, value in weights.items():
+        if isinstance(value, Tensor) and (value.layout != torch.strided or value.is_meta or value.is_quantized):
+            raise ValueError(f"'{path}' is damaged: '{key}' must be a dense tensor (got {value.layout}); train again")
+    for key, kinds in (("epoch", int), ("val_result", int | float | None)):
+        if not isinstance(content.get(key, 0), kinds):
+            raise ValueError(f"'{path}' is damaged: {key} is {content[key]!r:.80}; train again")
 
 
 def _broken(path: Path) -> ValueError:
@@ -173,7 +189,7 @@ def _load_foreign(path: Path) -> dict[str, Any]:
     """Read a file that holds objects: replace the parts of a scheduler by `_Dropped`, refuse other classes."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (*DAMAGE, pickle.UnpicklingError) as error:
+    except DAMAGE as error:
         raise _broken(path) from error
     refused = sorted(n for n in names if n not in _DROPPED_NAMES and not n.startswith(_DROPPED_MODULES))
     if refused:
@@ -187,7 +203,7 @@ def _load_foreign(path: Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(harmless):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (*DAMAGE, pickle.UnpicklingError) as error:
+    except DAMAGE as error:
         raise _broken(path) from error
     if not isinstance(content, Mapping) or not isinstance(content.get("state_dict"), Mapping):
         raise ValueError(f"'{path}' has no 'state_dict': give a checkpoint of a Dassl trainer")
@@ -209,7 +225,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str | 
     """
     try:
         result = model.load_state_dict(weights, strict=False)
-    except (RuntimeError, ValueError) as error:  # other shapes, classes or backbone
+    except DAMAGE as error:  # other shapes, classes or backbone
         raise ValueError(f"'{source}' does not fit the model: {' '.join(str(error).split())}") from error
     missing = [key for key in result.missing_keys if not key.endswith(REBUILT)]
     unexpected = [key for key in result.unexpected_keys if not key.endswith(REBUILT)]
@@ -261,7 +277,12 @@ def restore(
         if target is None:
             continue
         if checkpoint.get(name) is not None:
-            target.load_state_dict(checkpoint[name])
+            try:
+                target.load_state_dict(checkpoint[name])
+            except DAMAGE as error:
+                raise ValueError(
+                    f"'{source}' does not fit: its {name} is of another model or damaged; train again"
+                ) from error
         elif name == "scheduler":  # a pickled scheduler was not read; one step per epoch gives the same state
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # PyTorch warns that no optimizer step came first

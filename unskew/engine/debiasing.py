@@ -116,7 +116,10 @@ class SavedGLA(GLA):
 def matches_classes(module: FittedTerms | SavedGLA, folder: Path) -> bool:
     """Return whether the last checkpoint in a folder has the fingerprint of a module; a folder without one matches."""
     path = checkpoint.last_checkpoint(folder)
-    return path is None or torch.equal(checkpoint.load_checkpoint(path)["state_dict"]["classes"], module.classes.cpu())
+    if path is None:
+        return True
+    found = checkpoint.load_checkpoint(path).get("state_dict", {}).get("classes")
+    return isinstance(found, Tensor) and torch.equal(found, module.classes.cpu())
 
 
 # --- the zero-shot half -----------------------------------------------------------------------------

@@ -137,7 +137,12 @@ class RunDir:
 
     def _difference(self, cfg: CfgNode) -> str:
         """Return the keys in which the saved config differs; if only its fingerprint does, a named file has changed."""
-        keys = fingerprint.differing_keys(cfg, self._read_config())
+        saved = self._read_config()
+        try:
+            keys = fingerprint.differing_keys(cfg, saved)
+        except (TypeError, AttributeError) as error:  # values of other types than a run writes
+            reason = f"'{self.config}' is damaged: {error}; delete the folder '{self.path}' and run again"
+            raise ValueError(reason) from error
         first = self.config.read_text(encoding="utf-8").partition("\n")[0]
         same = first == f"{_FIRST_LINE}{fingerprint.config_hash(cfg)}" or not first.startswith(_FIRST_LINE)
         if len(keys) > _MOST_KEYS:

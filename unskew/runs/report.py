@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unskew.engine.run_dir import RunDir, shots_label
+from unskew.utils.errors import format_error
 from unskew.utils.files import read_json, write_atomically
 from unskew.utils.registry import unknown_name
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("unskew")
 
 # Keys of each metrics.json; the other values are numbers, texts or lists.
+_LARGEST = 2**63
 _TEXTS, _WHOLE_NUMBERS, _NUMBERS = ("dataset", "trainer", "backbone"), ("shots", "seed"), ("accuracy", "seconds")
 
 _FIXED = ("accuracy", "error_rate", "macro_f1", "ece", "seconds")
@@ -30,9 +32,10 @@ _SKIPPED_MARK = "\N{DAGGER}"  # at a cell whose runs skipped unreadable test ima
 def collect(folder: str | Path) -> list[dict]:
     """Return the metrics of every finished run below a folder, in the order of their paths.
 
+    A folder whose files are damaged or unreadable is left out, with a warning that names it.
+
     Raises:
         FileNotFoundError: the folder does not exist.
-        ValueError: a ``metrics.json`` is damaged.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -40,10 +43,13 @@ def collect(folder: str | Path) -> list[dict]:
     rows = []
     for done in sorted(folder.rglob("done")):
         run = RunDir(done.parent)
-        if run.is_finished and run.metrics.is_file():
-            rows.append({**read_metrics(run.metrics), "folder": str(run.path)})
-        elif run.is_finished and run.log.is_file():  # the members of a run have neither log nor metrics
-            logger.warning(f"'{run.path}' has no metrics.json and is left out: delete the folder and run again")
+        try:
+            if run.is_finished and run.metrics.exists():
+                rows.append({**read_metrics(run.metrics), "folder": str(run.path)})
+            elif run.is_finished and run.log.is_file():  # the members of a run have neither log nor metrics
+                logger.warning(f"'{run.path}' has no metrics.json and is left out: delete the folder and run again")
+        except (ValueError, OSError) as error:
+            logger.warning(f"'{run.path}' is left out: {format_error(error)}")
     return rows
 
 
@@ -99,11 +105,12 @@ def read_metrics(path: Path) -> dict:
             raise ValueError(f"'{path}' must hold metrics by name")
         for keys, kind in ((_TEXTS, str), (_WHOLE_NUMBERS, int)):
             for key in keys:
-                if not isinstance(metrics.get(key), kind):
-                    raise ValueError(f"'{path}' is damaged: {key} is {metrics.get(key)!r}")
-        for key in _NUMBERS:
-            if not isinstance(metrics.get(key, 0), int | float):
-                raise ValueError(f"'{path}' is damaged: {key} is {metrics[key]!r}")
+                if not isinstance(metrics.get(key), kind) or isinstance(metrics[key], bool):
+                    raise ValueError(f"'{path}' is damaged: {key} is {metrics.get(key)!r:.80}")
+        for key, value in metrics.items():
+            is_number = isinstance(value, int | float) and abs(value) < _LARGEST
+            if (key in _NUMBERS and not (is_number or value != value)) or (isinstance(value, int) and not is_number):
+                raise ValueError(f"'{path}' is damaged: {key} is {value!r:.80}")
     except ValueError as error:
         raise ValueError(f"{error}; delete the folder '{path.parent}' and run again") from error
     return metrics
@@ -212,7 +219,7 @@ def _check_metrics(rows: Sequence[dict], wanted: Sequence[str]) -> None:
             raise ValueError(f"no run has the metric '{metric}'; {known}")
         for row in rows:
             if not isinstance(row.get(metric, 0), int | float):
-                raise ValueError(f"the metric '{metric}' in '{row.get('folder')}' is no number: {row[metric]!r}")
+                logger.warning(f"'{row.get('folder')}' is not in the table: its {metric} is {row[metric]!r:.80}")
 
 
 def _warn_of_mixtures(rows: Sequence[dict]) -> None:
@@ -261,7 +268,7 @@ def _grid(rows: Sequence[dict], names: Sequence[str], columns: Sequence[tuple[st
         cells = []
         for _, shots, metric in columns:
             same = [row for row in rows if _values(row, names) == line and row["shots"] == shots]
-            values = [row[metric] for row in same if metric in row]
+            values = [row[metric] for row in same if isinstance(row.get(metric), int | float)]
             mark = f" {_SKIPPED_MARK}" if any(map(_skipped, same)) else ""
             cells.append(mean_and_deviation(values) + mark if values else "")
         seen = any(_is_transductive(row) for row in rows if _values(row, names) == line)

@@ -15,6 +15,7 @@ import unskew
 from unskew import config
 from unskew.engine.run_dir import USER_DATASETS, RunDir, backbone_label, dataset_label, run_folder, trainer_label
 from unskew.runs import plugins, report
+from unskew.utils.errors import DAMAGE, format_error
 from unskew.utils.files import expand, write_atomically
 
 if TYPE_CHECKING:
@@ -107,14 +108,18 @@ class Run:
     @property
     def predictions(self) -> "dict[str, Tensor]":
         """The finished run's ``logits`` [N, C] and ``labels`` [N] of the test images, and what else it saved."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from unskew.utils.tensor_files import read_safetensors
 
         file = self._file("predictions")
         try:
-            return load_file(file)
-        except SafetensorError as error:
-            raise ValueError(f"'{file}' is damaged ({error}); delete the folder '{self.path}' and run again") from error
+            return read_safetensors(file)
+        except PermissionError:
+            raise
+        except DAMAGE as error:
+            reason = format_error(error)
+            raise ValueError(
+                f"'{file}' is damaged ({reason}); delete the folder '{self.path}' and run again"
+            ) from error
 
     def _file(self, name: str) -> Path:
         file: Path = getattr(RunDir(self.path), name)

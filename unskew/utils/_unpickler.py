@@ -1,16 +1,18 @@
 """An unpickler that takes only permitted names, and bounds the memory and the time that a small file can ask for.
 
-A pickle of a few bytes can call ``range`` with 10**10 elements, extend a list by it, or double a tuple sixty times, whose
-hash then takes centuries. The limits here grow with the size of the file, which no pickle of plain data comes near.
+A pickle of a few bytes can call ``range`` with 10**10 elements and extend a list by it. It can double a tuple sixty
+times, whose hash then takes centuries. The limits here grow with the size of the file; plain data stay far below them.
 """
 
 import pickle
 from collections import deque
 from collections.abc import Callable, Sized
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 # Elements that a file may create by calls: as many as this, and as this times its bytes.
 FREE_ELEMENTS, ELEMENTS_PER_BYTE = 10**6, 16
+
+_Unpickler: Any = pickle._Unpickler  # Python's own code: that in C has no hooks
 
 _NUMBERS = (int, float, type(None))
 
@@ -40,13 +42,10 @@ class _SizedFile:
         return line
 
 
-class BoundedUnpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]  # not in all versions of typeshed
-    """An unpickler that takes names from ``permitted(module, name)`` and calls only these.
+class BoundedUnpickler(_Unpickler):
+    """An unpickler that takes names from ``permitted(module, name)`` and calls only these."""
 
-    Python's own implementation is used, since the one in C has no hooks for its steps.
-    """
-
-    dispatch = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+    dispatch: ClassVar[dict[int, Callable]] = dict(_Unpickler.dispatch)
 
     def __init__(self, file: BinaryIO, permitted: Callable[[str, str], object | None], **options: Any) -> None:
         sized = _SizedFile(file)

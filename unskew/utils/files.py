@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from unskew.utils.errors import DAMAGE, check_regular, format_error
+
 
 def write_atomically(path: str | Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
     """Write a file so that a reader sees the old content or the new one, never a part.
@@ -77,11 +79,16 @@ def read_json(path: str | Path, object_pairs_hook: Callable[[Any], Any] | None =
         ValueError: the file is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=object_pairs_hook)
+        check_regular(path)
+        text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file '{path}'") from None
-    except (ValueError, RecursionError) as error:  # bad JSON or bad UTF-8
+    except UnicodeDecodeError as error:
         raise ValueError(f"'{path}' is not a JSON file: {error}") from None
+    try:
+        return json.loads(text, object_pairs_hook=object_pairs_hook)
+    except DAMAGE as error:
+        raise ValueError(f"'{path}' is not a JSON file: {format_error(error)}") from None
 
 
 def write_json(content: object, path: str | Path) -> None:

@@ -28,7 +28,9 @@ def _load(path: str | Path, permitted: Callable[[str, str], object | None], kind
 
 
 def _unreadable(path: str | Path, kind: str, error: Exception) -> ValueError:
-    return ValueError(f"'{path}' was not read: {format_error(error)}; it must hold {kind} and nothing else; replace or delete it")
+    return ValueError(
+        f"'{path}' was not read: {format_error(error)}; it must hold {kind} and nothing else; replace or delete it"
+    )
 
 
 class _StandIn:
