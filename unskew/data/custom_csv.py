@@ -11,6 +11,7 @@ from unskew.data.custom import divided, split_name
 from unskew.data.dataset import Datum
 from unskew.data.names import class_order, composed, read_names, whole_number
 from unskew.data.splits import check_distinct
+from unskew.utils.errors import check_regular
 
 _COLUMNS = ("path", "label", "classname", "split")
 
@@ -111,6 +112,7 @@ def _rows(file: Path) -> dict[int, dict[str, str]]:
 
 
 def _parse(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    check_regular(file)
     with file.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines)
         titles = {(title or "").strip().lower(): title for title in reader.fieldnames or ()}
