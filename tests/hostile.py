@@ -1,7 +1,7 @@
 """A corpus of hostile files, and a program that runs readers through it under a limit of memory and time.
 
-``python hostile.py FOLDER`` writes the corpus and prints ``{reader: {damage: outcome}}`` as JSON. An outcome is "refused"
-for an error of one line, "read" for a result, and else what went wrong.
+``python hostile.py FOLDER`` writes the corpus and prints ``{reader: {damage: outcome}}`` as JSON. An outcome is
+"refused" for an error of one line, "read" for a result, and else what went wrong.
 """
 
 import io
@@ -39,7 +39,7 @@ def number(value):
 
 
 HUGE = number(10**10)
-DOUBLED = b"]q\0" + b"".join(b"\x86q\0h\0" if i else b"0)q\0h\0" for i in range(61))  # (t, t) sixty times
+DOUBLED = b"]q\0" + b"".join(b"\x86q\0h\0" if i else b"0)q\0h\0" for i in range(61)) + b"0"  # (t, t) sixty times
 RANGE = call("builtins range", HUGE)
 
 PICKLES = {
@@ -185,16 +185,18 @@ YAMLS = {
 YAMLS = {name: text.encode() for name, text in YAMLS.items()} | TEXTS
 
 
-def mat(path, **options):
-    savemat(path, {"labels": np.arange(40), "other": np.array(["a", "bb"], dtype=object)}, **options)
-    return path.read_bytes()
+# Bytes at which SciPy's reader ends the process with a segmentation fault.
+CRASHES = ((144, 5), (145, 14), (172, 16), (184, 0))
 
 
 def damaged_mats(folder):
-    whole = mat(folder / "whole.mat")
-    damaged = {
-        f"byte {place}": whole[:place] + b"\xff\x7f" + whole[place + 2 :] for place in range(126, len(whole) - 2, 90)
-    }
+    struct_ = np.array([(1, "x")], dtype=[("a", "i4"), ("b", "O")])
+    content = {"labels": np.arange(40), "other": np.array(["a", "bb"], dtype=object), "s": struct_}
+    savemat(folder / "whole.mat", content)
+    whole = (folder / "whole.mat").read_bytes()
+    crashes = {f"byte {place} is {value}": (place, bytes([value])) for place, value in CRASHES}
+    flips = {f"byte {place}": (place, b"\xff\x7f") for place in range(126, 700, 140)}
+    damaged = {name: whole[:at] + new + whole[at + len(new) :] for name, (at, new) in (crashes | flips).items()}
     return {"cut": whole[:200], "text": b"no MATLAB file" * 20, "empty": b"", **damaged}
 
 

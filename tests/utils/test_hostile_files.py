@@ -43,7 +43,7 @@ def outcomes(tmp_path_factory):
 def test_hostile_files_are_refused_in_one_line(reader, outcomes):
     assert set(outcomes) == set(READERS)
     bad = {damage: outcome for damage, outcome in outcomes[reader].items() if outcome != "refused"}
-    if reader == "MATLAB":
-        assert set(bad.values()) <= {"read"} and len(bad) < len(outcomes[reader]) - 3
+    if reader == "MATLAB":  # a flipped bit may not show
+        assert set(bad.values()) <= {"read"} and not any(" is " in damage for damage in bad)
     else:
         assert bad == dict.fromkeys(READ.get(reader, ()), "read")

@@ -149,6 +149,7 @@ _BUILTINS = (bool, bytearray, bytes, complex, dict, float, frozenset, int, list,
 _PLAIN: Mapping[tuple[str, str], Any] = {
     **{(module, kind.__name__): kind for module in ("builtins", "__builtin__") for kind in _BUILTINS},
     **{("collections", kind.__name__): kind for kind in (Counter, OrderedDict, defaultdict, deque)},
+    ("__builtin__", "xrange"): range,
     ("_codecs", "encode"): lambda text, _: text.encode("latin1"),  # protocol 2 writes bytes this way
     **_NUMPY,
 }
