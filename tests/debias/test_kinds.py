@@ -135,3 +135,30 @@ def test_fits_refuse_logits_of_an_impossible_size(scale):
     for function in calls:
         with pytest.raises(ValueError, match="1e\\+08"):
             function(ZS * scale, Y)
+
+
+NOT_NUMBERS = {
+    "complex": torch.zeros(40, 4, dtype=torch.cfloat),
+    "bool": torch.zeros(40, 4, dtype=torch.bool),
+    "sparse": torch.zeros(40, 4).to_sparse(),
+    "meta": torch.zeros(40, 4, device="meta"),
+    "float8": torch.zeros(40, 4).to(torch.float8_e4m3fn),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_NUMBERS)
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda logits: debias.adjust(logits, logits, torch.zeros(4)),
+        lambda logits: debias.estimate_log_prior(logits, torch.arange(40) % 4),
+        lambda logits: debias.GLA().fit(logits, logits, torch.arange(40) % 4),
+        lambda logits: debias.fit_temperature(logits, torch.arange(40) % 4),
+        lambda logits: debias.combine_members(torch.stack([logits, logits]), torch.ones(2) / 2),
+        lambda logits: debias.classification_metrics(logits, torch.arange(40) % 4),
+    ],
+)
+def test_tensors_without_real_numbers_are_refused(function, kind):
+    with pytest.raises(ValueError, match="real numbers") as error:
+        function(NOT_NUMBERS[kind])
+    assert "\n" not in str(error.value)

@@ -257,3 +257,25 @@ def test_work_grows_linearly_with_the_number_of_files(tmp_path, suffix):
             sys.setprofile(None)
         calls.append(len(events))
     assert calls[1] < 8.5 * calls[0]
+
+
+@pytest.mark.parametrize("name", ["", "/", "."])
+def test_a_zip_member_without_a_name_is_refused(tmp_path, name):
+    path = write_zip(tmp_path / "a.zip", ("x" * max(1, len(name)), b"content"))
+    path.write_bytes(path.read_bytes().replace(b"x" * max(1, len(name)), name.encode() or b"\0"))
+    refused(path, tmp_path / "new", "a.zip")
+
+
+def test_a_zip_directory_with_an_empty_name_is_refused(tmp_path):
+    """An empty name is an IndexError in Python's reader."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        info = zipfile.ZipInfo("x")
+        info.filename = ""
+        archive.writestr(info, b"content")
+    refused(tmp_path / "a.zip", tmp_path / "new", "a.zip")
+
+
+def test_a_pipe_is_no_archive(tmp_path):
+    os.mkfifo(tmp_path / "a.tar")
+    with pytest.raises(ValueError, match="pipe"):
+        extract(tmp_path / "a.tar", tmp_path / "new")

@@ -194,6 +194,17 @@ def test_the_server_tells_that_a_partial_file_of_unknown_size_is_complete(server
     assert server.log == [("/a.bin", "bytes=300000-", 416, 0)]
 
 
+@pytest.mark.parametrize(
+    "note", ["[1]", "3", "", "{", "{}", '{"url": 3}', '{"url": "a", "validator": [], "total": "x"}']
+)
+def test_a_damaged_record_of_a_partial_file_starts_the_download_again(server, interrupted, note):
+    url, path = interrupted()
+    (path.parent / "a.bin.part.json").write_text(note)
+    fetch(Source("a.bin", url, checksum=MD5), path)
+    assert is_whole(path)
+    assert server.sent() == [300_000]
+
+
 def test_a_partial_file_with_a_wrong_beginning_is_downloaded_again(server, interrupted):
     url, path = interrupted()
     (path.parent / "a.bin.part").write_bytes(OTHER[:100_000])
