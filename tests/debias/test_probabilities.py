@@ -153,6 +153,15 @@ def test_small_logits_of_a_trainer_bring_no_warning(warned):
     assert warned() == []
 
 
+def test_calibrated_logits_of_a_weak_model_bring_no_warning_in_a_fit(warned):
+    """GLA divides the logits by their temperature, and the result may be in [-1, 1]."""
+    labels = torch.arange(200) % 5
+    noise = 5 * torch.randn(200, 5, generator=torch.Generator().manual_seed(1))
+    for prior in ("map", "convex", "unlabelled"):
+        GLA(prior=prior).fit(noise, noise, labels).predict(noise, noise)
+    assert [line for line in warned() if "100" in line] == []
+
+
 def test_digits_give_the_same_table_from_probabilities(tmp_path, data_root, warned):
     opts = {"TRAINER.GLA.BASE": "LinearProbe", "OPTIM.MAX_EPOCH": 2}
     run = unskew.train("digits", "GLA", shots=4, seed=1, root=data_root, output=tmp_path, opts=opts)

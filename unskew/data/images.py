@@ -3,7 +3,6 @@
 import hashlib
 import os
 import stat
-import struct
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,7 +31,7 @@ _SIXTEEN_BITS = ("PNG", "PPM")
 
 
 # What Pillow raises for broken files.
-_BROKEN = (*DAMAGE, SyntaxError, ArithmeticError, MemoryError, struct.error, Image.DecompressionBombError)
+_BROKEN = (*DAMAGE, Image.DecompressionBombError)
 
 
 def read_image(path: str | Path, *, dataset: str = "", upright: bool = False) -> Image.Image:

@@ -14,7 +14,7 @@ from unskew.clip.text import cosine_logits, zeroshot_classifier
 from unskew.data.dataset import build_dataset
 from unskew.data.sampling import sample_up_to
 from unskew.debias.metrics import prior_groups
-from unskew.debias.prior import estimate_log_prior
+from unskew.debias.prior import estimate
 from unskew.debias.temperature import fit_temperature
 from unskew.engine.fingerprint import USER_DATASETS
 from unskew.engine.run_dir import backbones_of
@@ -96,4 +96,4 @@ def _estimate_groups(cfg: CfgNode, device: str | torch.device) -> dict[str, Tens
     with torch.no_grad():
         logits = cosine_logits(backbone, rows, weights)
     temperature = fit_temperature(logits, labels)
-    return prior_groups(estimate_log_prior(logits / temperature, labels).log_q)
+    return prior_groups(estimate(logits / temperature, labels, "convex").log_q)
