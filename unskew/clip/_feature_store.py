@@ -1,19 +1,23 @@
 """Rows of features in files that all processes share, so that each image is encoded once.
 
 <folder>/<number>-<random>.safetensors    keys int64 [n], rows [n, V, D]; written once, whole, never changed
+
+The metadata hold a checksum of the folder's name, keys and rows. A file is checked when one of its rows is first wanted.
 """
 
 import contextlib
 import logging
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -24,64 +28,104 @@ logger = logging.getLogger("unskew")
 
 Keys = npt.NDArray[np.int64]
 
+# Seconds to wait for another process before a warning.
+QUIET_SECONDS = 5.0
+
+
+@dataclass
+class _Block:
+    """The content of a file; ``path`` is ``None`` if it is in memory only."""
+
+    path: Path | None
+    keys: Keys  # [n]
+    rows: Tensor  # [n, V, D]
+    checksum: str
+    is_checked: bool = False
+
 
 class FeatureStore:
     """Rows [V, D] by 64-bit key, in memory-mapped files or, where these cannot be written, in memory.
 
     Args:
-        folder: the folder of the files; ``None`` keeps all rows in memory.
+        folder: the folder of the files, named by the settings of its features; ``None`` keeps all rows in memory.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
-        self._blocks: list[Tensor] = []  # [n, V, D] each
+        self._settings = "" if folder is None else folder.name
         self._known_files: set[str] = set()
+        self._forget_blocks()
+
+    def _forget_blocks(self) -> None:
+        self._blocks: list[_Block] = []
         self._keys: Keys = np.empty(0, np.int64)  # sorted
         self._places: Keys = np.empty((0, 2), np.int64)  # block and row of each key
 
     def refresh(self) -> None:
-        """Read the files that other processes have added; skip a damaged file with a warning."""
+        """Read the files that other processes have added; drop a damaged file with a warning."""
         if self.folder is None or not self.folder.is_dir():
             return
         names = {entry.name for entry in os.scandir(self.folder) if entry.name.endswith(".safetensors")}
         for name in sorted(names - self._known_files):
             self._known_files.add(name)
             try:
-                with safe_open(self.folder / name, "pt") as file:
-                    self._append(file.get_tensor("keys").numpy(), file.get_tensor("rows"))
-            except (OSError, SafetensorError) as error:
-                logger.warning(f"cannot read '{self.folder / name}' ({error}); encoding its images again")
+                self._append(_read(self.folder / name))
+            except OSError as error:
+                logger.warning(f"cannot read '{self.folder / name}' ({error}): encoding its images again")
+            except (SafetensorError, ValueError) as error:
+                _drop(self.folder / name, str(error))
 
-    def _append(self, keys: Keys, rows: Tensor) -> None:
-        places = np.stack([np.full(len(keys), len(self._blocks)), np.arange(len(keys))], 1)
-        self._blocks.append(rows)
-        keys, places = np.concatenate([self._keys, keys]), np.concatenate([self._places, places])
+    def _append(self, block: _Block) -> None:
+        n = len(block.keys)
+        places = np.stack([np.full(n, len(self._blocks)), np.arange(n)], 1)
+        self._blocks.append(block)
+        keys, places = np.concatenate([self._keys, block.keys]), np.concatenate([self._places, places])
         self._keys, first = np.unique(keys, return_index=True)
         self._places = places[first]
 
     def missing(self, keys: Keys) -> npt.NDArray[np.bool_]:
-        """Return a mask [n] of the ``keys`` [n] that have no row."""
-        return ~np.isin(keys, self._keys)
+        """Return a mask [n] of the ``keys`` [n] that have no row. Damaged files with their rows are dropped."""
+        while True:
+            numbers = np.unique(self._places[np.isin(self._keys, keys), 0])
+            damaged = [number for number in numbers if not self._is_sound(self._blocks[number])]
+            if not damaged:
+                return ~np.isin(keys, self._keys)
+            blocks = [block for number, block in enumerate(self._blocks) if number not in damaged]
+            self._forget_blocks()
+            for block in blocks:
+                self._append(block)
+
+    def _is_sound(self, block: _Block) -> bool:
+        """Return whether a block equals what was written; check each file once, and drop a damaged one."""
+        if block.path is None or block.is_checked:
+            return True
+        block.is_checked = _checksum(self._settings, block.keys, block.rows) == block.checksum
+        if not block.is_checked:
+            _drop(block.path, "wrong checksum")
+        return block.is_checked
 
     def take(self, keys: Keys) -> Tensor:
         """Return a copy [n, V, D] of the rows of ``keys`` [n], none of which may be missing."""
         places = self._places[np.searchsorted(self._keys, keys)]
         numbers = np.unique(places[:, 0])
-        rows = self._blocks[numbers[0]].new_empty(len(keys), *self._blocks[numbers[0]].shape[1:])
+        first = self._blocks[numbers[0]].rows
+        rows = first.new_empty(len(keys), *first.shape[1:])
         for number in numbers:
             chosen = np.flatnonzero(places[:, 0] == number)
-            rows[torch.from_numpy(chosen)] = self._blocks[number][torch.from_numpy(places[chosen, 1])]
+            rows[torch.from_numpy(chosen)] = self._blocks[number].rows[torch.from_numpy(places[chosen, 1])]
         return rows
 
     def add(self, keys: Keys, rows: Tensor) -> None:
         """Keep new rows [n, V, D], on disk where possible."""
-        content = save({"keys": torch.from_numpy(keys), "rows": rows.contiguous()})
+        rows = rows.contiguous()
+        checksum = _checksum(self._settings, keys, rows)
+        content = save({"keys": torch.from_numpy(keys), "rows": rows}, {"checksum": checksum})
         name = f"{len(self._known_files):06d}-{os.urandom(4).hex()}.safetensors"
         if path := self._write(name, content):
             self._known_files.add(name)
-            with safe_open(path, "pt") as file:
-                rows = file.get_tensor("rows")
-        self._append(keys, rows)
+            self._append(_read(path))
+        else:
+            self._append(_Block(None, keys, rows, checksum))
 
     def _write(self, name: str, content: bytes) -> Path | None:
         if self.folder is None:
@@ -109,7 +153,7 @@ class FeatureStore:
         lock = FileLock(self.folder / ".lock")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
+            _acquire(lock)
         except (OSError, NotImplementedError) as error:  # a read-only folder, or a file system without locks
             self._use_memory(error)
             yield
@@ -118,3 +162,39 @@ class FeatureStore:
             yield
         finally:
             lock.release()
+
+
+def _read(path: Path) -> _Block:
+    """Map a file of rows into memory; raise ``SafetensorError`` or ``ValueError`` if it is damaged."""
+    with safe_open(path, "pt") as file:
+        keys, rows = file.get_tensor("keys"), file.get_tensor("rows")
+        checksum = (file.metadata() or {}).get("checksum", "")
+    if keys.dtype != torch.int64 or keys.ndim != 1 or rows.ndim != 3 or len(rows) != len(keys):
+        raise ValueError(f"keys {list(keys.shape)} and rows {list(rows.shape)} do not fit")
+    return _Block(path, keys.numpy(), rows, checksum)
+
+
+def _checksum(settings: str, keys: Keys, rows: Tensor) -> str:
+    """Return the CRC-32 of the rows' settings, types, shapes and numbers; it takes 0.3 s per GB."""
+    header = f"{settings} {keys.dtype} {keys.shape} {rows.dtype} {tuple(rows.shape)}"
+    checksum = zlib.crc32(np.ascontiguousarray(keys), zlib.crc32(header.encode()))
+    return f"{zlib.crc32(rows.reshape(-1).view(torch.uint8).numpy(), checksum):08x}"
+
+
+def _drop(path: Path, reason: str) -> None:
+    """Delete a damaged file, or leave it where it cannot be deleted."""
+    logger.warning(f"'{path}' is damaged ({reason}): deleting it and encoding its images again")
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _acquire(lock: FileLock) -> None:
+    """Wait for a lock, and say so after some seconds: the process that holds it may be stopped."""
+    try:
+        lock.acquire(timeout=QUIET_SECONDS)
+    except Timeout:
+        logger.warning(
+            f"waiting for another process that encodes images (it holds '{lock.lock_file}'); if that process is "
+            "stopped, continue or end it, or set UNSKEW_CACHE to another folder"
+        )
+        lock.acquire()

@@ -1,10 +1,11 @@
 """Image features of a frozen tower. An image is encoded once for all trainers, shots, seeds and processes.
 
 Features are kept on disk (`cache_home`) with a key that covers everything that determines them. Backbone, precision,
-transform and views name a folder; an image's path, size and modification time name a row.
+transform and views name a folder; an image's path, size and times of modification and change name a row.
+
+All batches of a tower have one shape, so that an image's feature has the same bits whichever images are encoded with it.
 """
 
-import collections
 import contextlib
 import functools
 import hashlib
@@ -29,8 +30,18 @@ from unskew.data.images import read_image, to_rgb
 from unskew.data.transforms import build_transform
 from unskew.utils.files import cache_home, write_json
 
-# Batch size by device; halved when a batch does not fit in memory.
-_batch = collections.defaultdict(lambda: 128, cuda=1024)
+# Part of the key of stored features: increase it when images are read or encoded with other results.
+VERSION = 2
+
+# Views to load at once.
+_LOADED = {"cpu": 128, "cuda": 1024}
+
+# Views per batch: on CPUs as many as have the pixels of 16 images of 224 x 224, so that a single image costs little.
+_MOST = {"cpu": 64, "cuda": 256}
+_MOST_PIXELS_ON_CPU = 16 * 224 * 224
+
+# Smaller batch sizes, by device, after a batch did not fit in memory. They may change the last bits of features.
+_limits: dict[str, int] = {}
 
 # Smaller numbers of images are read before a worker process has started.
 WORKERS_FROM = 1024
@@ -146,7 +157,7 @@ def encode_images(backbone: Backbone, images: Sequence[str | Path | Image.Image]
     files = [str(image) for image in images if isinstance(image, str | Path)]
     if len(files) == len(images):
         return extract(backbone, files, transform, upright=True)
-    rows, size = [], _batch[backbone.device.type]
+    rows, size = [], _LOADED.get(backbone.device.type, 128)
     for first in range(0, len(images), size):
         pixels = torch.stack([transform(_as_rgb(image)) for image in images[first : first + size]])
         rows.append(_encode_pixels(backbone, pixels))
@@ -161,7 +172,9 @@ def _as_rgb(image: str | Path | Image.Image) -> Image.Image:
 
 @torch.no_grad()
 def _encode_pixels(backbone: Backbone, pixels: Tensor) -> Tensor:
-    return _encode_batch(backbone, pixels, lambda batch: batch).to(backbone.device).float()
+    rows = _encode_batch(backbone, pixels, lambda batch: batch)
+    _check_finite(backbone, rows, [f"image {number}" for number in range(len(rows))])
+    return rows.to(backbone.device).float()
 
 
 def extract(
@@ -192,13 +205,15 @@ def extract(
 
     Raises:
         FileNotFoundError: an image is missing; the message names it.
-        ValueError: no paths, or an unreadable image; the message names it.
+        ValueError: no paths, an unreadable image, or features that are not finite; the message names the image.
     """
     if not paths:
         raise ValueError("no images to encode: the split is empty")
     views = None if views is None else list(views)
     store = _store(backbone, repr(transform), views, upright) if keep else FeatureStore(None)
     keys = np.fromiter(map(_key, paths), np.int64, len(paths))
+    if store.missing(keys).any():
+        store.refresh()
     if store.missing(keys).any():
         with store.exclusive_lock():
             store.refresh()
@@ -213,10 +228,10 @@ def extract(
 
 
 def _key(path: str) -> int:
-    """Return a 64-bit hash of a file's path, size and modification time."""
+    """Return a 64-bit hash of a file's path, size and times; a copy can keep the time of modification, but not ctime."""
     try:
         stat = os.stat(path)
-        content = f"{os.path.abspath(path)}\n{stat.st_size} {stat.st_mtime_ns}"
+        content = f"{os.path.abspath(path)}\n{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
     except OSError:  # reading the file will report the error
         content = path
     return int.from_bytes(hashlib.blake2b(os.fsencode(content), digest_size=8).digest(), "little", signed=True)
@@ -235,7 +250,8 @@ def _store(backbone: ImageTower, transform: str, views: list[int] | None, uprigh
         "device": backbone.device.type,
         "views": [None] if views is None else views,
         "transform": transform,
-        **({"upright": True} if upright else {}),
+        "upright": upright,
+        "version": VERSION,
     }
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     store = _open(cache_home() / "features" / digest)
@@ -249,33 +265,58 @@ def _store(backbone: ImageTower, transform: str, views: list[int] | None, uprigh
 def _encode(backbone: ImageTower, images: _Views, workers: int) -> Tensor:
     """Encode images: [n, V, D] on the CPU, in the backbone's precision."""
     kind = backbone.device.type
-    batch = max(1, _batch[kind] // images.count)
+    batch = max(1, _LOADED.get(kind, 128) // images.count)
     # Starting workers takes longer than a few batches, and more workers than cores slow each other down.
     workers = min(workers, os.cpu_count() or 1) if len(images) * images.count >= WORKERS_FROM else 0
     # A separate generator: other random numbers must not depend on which images had to be encoded.
     loader = DataLoader(images, batch, num_workers=workers, pin_memory=kind == "cuda", generator=torch.Generator())
     rows: list[Tensor] = []
     with tqdm(total=len(images), desc="encoding images", unit="image", delay=2, leave=False, disable=None) as bar:
-        for pixels in loader:
-            features = _encode_batch(backbone, pixels.flatten(0, 1), images.finish)
-            rows.append(features.unflatten(0, (-1, images.count)))
+        for number, pixels in enumerate(loader):
+            features = _encode_batch(backbone, pixels.flatten(0, 1), images.finish).unflatten(0, (-1, images.count))
+            _check_finite(backbone, features, images.paths[number * batch :])
+            rows.append(features)
             bar.update(len(pixels))
     return torch.cat(rows)
 
 
 def _encode_batch(backbone: ImageTower, views: Tensor, finish: Callable[[Tensor], Tensor]) -> Tensor:
-    """Encode views to [B, D] on the CPU; if the device runs out of memory, halve the batch size from now on."""
+    """Encode views to [B, D] on the CPU, in batches of one shape: kernels round differently for other shapes.
+
+    If the device runs out of memory, the batch size is halved from now on.
+    """
     kind = backbone.device.type
+    size = _batch_size(kind, views[0].numel() // 3)
     rows = []
     try:
-        for chunk in views.split(_batch[kind]):
-            pixels = finish(chunk.to(backbone.device, non_blocking=True))
+        for chunk in views.split(size):
+            padding = chunk.new_zeros(size - len(chunk), *chunk.shape[1:])
+            pixels = finish(torch.cat([chunk, padding]).to(backbone.device, non_blocking=True))
             # Convolutions are faster on this layout.
-            rows.append(backbone.encode_image(pixels.contiguous(memory_format=torch.channels_last)).cpu())
+            encoded = backbone.encode_image(pixels.contiguous(memory_format=torch.channels_last))
+            rows.append(encoded[: len(chunk)].cpu())
         return torch.cat(rows).to(backbone.dtype)
     except torch.OutOfMemoryError:
-        if _batch[kind] == 1:
+        if size == 1:
             raise
-    _batch[kind] = max(1, min(_batch[kind], len(views)) // 2)
+    _limits[kind] = size // 2
     torch.cuda.empty_cache()
     return _encode_batch(backbone, views, finish)
+
+
+def _batch_size(kind: str, pixels: int) -> int:
+    """Return the number of views in a batch, which depends only on the device and on the pixels of a view."""
+    size = _MOST.get(kind, 64)
+    if kind == "cpu":
+        size = min(size, _MOST_PIXELS_ON_CPU // pixels)
+    return max(1, min(size, _limits.get(kind, size)))
+
+
+def _check_finite(backbone: ImageTower, rows: Tensor, images: Sequence[str]) -> None:
+    """Raise ``ValueError`` for features [n, ..., D] that are not finite; the message names the first image."""
+    finite = rows.isfinite().flatten(1).all(1)
+    if not finite.all():
+        raise ValueError(
+            f"backbone '{backbone.id}' gives features that are not finite for '{images[int(finite.int().argmin())]}': "
+            "its weights are damaged or do not suit the precision; fetch them again, or set TRAINER.PREC to fp32"
+        )
