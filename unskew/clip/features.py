@@ -3,7 +3,7 @@
 Features are kept on disk (`cache_home`) with a key that covers everything that determines them. Backbone, precision,
 transform and views name a folder; an image's path, size and times of modification and change name a row.
 
-All batches of a tower have one shape, so that an image's feature has the same bits whichever images are encoded with it.
+All batches of a tower have one shape, so that a feature's bits do not depend on the other images of its batch.
 """
 
 import contextlib
@@ -228,7 +228,7 @@ def extract(
 
 
 def _key(path: str) -> int:
-    """Return a 64-bit hash of a file's path, size and times; a copy can keep the time of modification, but not ctime."""
+    """Return a 64-bit hash of a file's path, size and times; copying can keep mtime, but not ctime."""
     try:
         stat = os.stat(path)
         content = f"{os.path.abspath(path)}\n{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"

@@ -55,6 +55,11 @@ def read_csv(file: Path, names_file: str = "") -> dict[str, list[Datum]]:
     return splits
 
 
+def image_paths(file: Path) -> list[str]:
+    """Return the paths of the images in a CSV file, line by line."""
+    return [_image_path(file.parent, row["path"]) for row in _rows(file).values()]
+
+
 def _image_path(folder: Path, text: str) -> str:
     """Return the path of an image.
 

@@ -1,14 +1,17 @@
 """Fingerprint of a run: a hash of the config keys that determine its result and of the files that they name."""
 
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from yacs.config import CfgNode
 
 from unskew.config import class_name, flatten, names
+from unskew.data.custom_csv import image_paths
 from unskew.data.dataset import USER_DATASETS
 from unskew.data.image_folders import list_images
 from unskew.utils.files import expand, user_cache
@@ -43,24 +46,8 @@ def _nodes_read(cfg: Mapping) -> set[str]:
     return nodes
 
 
-def _content(value: object) -> object:
-    """Replace the path of a file or of a finished run by a hash of its content."""
-    if not isinstance(value, str) or not (Path(value).suffix or os.sep in value):
-        return value
-    path = Path(value)
-    path = path / "done" if path.is_dir() else path
-    return f"sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}" if path.is_file() else value
-
-
-def identity(cfg: Mapping) -> dict[str, object]:
-    """Return the config leaves that determine a run's result, as plain JSON values.
-
-    A trainer's key that names a file (a prior) or a finished run (a base) counts by its content, and so do class
-    names. A user's own data count by their path and by the images that they name.
-
-    Args:
-        cfg: a config, or the tree in a ``config.yaml``, which may lack keys.
-    """
+def _leaves(cfg: Mapping) -> dict[str, object]:
+    """Return the config leaves that determine a run's result, as plain JSON values."""
     nodes = _nodes_read(cfg)
     leaves = json.loads(json.dumps(dict(flatten(cfg)), default=list))
 
@@ -70,35 +57,122 @@ def identity(cfg: Mapping) -> dict[str, object]:
             return False
         return not (len(parts) == 3 and parts[0] == "TRAINER" and parts[1] not in nodes)
 
-    counted = {
-        key: _content(value) if key.startswith("TRAINER.") else value
-        for key, value in sorted(leaves.items())
-        if counts(key)
-    }
-    if file := leaves.get("DATASET.CLASSNAMES"):
-        counted["DATASET.CLASSNAMES"] = _content(os.path.join(".", file))
+    counted = {key: value for key, value in sorted(leaves.items()) if counts(key)}
     if leaves.get("DATASET.NAME") in USER_DATASETS:
-        counted["DATASET.ROOT"] = f"{_user_data(leaves.get('DATASET.ROOT', ''))} version {OWN_DATA_VERSION}"
+        counted["DATASET.ROOT"] = str(expand(leaves.get("DATASET.ROOT", "")).resolve())
     return counted
 
 
-def _user_data(root: str) -> str:
-    """Return the path of a user's images with a hash of the CSV file or of all image names."""
-    path = expand(root).resolve()
-    if path.is_file():
-        return f"{path} sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}"
-    if root and path.is_dir():
-        images = json.dumps(list_images(path, user_cache(path)))
-        return f"{path} sha256 {hashlib.sha256(images.encode()).hexdigest()}"
-    return str(path)
+# --- files ------------------------------------------------------------------------------------------
 
 
-def config_hash(cfg: Mapping) -> str:
+def files(cfg: Mapping) -> dict[str, str]:
+    """Return the state of the files that a config names, by its keys.
+
+    A trainer's key that names a file (a prior) or a finished run (a base) counts by its content, and so do class
+    names. A user's images count by their names, sizes and times, and local weights by their size and time.
+
+    Args:
+        cfg: a config, or the tree in a ``config.yaml``, which may lack keys.
+    """
+    leaves = _leaves(cfg)
+    states = {key: _content(value) for key, value in leaves.items() if key.startswith("TRAINER.")}
+    if file := leaves.get("DATASET.CLASSNAMES"):
+        states["DATASET.CLASSNAMES"] = _content(os.path.join(".", str(file)))
+    for key, value in leaves.items():
+        if key == "MODEL.BACKBONE.NAME" or key.endswith(".MEMBERS"):
+            backbones = value if isinstance(value, list) else [value]
+            states[f"{key} (sizes and times of the weights)"] = _weights([str(name) for name in backbones])
+    if leaves.get("DATASET.NAME") in USER_DATASETS:
+        states |= _user_images(Path(str(leaves["DATASET.ROOT"])))
+    return {key: state for key, state in states.items() if state is not None}
+
+
+def _content(value: object) -> str | None:
+    """Return a hash of the content of a file or a finished run; ``None`` for other values."""
+    if not isinstance(value, str) or not (Path(value).suffix or os.sep in value):
+        return None
+    path = Path(value)
+    path = path / "done" if path.is_dir() else path
+    return _sha256(path.read_bytes()) if path.is_file() else None
+
+
+def _weights(backbones: Sequence[str]) -> str | None:
+    """Return a hash of the sizes and times of the files of weights; ``None`` if no backbone is local."""
+    paths: list[str] = []
+    for name in backbones:
+        place = expand(name.removeprefix("local-dir:") if name.startswith("local-dir:") else name.partition("@")[2])
+        if place.is_file():
+            paths.append(str(place))
+        elif place.is_dir() and name.startswith("local-dir:"):
+            paths += sorted(str(file) for file in place.iterdir() if file.is_file())
+    return _hash(_sizes_and_times(paths)) if paths else None
+
+
+def _user_images(root: Path) -> dict[str, str | None]:
+    """Return the states of a CSV file or of a folder, and of the images."""
+    states: dict[str, str | None] = {"DATASET.ROOT (version of its reading)": str(OWN_DATA_VERSION)}
+    paths: list[str] = []
+    if root.is_file():
+        states["DATASET.ROOT (content of the CSV file)"] = _sha256(root.read_bytes())
+        paths = sorted(set(image_paths(root)))
+    elif root.is_dir():
+        images = list_images(root, user_cache(root))
+        states["DATASET.ROOT (names of the images)"] = _hash(images)
+        paths = [f"{root}/{name}/{path}" for name, inside in images.items() for path in inside]
+    states["DATASET.ROOT (sizes and times of the images)"] = _hash(_sizes_and_times(paths))
+    return states
+
+
+def _sizes_and_times(paths: Sequence[str]) -> list:
+    """Return the size and the modification time of each file, ``None`` for a missing one."""
+    size = max(1, len(paths) // 64)
+    parts = [paths[first : first + size] for first in range(0, len(paths), size)]
+    with ThreadPoolExecutor(16) as pool:  # a network disk answers slowly, but many requests at once
+        return list(itertools.chain(*pool.map(lambda part: [_size_and_time(path) for path in part], parts)))
+
+
+def _size_and_time(path: str) -> tuple[int, int] | None:
+    try:
+        state = os.stat(path)
+    except OSError:
+        return None
+    return state.st_size, state.st_mtime_ns
+
+
+def _hash(content: object) -> str:
+    return _sha256(json.dumps(content).encode())
+
+
+def _sha256(content: bytes) -> str:
+    return f"sha256 {hashlib.sha256(content).hexdigest()}"
+
+
+# --- fingerprints -----------------------------------------------------------------------------------
+
+
+def identity(cfg: Mapping, states: Mapping[str, str] | None = None) -> dict[str, object]:
+    """Return all that determines a run's result: config leaves, and the states of the files that they name.
+
+    Args:
+        cfg: a config, or the tree in a ``config.yaml``, which may lack keys.
+        states: what `files` returned when the run began; by default the files' present states.
+    """
+    return {**_leaves(cfg), **(files(cfg) if states is None else states)}
+
+
+def config_hash(cfg: Mapping, states: Mapping[str, str] | None = None) -> str:
     """Return a short hash of `identity`, the same on any machine."""
-    return hashlib.sha256(json.dumps(identity(cfg), sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(identity(cfg, states), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def differing_keys(cfg: CfgNode, saved: Mapping) -> list[str]:
-    """Return the keys of `identity` in which a saved config (the tree in ``config.yaml``) differs from ``cfg``."""
-    ours, theirs = identity(cfg), identity(saved)
+def differing_keys(cfg: CfgNode, saved: Mapping, states: Mapping[str, str] | None = None) -> list[str]:
+    """Return the keys of `identity` in which a saved config differs from ``cfg``.
+
+    Args:
+        cfg: the config.
+        saved: the tree in ``config.yaml``.
+        states: the states of the files that the saved run recorded; by default the present ones.
+    """
+    ours, theirs = identity(cfg), identity(saved, states)
     return sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))

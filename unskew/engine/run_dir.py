@@ -1,5 +1,6 @@
 """The folder of a run, and the names of folders and tables."""
 
+import json
 import logging
 import re
 from pathlib import Path
@@ -15,8 +16,9 @@ logger = logging.getLogger("unskew")
 
 _CHECKPOINTS = "*/model*.pth.tar*"
 
-# The first line of config.yaml, with the fingerprint behind it.
+# The first line of config.yaml has the fingerprint behind this, and the second the states of the files that count.
 _FIRST_LINE = "# identity "
+_SECOND_LINE = "# files "
 
 # Keys that `load_run` needs in every config.yaml.
 _NEEDED = {
@@ -28,7 +30,9 @@ _NEEDED = {
 # scheduler's state is loaded, so MAX_EPOCH may grow, as CoOp's users do.
 _FREE_ON_RESUME = ("OPTIM.MAX_EPOCH", "TRAIN.CHECKPOINT_FREQ", "TRAIN.PRINT_FREQ")
 
-_FILE = "a file that it names"  # the difference of equal configs with different fingerprints
+# Differences of equal configs with different fingerprints.
+_FILE = "a file that it names"
+_NO_RECORD = "the images, of which an older version kept no record"
 _MOST_KEYS = 8  # in an error message
 
 
@@ -129,25 +133,36 @@ class RunDir:
                 self.drop_checkpoints()
             if not self.has_checkpoints:  # nothing to resume from, so the log starts again too
                 self.log.unlink(missing_ok=True)
-            write_atomically(self.config, f"{_FIRST_LINE}{fingerprint.config_hash(cfg)}\n{config.dump(cfg)}")
+            states = fingerprint.files(cfg)
+            lines = [
+                f"{_FIRST_LINE}{fingerprint.config_hash(cfg, states)}",
+                f"{_SECOND_LINE}{json.dumps(states)}",
+                config.dump(cfg),
+            ]
+            write_atomically(self.config, "\n".join(lines))
         except OSError as error:
             raise ValueError(
                 f"the output folder '{self.path}' cannot be written ({error.strerror}); choose another"
             ) from error
 
     def _difference(self, cfg: CfgNode) -> str:
-        """Return the keys in which the saved config differs; if only its fingerprint does, a named file has changed."""
-        saved = self._read_config()
+        """Return the keys in which the saved config or the states of its files differ."""
+        saved, (first, second) = self._read_config(), self._first_lines()
+        states = _parse_states(second)
         try:
-            keys = fingerprint.differing_keys(cfg, saved)
+            keys = fingerprint.differing_keys(cfg, saved, states)
         except (TypeError, AttributeError) as error:  # values of other types than a run writes
             reason = f"'{self.config}' is damaged: {error}; delete the folder '{self.path}' and run again"
             raise ValueError(reason) from error
-        first = self.config.read_text(encoding="utf-8").partition("\n")[0]
         same = first == f"{_FIRST_LINE}{fingerprint.config_hash(cfg)}" or not first.startswith(_FIRST_LINE)
         if len(keys) > _MOST_KEYS:
             keys = [*keys[:_MOST_KEYS], f"{len(keys) - _MOST_KEYS} more"]
-        return ", ".join(keys) or ("" if same else _FILE)
+        unknown = _NO_RECORD if states is None and cfg.DATASET.NAME in USER_DATASETS else _FILE
+        return ", ".join(keys) or ("" if same else unknown)
+
+    def _first_lines(self) -> tuple[str, str]:
+        first, second, *_ = [*self.config.read_text(encoding="utf-8").split("\n", 2), ""]
+        return first, second
 
     @property
     def has_checkpoints(self) -> bool:
@@ -160,8 +175,10 @@ class RunDir:
             checkpoint.unlink()
 
     def finish(self, cfg: CfgNode) -> None:
-        """Mark the run as finished."""
-        write_atomically(self.done, fingerprint.config_hash(cfg) + "\n")
+        """Mark the run as finished, with the fingerprint that `prepare` saved: files may have changed since."""
+        first = self._first_lines()[0] if self.config.is_file() else ""
+        begun = first.removeprefix(_FIRST_LINE) if first.startswith(_FIRST_LINE) else fingerprint.config_hash(cfg)
+        write_atomically(self.done, begun + "\n")
 
     @classmethod
     def find(cls, root: str | Path, cfg: CfgNode) -> "RunDir | None":
@@ -177,6 +194,15 @@ class RunDir:
             folder.mkdir(parents=True, exist_ok=True)
             for file in note.parent.iterdir():
                 write_atomically(folder / file.name, file.read_bytes())
+
+
+def _parse_states(line: str) -> dict[str, str] | None:
+    """Return the states of files that a run has recorded; ``None`` if it has none."""
+    try:
+        states = json.loads(line.removeprefix(_SECOND_LINE)) if line.startswith(_SECOND_LINE) else None
+    except ValueError:
+        return None
+    return states if isinstance(states, dict) else None
 
 
 # --- names ------------------------------------------------------------------------------------------
