@@ -28,7 +28,7 @@ def random_micro():
 
 @pytest.mark.parametrize("name", backbones.OPENAI)
 def test_short_names_mean_openai_weights_with_quick_gelu(name):
-    arch, tag, file = _weights.resolve(name)
+    arch, tag, file = _weights.resolve(name)[:3]
     assert (tag, file) == ("openai", None)
     assert pretrained.is_pretrained_cfg(arch, tag)
     assert open_clip.get_model_config(arch)["quick_gelu"] is True

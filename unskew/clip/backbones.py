@@ -1,12 +1,15 @@
 """CLIP backbones. Every tower comes from open_clip; a name selects the weights."""
 
+import contextlib
 import functools
 import gc
+import logging
 import pickle
 import re
 import struct
 import warnings
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +17,20 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from unskew.clip._weights import OPENAI, find_or_download, hash_file, hash_state, openai_hashes, resolve
+from unskew.clip import _model_folder
+from unskew.clip._weights import (
+    OPENAI,
+    Source,
+    find_or_download,
+    hash_file,
+    hash_state,
+    is_guess,
+    openai_hashes,
+    resolve,
+)
 from unskew.micro import weights as micro
 from unskew.utils.errors import MissingWeightsError
+from unskew.utils.logging import warn_once
 from unskew.utils.registry import unknown_name
 
 if TYPE_CHECKING:  # open_clip takes seconds to import
@@ -41,7 +55,7 @@ class Backbone(nn.Module):
         name: the name that was loaded.
         id: architecture and hash of the weights, independent of where the file is.
         dtype: type of the convolutions and matrix products, and of the features.
-        mean, std, size, interpolation, resize_mode: the preprocessing that the weights were trained with;
+        mean, std, size, interpolation, resize_mode, fill_color: the preprocessing that the weights were trained with;
             ``size`` is an int, or (height, width) if the image is not square.
         tokenizer: list of n strings -> int64 [n, context_length], padded, truncated if too long.
         context_length: number of tokens L in a prompt, including start and end.
@@ -65,6 +79,7 @@ class Backbone(nn.Module):
         preprocess = self.model.visual.preprocess_cfg
         self.mean, self.std = tuple(preprocess["mean"]), tuple(preprocess["std"])
         self.interpolation, self.resize_mode = preprocess["interpolation"], preprocess["resize_mode"]
+        self.fill_color = preprocess.get("fill_color", 0)
         size = preprocess["size"]
         self.size = size if isinstance(size, int) else size[0] if size[0] == size[1] else tuple(size)
         empty = tokenizer([""])[0].tolist()
@@ -157,8 +172,10 @@ def load_backbone(name: str, precision: str = "fp32", device: str | torch.device
 
     Args:
         name: one of ``OPENAI``; a shipped model (``micro``, ``micro-a``, ...); ``ARCH@TAG``, any pair of
-            ``open_clip.list_pretrained()``; ``ARCH@FILE``, a local .pt, .pth or .safetensors; ``ARCH@random``,
-            the same random weights each time, for benchmarks. No other name gives random weights.
+            ``open_clip.list_pretrained()``; ``ARCH@FILE``, a local .pt, .pth or .safetensors; ``local-dir:FOLDER`` or
+            ``hf-hub:ID``, as in open_clip; ``ARCH@random``, the same random weights each time, for benchmarks. No
+            other name gives random weights. With a file, CLIP's names (ViT-B/32) mean QuickGELU, unless an
+            ``open_clip_config.json`` beside it decides.
         precision: fp32, fp16, bf16, or amp, which holds the weights in fp32. On a CPU fp16 becomes fp32.
         device: the device of the weights.
 
@@ -206,48 +223,92 @@ def _warn_fp16_once() -> None:
 @functools.cache
 @torch.inference_mode(False)  # gradients cannot flow through tensors that are made in inference mode
 def _load(name: str, precision: str, device: str) -> Backbone:
-    arch, tag, file = resolve(name)
-    if tag:
-        file = find_or_download(name, arch, tag)
+    source = resolve(name)
+    if source.tag:
+        source = source._replace(file=find_or_download(name, source.arch, source.tag))
+    file = source.file
     if file and not file.is_file():
         raise MissingWeightsError(f"backbone '{name}': there is no file '{file}'")
-    tokenizer = _load_tokenizer(arch)
     digest = hash_file(file) if file else ""
-    model, variant = _create(arch, tag, file, digest, precision)
+    if source.folder and file:
+        model, variant = _create_from_config(source.arch, source.folder, file, precision)
+        tokenizer = _load_tokenizer(source.arch if ":" in source.arch else f"local-dir:{source.folder}")
+    else:
+        tokenizer = _load_tokenizer(source.arch)
+        model, variant = _create(name, source, digest, precision)
     weights_id = f"{variant}@{(digest or hash_state(model))[:16]}"
     backbone = Backbone(model, tokenizer, name, weights_id, PRECISIONS[precision]).to(device)
     _in_memory.add(backbone)
     return backbone
 
 
-def _create(arch: str, tag: str, file: Path | None, digest: str, precision: str) -> tuple[nn.Module, str]:
-    """Create an open_clip model on the CPU; also return its architecture with the activation that the weights need."""
-    import open_clip
-    from open_clip import pretrained
-
-    # A local file gets the preprocessing of the architecture's first known weights.
-    tags = [tag] if tag else pretrained.list_pretrained_tags_by_model(arch)[:1]
-    known = pretrained.get_pretrained_cfg(arch, tags[0]) if tags else {}
-    preprocess = {key: known[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in known}
-    quick = bool(tag and known.get("quick_gelu"))  # open_clip only warns if tag and architecture disagree
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        torch.manual_seed(0)  # for @random; the fork keeps the caller's random stream
+@contextlib.contextmanager
+def _loading(arch: str, file: Path | None) -> Iterator[None]:
+    """Keep the caller's random stream, and report a file that is not a checkpoint of the architecture in one line."""
+    root = logging.getLogger()
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), contextlib.ExitStack() as stack:
+        torch.manual_seed(0)  # for @random
+        root.addFilter(_is_not_about_missing_weights)
+        stack.callback(root.removeFilter, _is_not_about_missing_weights)
         warnings.filterwarnings("ignore", message=r".*(torch\.jit|TorchScript)")
         try:
-            model = open_clip.create_model(
-                arch,
-                pretrained=str(file) if file else None,
-                precision=precision,
-                force_quick_gelu=quick,
-                force_preprocess_cfg=preprocess,
-                pretrained_text=False,
-                weights_only=digest not in openai_hashes(),
-            )
+            yield
         except (*_CONTENT_ERRORS, *_FORMAT_ERRORS) as error:
             if not file:
                 raise
             raise ValueError(f"'{file}' is not a checkpoint of {arch}: {_summary(error)}") from error
+
+
+def _is_not_about_missing_weights(record: logging.LogRecord) -> bool:
+    """Drop open_clip's warning of random weights: they are asked for, or the weights are loaded after it."""
+    return "Model initialized randomly" not in record.getMessage()
+
+
+def _create(name: str, source: Source, digest: str, precision: str) -> tuple[nn.Module, str]:
+    """Create an open_clip model on the CPU; also return its architecture with the activation that the weights need."""
+    import open_clip
+    from open_clip import pretrained
+
+    arch, tag, file, _ = source
+    # A local file gets the preprocessing of the architecture's first known weights.
+    tags = [tag] if tag else pretrained.list_pretrained_tags_by_model(arch)[:1]
+    known = pretrained.get_pretrained_cfg(arch, tags[0]) if tags else {}
+    preprocess = {key: known[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in known}
+    from_openai = digest in openai_hashes()
+    # open_clip only warns if tag and architecture disagree.
+    quick = bool(from_openai or (tag and known.get("quick_gelu")))
+    if file and not tag and not quick and is_guess(name, arch):
+        used, other = ("QuickGELU", "GELU") if arch.endswith("-quickgelu") else ("GELU", "QuickGELU")
+        warn_once(
+            f"backbone '{name}': the file does not say its activation, so {used} is used, as in {arch}; for weights "
+            f"trained with {other} put an {_model_folder.CONFIG} beside the file"
+        )
+    with _loading(arch, file):
+        model = open_clip.create_model(
+            arch,
+            pretrained=str(file) if file else None,
+            precision=precision,
+            force_quick_gelu=quick,
+            force_preprocess_cfg=preprocess,
+            pretrained_text=False,
+            weights_only=not from_openai,
+        )
     return model, f"{arch}-quickgelu" if quick and not arch.endswith("-quickgelu") else arch
+
+
+def _create_from_config(arch: str, folder: Path, file: Path, precision: str) -> tuple[nn.Module, str]:
+    """Create the open_clip model of a folder's config on the CPU; also return a name of its architecture."""
+    import open_clip
+
+    content = _model_folder.read_config(folder)
+    if ":" not in arch:
+        _model_folder.check_architecture(folder, content, arch, open_clip.get_model_config(arch))
+    with _loading(f"'{folder / _model_folder.CONFIG}'", file):
+        model = open_clip.create_model(
+            f"local-dir:{folder}", load_weights=False, precision=precision, pretrained_text=False
+        )
+        open_clip.load_checkpoint(model, str(file))
+    return model, f"config-{_model_folder.hash_config(content)}"
 
 
 def _summary(error: Exception) -> str:

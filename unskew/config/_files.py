@@ -87,13 +87,21 @@ def _backbone_names() -> list[str]:
     return [str(dict(flatten(tree)).get("MODEL.BACKBONE.NAME", stem)) for stem, tree in trees.items()]
 
 
+# Prefixes of models on the Hugging Face hub, and of folders that open_clip saved.
+SCHEMES = ("hf-hub:", "local-dir:")
+
+
 def check_backbone(name: str) -> str:
-    """Return the spelling of a configured backbone or a plugin's ("ViT-B/16" for "vit-b-16"), or "ARCH@TAG" as it is.
+    """Return the spelling of a configured backbone or a plugin's: "ViT-B/16" for "vit-b-16".
+
+    "ARCH@TAG" and models of open_clip's schemes ("hf-hub:ID", "local-dir:FOLDER") are returned as they are.
 
     Raises:
-        ValueError: the name is unknown; the message suggests similar ones.
+        ValueError: the name is unknown (the message suggests similar ones), or a scheme has nothing behind it.
     """
-    return name if "@" in name else check_name("backbones", name)
+    if name in SCHEMES:
+        raise ValueError(f"backbone '{name}' names no model: give hf-hub:ORGANISATION/NAME or local-dir:FOLDER")
+    return name if "@" in name or name.startswith(SCHEMES) else check_name("backbones", name)
 
 
 def read_yaml(path: Path) -> dict:
@@ -171,8 +179,7 @@ def backbone_layer(name: str) -> dict[str, object]:
     ``MODEL.BACKBONE.NAME`` has the spelling of the backbone's YAML if it has one: "ViT-B/16" for "ViT-B-16".
     """
     name = check_backbone(name)
-    path = folder_of("backbones") / f"{name.replace('/', '-')}.yaml"
-    return {"MODEL.BACKBONE.NAME": name, **dict(flatten(read_yaml(path) if path.is_file() else {}))}
+    return {"MODEL.BACKBONE.NAME": name, **dict(flatten(read_layer("backbones", name.replace("/", "-"))))}
 
 
 # --- facts about trainers ---------------------------------------------------------------------------

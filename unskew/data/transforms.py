@@ -24,7 +24,11 @@ Transform = Callable[[Image.Image], Tensor]
 
 
 class Preprocessing(Protocol):
-    """The input format of a backbone. An attribute ``resize_mode`` "squash" (optional) ignores the aspect ratio."""
+    """The input format of a backbone.
+
+    It may have the attributes ``resize_mode`` ("shortest" side, "longest" side with a border, or "squash", which
+    ignores the aspect ratio), ``fill_color`` of the border, and ``interpolation``.
+    """
 
     @property
     def size(self) -> int | Sequence[int]:
@@ -76,6 +80,26 @@ class Crop(torch.nn.Module):
     def extra_repr(self) -> str:
         """Return the settings, which are part of cache keys."""
         return f"size={self.size}, number={self.number}"
+
+
+class FitInside(torch.nn.Module):
+    """Resize the longer side of an image to fit, and add a border around the centre, as open_clip's "longest" does."""
+
+    def __init__(self, size: Size, mode: T.InterpolationMode, fill: int) -> None:
+        super().__init__()
+        self.size, self.mode, self.fill = size, mode, fill
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        """Return the image with its border."""
+        sides = image.height, image.width
+        ratio = max(side / target for side, target in zip(sides, self.size, strict=True))
+        image = F.resize(image, [round(side / ratio) for side in sides], self.mode)
+        down, right = self.size[0] - image.height, self.size[1] - image.width
+        return F.pad(image, [right // 2, down // 2, (right + 1) // 2, (down + 1) // 2], fill=self.fill)
+
+    def extra_repr(self) -> str:
+        """Return the settings, which are part of cache keys."""
+        return f"size={self.size}, interpolation={self.mode.value}, fill={self.fill}"
 
 
 class InstanceNorm(torch.nn.Module):
@@ -155,8 +179,8 @@ def build_transform(
     """Build the transform of a PIL image to a tensor [3, H, W].
 
     Training applies the transforms in ``cfg.INPUT.TRANSFORMS``, in Dassl's order. Testing resizes the shorter side,
-    crops the centre and normalises. With a backbone, images are always normalised, and testing resizes with bicubic
-    interpolation.
+    crops the centre and normalises. With a backbone, images are always normalised, and testing resizes as the
+    backbone's weights need it.
 
     Args:
         cfg: the config.
@@ -201,12 +225,18 @@ def _train_steps(node: CfgNode, size: Size, choices: Sequence[str]) -> list[Call
 
 
 def _test_steps(node: CfgNode, size: Size, backbone: Preprocessing | None, crop: int | None) -> list[Callable]:
-    mode = interpolation(node) if backbone is None else T.InterpolationMode.BICUBIC
-    squash = getattr(backbone, "resize_mode", "shortest") == "squash"  # SigLIP's and CLIPA's weights
+    if backbone is None:
+        mode = interpolation(node)
+    else:  # open_clip tests with bicubic interpolation unless bilinear is asked for
+        bilinear = getattr(backbone, "interpolation", "bicubic") == "bilinear"
+        mode = T.InterpolationMode.BILINEAR if bilinear else T.InterpolationMode.BICUBIC
+    resize_mode = getattr(backbone, "resize_mode", "shortest")  # "squash": SigLIP's and CLIPA's weights
     if crop is not None:
         height, width = (round(side * 8 / 7) for side in size)
-        return [T.Resize((height, width) if squash else max(height, width), mode), Crop(size, crop)]
-    return [T.Resize(size, mode)] if squash else [T.Resize(max(size), mode), T.CenterCrop(size)]
+        return [T.Resize((height, width) if resize_mode == "squash" else max(height, width), mode), Crop(size, crop)]
+    if resize_mode == "longest":
+        return [FitInside(size, mode, getattr(backbone, "fill_color", 0))]
+    return [T.Resize(size, mode)] if resize_mode == "squash" else [T.Resize(max(size), mode), T.CenterCrop(size)]
 
 
 def build_crops(cfg: CfgNode, backbone: Preprocessing | None = None) -> list[Transform | None]:

@@ -1,5 +1,6 @@
 """The folder of a run, and the names of folders and tables."""
 
+import hashlib
 import json
 import logging
 import re
@@ -33,6 +34,7 @@ _FREE_ON_RESUME = ("OPTIM.MAX_EPOCH", "TRAIN.CHECKPOINT_FREQ", "TRAIN.PRINT_FREQ
 # Differences of equal configs with different fingerprints.
 _FILE = "a file that it names"
 _NO_RECORD = "the images, of which an older version kept no record"
+_LONGEST_NAME = 110  # of a backbone; file systems allow 255 bytes
 _MOST_KEYS = 8  # in an error message
 
 
@@ -209,8 +211,11 @@ def _parse_states(line: str) -> dict[str, str] | None:
 
 
 def path_safe(backbone: str) -> str:
-    """Return a backbone's name as part of a path."""
-    return backbone.replace("/", "-").replace("@", "-")
+    """Return a backbone's name as the name of a folder; a hash replaces the beginning of a long one."""
+    name = re.sub(r"[/\\@:]", "-", backbone)
+    if len(name) <= _LONGEST_NAME:
+        return name
+    return f"{hashlib.sha256(backbone.encode()).hexdigest()[:8]}-{name[-40:]}"
 
 
 def dataset_label(cfg: CfgNode) -> str:
