@@ -192,13 +192,13 @@ with FileLock(sys.argv[1]):
 """
 
 
-def test_a_process_that_waits_for_the_lock_says_so(tmp_path, monkeypatch, warned):
+def test_a_process_that_waits_for_the_lock_warns(tmp_path, monkeypatch, warned):
     monkeypatch.setattr(_feature_store, "QUIET_SECONDS", 0.2)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / ".lock")], **pipes) as holder:
         assert holder.stdout.readline() == "locked\n"
         handler = logging.Handler()
-        handler.emit = lambda record: holder.stdin.close()  # the holder goes on once the message is there
+        handler.emit = lambda record: holder.stdin.close()  # the holder ends after the message
         logging.getLogger("unskew").addHandler(handler)
         try:
             with FeatureStore(tmp_path).exclusive_lock():

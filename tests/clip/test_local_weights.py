@@ -160,7 +160,7 @@ def two_activations(tmp_path, monkeypatch):
     return file
 
 
-def test_the_activation_of_a_file_is_that_of_its_name_and_a_guess_is_said(two_activations, warned):
+def test_the_activation_of_a_file_is_that_of_its_name_with_a_warning_for_a_guess(two_activations, warned):
     names = [f"{arch}@{two_activations}" for arch in ("X/16", "X-16", "X-16-quickgelu")]
     loaded = [backbones.load_backbone(name) for name in names]
     assert [activations(backbone) for backbone in loaded] == [{"QuickGELU"}, {"GELU"}, {"QuickGELU"}]

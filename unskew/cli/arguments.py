@@ -4,6 +4,8 @@ import argparse
 import re
 from collections.abc import Sequence
 
+from unskew.utils import threads
+
 MOST_NUMBERS = 1000  # in one range
 
 
@@ -18,6 +20,19 @@ def add_plugin(parser: argparse.ArgumentParser) -> None:
     """Let a command import plugins."""
     text = "a file or module that registers datasets and trainers; repeatable"
     parser.add_argument("--plugin", action="append", default=[], metavar="FILE_OR_MODULE", help=text)
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """Let a command set the number of CPU threads."""
+    text = "CPU threads (default: UNSKEW_THREADS, else 1 for micro models and PyTorch's number for others)"
+    parser.add_argument("--threads", type=_threads, metavar="N", help=text)
+
+
+def _threads(text: str) -> int:
+    try:
+        return threads.check(text, "it")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def take_pairs(words: Sequence[str], others: Sequence[str]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from unskew import __version__
 from unskew.cli import data, sweep, train
 from unskew.cli.arguments import names, take_pairs
+from unskew.utils import threads
 from unskew.utils.errors import exit_code
 from unskew.utils.registry import unknown_name
 
@@ -23,7 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or 2 for a user's mistake, which is printed in one line (with UNSKEW_DEBUG set, it raises); see `exit_code`.
     """
     arguments = parse(argv)
-    return exit_code(lambda: arguments.command(arguments))
+    with threads.override(getattr(arguments, "threads", None)):
+        return exit_code(lambda: arguments.command(arguments))
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from unskew.cli.arguments import add_overrides, add_plugin, names, numbers
+from unskew.cli.arguments import add_overrides, add_plugin, add_threads, names, numbers
 from unskew.cli.data import Commands
 
 
@@ -22,6 +22,7 @@ def add(commands: Commands) -> None:
     p.add_argument("--columns", nargs="+", default=[], metavar="METRIC", help="of the table, instead of the shots")
     p.add_argument("--root", default="", help="folder of the datasets (default: data)")
     add_plugin(p)
+    add_threads(p)
     p.add_argument("--output", default="output", help="folder of all runs (default: output)")
     p.add_argument("--dry-run", action="store_true", help="print the runs with their state and folder, start none")
     add_overrides(p)

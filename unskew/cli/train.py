@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unskew import config
-from unskew.cli.arguments import add_overrides, add_plugin
+from unskew.cli.arguments import add_overrides, add_plugin, add_threads
 from unskew.cli.data import Commands
 
 if TYPE_CHECKING:
@@ -17,12 +17,15 @@ def add(commands: Commands) -> None:
     """Add the command to the parser of `unskew`."""
     p = commands.add_parser("train", help="one run: train and test (CoOp's flags work too)")
     p.add_argument("-d", "--dataset", default="", help="a name from configs/datasets, or a plugin's")
-    p.add_argument("-b", "--backbone", default="", help="micro, RN50, ViT-B/16, ARCH@TAG ...; default: the dataset's")
+    p.add_argument(
+        "-b", "--backbone", default="", help="micro, ViT-B/16, ARCH@TAG, local-dir:FOLDER ...; default: the dataset's"
+    )
     p.add_argument("-t", "--trainer", default="", help="a name from configs/trainers, or a plugin's")
     p.add_argument("--shots", type=int, help="training images per class; default: all")
     p.add_argument("--seed", type=int, help="random seed, 0 or more (default: 1); negative: unseeded")
     p.add_argument("--root", default="", help="folder of the datasets (default: data)")
     add_plugin(p)
+    add_threads(p)
     p.add_argument("--output-dir", default="", help="folder of this run (default: output/<its names>)")
     p.add_argument("--resume", default="", help="folder of checkpoints to continue from")
     p.add_argument("--dataset-config-file", default="", help="a YAML instead of --dataset")

@@ -20,7 +20,7 @@ OPENAI = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16
 
 
 class Source(NamedTuple):
-    """Where a backbone comes from. Neither ``tag`` nor ``file`` means random weights.
+    """The source of a backbone. Neither ``tag`` nor ``file`` means random weights.
 
     Attributes:
         arch: open_clip's name of the architecture; with a scheme, ``hf-hub:ID`` or ``local-dir:FOLDER``.

@@ -1,5 +1,6 @@
 """Fingerprint of a run: a hash of the config keys that determine its result and of the files that they name."""
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -115,7 +116,8 @@ def _user_images(root: Path) -> dict[str, str | None]:
     paths: list[str] = []
     if root.is_file():
         states["DATASET.ROOT (content of the CSV file)"] = _sha256(root.read_bytes())
-        paths = sorted(set(image_paths(root)))
+        with contextlib.suppress(ValueError):  # reading the data reports the error
+            paths = sorted(set(image_paths(root)))
     elif root.is_dir():
         images = list_images(root, user_cache(root))
         states["DATASET.ROOT (names of the images)"] = _hash(images)

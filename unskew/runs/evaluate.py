@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 from unskew import config
 from unskew.engine import fingerprint
 from unskew.engine.run_dir import RunDir, dataset_label
-from unskew.runs.run import Run, check_root, results_of, write_results
+from unskew.runs.run import Run, check_root, results_of, with_threads, write_results
 
 # Keys of the trained run: those that its weights need, and those that draw the sample on which a trainer may fit again.
 _WEIGHTS = ("MODEL.", "TRAINER.", "INPUT.")
@@ -66,6 +66,7 @@ def _saved(model_dir: str) -> dict[str, object]:
     return dict(config.flatten(config.read_yaml(file))) if file.is_file() else {}
 
 
+@with_threads
 def evaluate(run: Run, model_dir: str = "", epoch: int | None = None, console: bool = True) -> tuple[dict, Path | None]:
     """Test the model in a run's folder with the config of ``run``, see `with_settings_of`.
 
@@ -128,6 +129,7 @@ def _test(cfg: CfgNode, model_dir: str, epoch: int | None) -> tuple[dict, dict]:
     return results_of(trainer, cfg, **({"evaluated_from": model_dir} if model_dir else {}))
 
 
+@with_threads
 def build(run: Run) -> None:
     """Build a run's trainer and data, which checks both, and train nothing."""
     from unskew.engine.trainer import build_trainer

@@ -3,18 +3,28 @@
 import functools
 import logging
 import os
+import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from yacs.config import CfgNode
 
 import unskew
 from unskew import config
-from unskew.engine.run_dir import USER_DATASETS, RunDir, backbone_label, dataset_label, run_folder, trainer_label
+from unskew.engine.run_dir import (
+    USER_DATASETS,
+    RunDir,
+    backbone_label,
+    backbones_of,
+    dataset_label,
+    run_folder,
+    trainer_label,
+)
 from unskew.runs import plugins, report
+from unskew.utils import threads
 from unskew.utils.errors import DAMAGE, format_error
 from unskew.utils.files import expand, write_atomically
 
@@ -24,6 +34,9 @@ if TYPE_CHECKING:
     from unskew.engine.trainer import SimpleTrainer
 
 logger = logging.getLogger("unskew")
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -248,6 +261,7 @@ def execute(run: Run, console: bool = True) -> dict:
         _warn_if_method_changed(cfg, folder)
         return run.metrics
     check_root(cfg)
+    number = number_of_threads(cfg)
     if cfg.RESUME:
         RunDir(cfg.RESUME).check_resumable(cfg)
     main = int(os.environ.get("RANK", 0)) == 0  # only one of several processes writes
@@ -255,7 +269,7 @@ def execute(run: Run, console: bool = True) -> dict:
         folder.prepare(cfg)
     from unskew.utils.logging import setup_logger
 
-    with setup_logger(folder.path if main else None, console=console and main):
+    with threads.limit(number), setup_logger(folder.path if main else None, console=console and main):
         for plugin in run.plugins:
             logger.info(f"Plugin: {plugin}")
         metrics, predictions = _train_and_test(cfg)
@@ -272,6 +286,34 @@ def write_results(folder: RunDir, metrics: dict, predictions: "Mapping[str, Tens
     if predictions:
         write_atomically(folder.predictions, save(dict(predictions)))
     report.write_metrics(folder.metrics, metrics)
+
+
+def number_of_threads(cfg: CfgNode) -> int | None:
+    """Return the number of CPU threads of a run; ``None``: that of the caller.
+
+    Runs on the embedded world use one thread unless ``UNSKEW_THREADS`` is set, so that they have the same bits on any
+    number of cores. On such small models several threads are not faster.
+
+    Raises:
+        ValueError: ``UNSKEW_THREADS`` is not a number of threads.
+    """
+    given = threads.requested()
+    if given is not None:
+        return given
+    names = {re.split("[@#]", name)[0] for name in backbones_of(cfg)}
+    embedded = {name for name in config.names("backbones") if name.startswith("micro")}
+    return 1 if names <= embedded else None
+
+
+def with_threads(function: Callable[Concatenate[Run, P], R]) -> Callable[Concatenate[Run, P], R]:
+    """Decorate a function of a run so that it uses the run's number of threads."""
+
+    @functools.wraps(function)
+    def limited(run: Run, *args: P.args, **kwargs: P.kwargs) -> R:
+        with threads.limit(number_of_threads(run.config)):
+            return function(run, *args, **kwargs)
+
+    return limited
 
 
 def check_root(cfg: CfgNode) -> None:
