@@ -26,7 +26,7 @@ from tqdm import tqdm
 from unskew.clip._feature_store import FeatureStore
 from unskew.clip.backbones import Backbone
 from unskew.config.defaults import get_cfg_default
-from unskew.data.images import read_image, to_rgb
+from unskew.data.images import file_key, read_image, to_rgb
 from unskew.data.transforms import build_transform
 from unskew.utils.files import cache_home, write_json
 
@@ -211,7 +211,7 @@ def extract(
         raise ValueError("no images to encode: the split is empty")
     views = None if views is None else list(views)
     store = _store(backbone, repr(transform), views, upright) if keep else FeatureStore(None)
-    keys = np.fromiter(map(_key, paths), np.int64, len(paths))
+    keys = np.fromiter(map(file_key, paths), np.int64, len(paths))
     if store.missing(keys).any():
         store.refresh()
     if store.missing(keys).any():
@@ -225,16 +225,6 @@ def extract(
                     store.add(keys[chunk], _encode(backbone, images, workers))
     rows = store.take(keys).to(backbone.device).float()  # [N, V, D]
     return rows[:, 0] if views is None else rows
-
-
-def _key(path: str) -> int:
-    """Return a 64-bit hash of a file's path, size and times; copying can keep mtime, but not ctime."""
-    try:
-        stat = os.stat(path)
-        content = f"{os.path.abspath(path)}\n{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
-    except OSError:  # reading the file will report the error
-        content = path
-    return int.from_bytes(hashlib.blake2b(os.fsencode(content), digest_size=8).digest(), "little", signed=True)
 
 
 @functools.cache
