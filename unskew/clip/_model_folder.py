@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from unskew.utils.errors import MissingWeightsError
 from unskew.utils.files import read_json
 
 CONFIG = "open_clip_config.json"
@@ -33,7 +34,7 @@ def find_weights(folder: Path) -> Path:
     files = sorted(file for file in folder.iterdir() if file.suffix in _SUFFIXES)
     preferred = [folder / name for name in _PREFERRED if folder / name in files]
     if not files:
-        raise FileNotFoundError(f"'{folder}' holds no weights: put a file {_PREFERRED[0]} into it")
+        raise MissingWeightsError(f"'{folder}' holds no weights: put a file {_PREFERRED[0]} into it")
     if not preferred and len(files) > 1:
         names = ", ".join(file.name for file in files[:3])
         raise ValueError(f"'{folder}' holds several files of weights ({names}): give one of them as ARCH@FILE")
@@ -48,7 +49,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         ValueError: the config is not one of open_clip's.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder '{folder}': give the folder of a model that open_clip saved")
+        raise MissingWeightsError(f"there is no folder '{folder}': give the folder of a model that open_clip saved")
     file = folder / CONFIG
     content = _mapping(read_json(file))
     model, preprocess = _mapping(content.get("model_cfg")), _mapping(content.get("preprocess_cfg"))

@@ -137,7 +137,7 @@ def _from_hub(name: str) -> Source:
             _check_connection(url)
             hits = [hf_hub_download(repo, CONFIG), pretrained.download_pretrained_from_hf(repo)]
     except (OSError, RuntimeError, ValueError) as error:
-        raise FileNotFoundError(
+        raise MissingWeightsError(
             f"backbone '{name}' is not in the cache and {url} cannot be read ({' '.join(str(error).split())[:150]}); "
             "check the name, run once with internet, set HF_ENDPOINT to a mirror, or download the repository and pass "
             "its folder as local-dir:FOLDER"
