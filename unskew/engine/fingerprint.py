@@ -12,7 +12,6 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from unskew.config import class_name, flatten, names
-from unskew.data.custom_csv import image_paths
 from unskew.data.dataset import USER_DATASETS
 from unskew.data.image_folders import list_images
 from unskew.utils.files import expand, user_cache
@@ -112,6 +111,8 @@ def _weights(backbones: Sequence[str]) -> str | None:
 
 def _user_images(root: Path) -> dict[str, str | None]:
     """Return the states of a CSV file or of a folder, and of the images."""
+    from unskew.data.custom_csv import image_paths  # Pillow, which other datasets do not need here
+
     states: dict[str, str | None] = {"DATASET.ROOT (version of its reading)": str(OWN_DATA_VERSION)}
     paths: list[str] = []
     if root.is_file():
