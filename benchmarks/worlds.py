@@ -23,7 +23,7 @@ from unskew.data.dataset import DATASET_REGISTRY, DatasetBase, Datum
 from unskew.data.fewshot import select
 from unskew.data.splits import read_split
 from unskew.micro import downstream
-from unskew.utils.files import cache_folder, expand, make_folder
+from unskew.utils.files import cached_folder, expand
 
 VERSION = 1  # part of a folder's name; raise it whenever a picture changes
 
@@ -118,9 +118,10 @@ def _dataset_class(name: str) -> type[DatasetBase]:
 
 
 def _files(root: Path, this: World) -> tuple[list[Datum], list[Datum], list[Datum]]:
-    folder = cache_folder(root) / f"pictures-{VERSION}"
-    if not folder.is_dir():
-        make_folder(folder, lambda path: downstream.write_pictures(path, this.base, this.draw()))
+    def fill(path: Path) -> None:
+        downstream.write_pictures(path, this.base, this.draw())
+
+    folder = cached_folder(root, f"pictures-{VERSION}", fill)
     return read_split(folder / "split.json", folder)
 
 

@@ -14,7 +14,7 @@ from unskew.data.published import PublishedDataset
 from unskew.data.sampling import group, longtail_counts
 from unskew.data.splits import PREPARE_AGAIN, Splits, read_lines
 from unskew.download.sources import DatasetInfo, Source
-from unskew.utils.files import cache_folder, make_folder
+from unskew.utils.files import cached_folder
 from unskew.utils.safe_pickle import read_arrays
 
 _PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
@@ -64,9 +64,7 @@ def longtail(train: list[Datum], imbalance: int) -> list[Datum]:
 def _items(root: Path, split: str) -> list[Datum]:
     """Return all images of a split in CIFAR-100's order, as files below the dataset's folder or its cache."""
     images, labels, names = _read(root, split)
-    folder = cache_folder(root) / f"images-{split}"
-    if not folder.is_dir():
-        make_folder(folder, partial(_write, images))
+    folder = cached_folder(root, f"images-{split}", partial(_write, images))
     return [Datum(f"{folder}/{i:05d}.png", label, 0, names[label]) for i, label in enumerate(labels)]
 
 

@@ -208,7 +208,6 @@ class Backdoor(SimpleTrainer):
     def _prepare(self, folder: RunDir, cfg: CfgNode) -> None:
         """Remove a run with another config, and copy the finished run from ``MEMBERS_DIR`` if it is there."""
         stale = folder.is_finished  # with another config, or with files that have changed since
-        folder.done.unlink(missing_ok=True)
         folder.prepare(cfg)
         if stale:
             folder.drop_checkpoints()

@@ -187,9 +187,10 @@ def base_config(cfg: CfgNode, node: CfgNode) -> CfgNode:
 def _finished_config(cfg: CfgNode, node: CfgNode) -> CfgNode:
     folder = RunDir(node.BASE_DIR)
     if not folder.is_finished:
+        reason = folder.damage() or "no file 'done'"
         raise FileNotFoundError(
-            f"BASE_DIR '{folder.path}' of {cfg.TRAINER.NAME} holds no finished run (no file 'done'): set it to the "
-            "folder of a finished run"
+            f"BASE_DIR '{folder.path}' of {cfg.TRAINER.NAME} holds no finished run ({reason}): set it to the folder of "
+            "a finished run"
         )
     return config.restore(folder.config)
 

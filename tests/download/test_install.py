@@ -258,7 +258,8 @@ def test_killed_while_unpacking(tmp_path, server):
 def test_killed_between_the_renames_or_behind_them(tmp_path, sources, server, moment):
     kill = "os.kill(os.getpid(), signal.SIGKILL)"
     patches = {
-        "first rename": f"rename = os.rename\nos.rename = lambda a, b: (rename(a, b), {kill})\n",
+        "first rename": "import unskew.download.install as p\n"
+        f"move = p.move_into_place\np.move_into_place = lambda a, b: (move(a, b), {kill})\n",
         "removal": f"import unskew.download.install as p\np._remove_temporary = lambda hidden: {kill}\n",
     }
     process = start(tmp_path, sources, "import os, signal\n" + patches[moment] + CODE)

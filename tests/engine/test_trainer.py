@@ -170,7 +170,7 @@ def coop_accuracies(log):
 
 def test_training_learns_and_writes_dassls_files_and_log_lines(make_cfg, tmp_path):
     run = tmp_path / "run"
-    cfg = make_cfg("TRAIN.CHECKPOINT_FREQ", 2, "TRAIN.PRINT_FREQ", 2, "OPTIM.MAX_EPOCH", 15)
+    cfg = make_cfg("TRAIN.CHECKPOINT_FREQ", 2, "TRAIN.KEEP", -1, "TRAIN.PRINT_FREQ", 2, "OPTIM.MAX_EPOCH", 15)
     with setup_logger(run, console=False):
         trainer = build_trainer(cfg)
         trainer.train()
@@ -284,7 +284,7 @@ def test_checkpoints_of_different_epochs_are_not_resumed(make_cfg):
 
 
 def test_load_model_by_epoch_best_and_last(make_cfg):
-    trainer = EngineToyX(make_cfg("TRAIN.CHECKPOINT_FREQ", 1, "OPTIM.MAX_EPOCH", 3))
+    trainer = EngineToyX(make_cfg("TRAIN.CHECKPOINT_FREQ", 1, "TRAIN.KEEP", 2, "OPTIM.MAX_EPOCH", 3))
     seen = []
     trainer.epoch_callbacks.append(lambda t: seen.append(weights(t)))
     trainer.train()

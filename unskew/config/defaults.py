@@ -117,7 +117,8 @@ def get_cfg_default() -> CfgNode:
             WARMUP_RECOUNT=True,
         ),
         TRAIN=_node(
-            CHECKPOINT_FREQ=0,
+            CHECKPOINT_FREQ=0,  # epochs between checkpoints; without it, a long run saves one every few minutes
+            KEEP=1,  # last checkpoints that stay, beside the best; -1: all of CHECKPOINT_FREQ
             PRINT_FREQ=10,
             COUNT_ITER="train_x",
             ACCUMULATE=1,  # batches whose gradients are averaged before each step

@@ -47,6 +47,7 @@ def get_cfg_default() -> CfgNode:
     """Return a config with every key of Dassl and of this package, with default values."""
     cfg = config.get_cfg_default()
     cfg.SEED = -1
+    cfg.TRAIN.KEEP = -1  # Dassl keeps all checkpoints
     for name, values in TRAINERS.items():
         cfg.TRAINER[name] = CfgNode(dict(values))
     return cfg

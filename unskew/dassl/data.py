@@ -1,10 +1,8 @@
 """`dassl.data`: datasets with Dassl's attributes, and loaders and a data manager with its arguments."""
 
 import logging
-import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from unskew.data.transforms import interpolation, pair
 from unskew.download.archives import extract
 from unskew.download.fetch import fetch
 from unskew.download.sources import Source
+from unskew.utils.files import move_into_place, remove_leftovers, temporary_path
 
 __all__ = [
     "DATASET_REGISTRY",
@@ -149,14 +148,18 @@ class DatasetBase(dataset.DatasetBase):
         """
         archive = Path(dst)
         fetch(_source(archive.name, url, from_gdrive), archive)
-        with tempfile.TemporaryDirectory(prefix=".", dir=archive.parent) as work:
+        remove_leftovers(archive.parent)
+        work = temporary_path(archive)
+        try:
             extract(archive, work)
-            for entry in Path(work).iterdir():
+            for entry in work.iterdir():
                 target = archive.parent / entry.name
                 if target.is_dir():
-                    shutil.copytree(entry, target, symlinks=True, copy_function=os.replace, dirs_exist_ok=True)
+                    shutil.copytree(entry, target, symlinks=True, copy_function=move_into_place, dirs_exist_ok=True)
                 else:
-                    os.replace(entry, target)
+                    move_into_place(entry, target)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
         logger.info(f"File extracted to {archive.parent}")
 
 

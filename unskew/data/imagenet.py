@@ -15,6 +15,7 @@ from unskew.data.published import PublishedDataset
 from unskew.data.splits import PREPARE_AGAIN, Splits, read_table
 from unskew.download.sources import Source
 from unskew.utils.errors import DAMAGE
+from unskew.utils.files import move_into_place
 
 _LIFT = "https://raw.githubusercontent.com/shijxcs/LIFT/661ead9b78368f05ba79abe4672d63154467f823/datasets"
 
@@ -150,7 +151,7 @@ def lay_out_archive(root: Path, split: str, classes: int) -> None:
     count = len(class_folders(workspace))
     if count != classes:
         raise ValueError(f"'{archive}' has {count} classes instead of {classes}; download it again")
-    workspace.rename(folder)
+    move_into_place(workspace, folder)
 
 
 def _unpack_train(archive: Path, workspace: Path, classes: int) -> None:
@@ -163,7 +164,7 @@ def _unpack_train(archive: Path, workspace: Path, classes: int) -> None:
                 shutil.rmtree(incomplete, ignore_errors=True)
                 with tarfile.open(fileobj=outer.extractfile(member)) as inner:
                     inner.extractall(incomplete, filter="data")
-                incomplete.rename(workspace / name)
+                move_into_place(incomplete, workspace / name)
 
 
 def _unpack_val(archive: Path, workspace: Path, class_list: Path) -> None:

@@ -1,6 +1,5 @@
 """Downloads from Google Drive with gdown, which handles Drive's pages and keeps partial files of its own."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from unskew.download._partial import (
     remove_parts,
 )
 from unskew.download.sources import Source
+from unskew.utils.files import move_into_place
 
 
 def download(source: Source, key: str, partial: Path) -> None:
@@ -36,7 +36,7 @@ def download(source: Source, key: str, partial: Path) -> None:
             remove_parts(partial.with_suffix(""))
             return download(source, key, partial)
     discard(partial)
-    os.replace(output, partial)
+    move_into_place(output, partial)
 
 
 def _run_gdown(source: Source, key: str, output: Path, size_before: int) -> None:

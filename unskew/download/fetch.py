@@ -1,7 +1,6 @@
 """Download of one file from the first mirror that works, with a check of its size and checksum."""
 
 import hashlib
-import os
 import re
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,6 +17,7 @@ from unskew.download._partial import (
     size_of,
 )
 from unskew.download.sources import Source
+from unskew.utils.files import move_into_place
 
 
 def fetch(source: Source, path: str | Path, place: str | Path | None = None) -> None:
@@ -49,7 +49,7 @@ def fetch(source: Source, path: str | Path, place: str | Path | None = None) -> 
         except _http.MirrorError as error:
             failures.append(f"{urlsplit(url).netloc or url}: {error}")
         else:
-            os.replace(partial, path)
+            move_into_place(partial, path)
             remove_parts(path)
             return
     reasons = f" could not be downloaded ({'; '.join(failures)})" if failures else " cannot be downloaded"

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from unskew.download._partial import remove_parts
 from unskew.download.archives import extract
 from unskew.download.fetch import fetch, mismatch
 from unskew.download.sources import Source
+from unskew.utils.files import move_into_place
 
 logger = logging.getLogger("unskew")
 
@@ -156,4 +156,4 @@ def _unpack(folder: Path, source: Source, archive: Path, workspace: Path) -> Non
         raise ValueError(f"'{archive}' lacks {', '.join(absent)}; its top level holds {listed or 'nothing'}")
     for member, target in missing:
         (folder / target).parent.mkdir(parents=True, exist_ok=True)
-        os.rename(workspace / member, folder / target)
+        move_into_place(workspace / member, folder / target)

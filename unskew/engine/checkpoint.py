@@ -104,6 +104,30 @@ def save_checkpoint(
         logger.info(f"Best checkpoint saved to {save_dir / BEST}")
 
 
+def prune(folder: str | Path, epoch: int, keep: int, frequency: int = 0) -> None:
+    """Delete the numbered checkpoints of a model before ``epoch``; the best one and later ones stay.
+
+    Args:
+        folder: the model's folder.
+        epoch: the number of the last checkpoint, which is written already.
+        keep: how many checkpoints stay, with the last one; negative: all whose number is a multiple of ``frequency``.
+        frequency: epochs between checkpoints; 0: there are none of this kind.
+    """
+    earlier = sorted(number for number in saved_epochs(folder) if number < epoch)
+    if keep < 0:
+        outdated = [number for number in earlier if not frequency or number % frequency]
+    else:
+        outdated = earlier[: max(0, len(earlier) - keep + 1)]
+    for number in outdated:
+        (Path(folder) / f"model.pth.tar-{number}").unlink(missing_ok=True)
+
+
+def saved_epochs(folder: str | Path) -> list[int]:
+    """Return the numbers of the checkpoints ``model.pth.tar-<epoch>`` in a model's folder."""
+    numbers = (path.name.rpartition("-")[2] for path in Path(folder).glob("model.pth.tar-*"))
+    return [int(number) for number in numbers if number.isdecimal()]
+
+
 def _readable(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return the plain states of optimizer and scheduler; warn and return ``None`` for a state that holds objects."""
     kept: dict[str, Any] = {}

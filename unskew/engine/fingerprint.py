@@ -18,7 +18,7 @@ from unskew.utils.files import expand, user_cache
 
 # Keys that change where a run is or how much it prints, but not its result.
 NOT_IDENTITY = (
-    *("OUTPUT_DIR", "RESUME", "VERBOSE", "USE_CUDA", "DATASET.ROOT", "DATALOADER.NUM_WORKERS"),
+    *("OUTPUT_DIR", "RESUME", "VERBOSE", "USE_CUDA", "DATASET.ROOT", "DATALOADER.NUM_WORKERS", "TRAIN.KEEP"),
     "TRAINER.BACKDOOR.MEMBERS_DIR",
 )
 

@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from unskew.engine import checkpoint
 from unskew.engine.accelerator import average_gradients
+from unskew.engine.events import EventWriter
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from torch.utils.tensorboard import SummaryWriter
 
 logger = logging.getLogger("unskew")
 
@@ -39,7 +39,7 @@ class TrainerBase:
         self._models: OrderedDict[str, nn.Module] = OrderedDict()
         self._optims: OrderedDict[str, torch.optim.Optimizer | None] = OrderedDict()
         self._scheds: OrderedDict[str, Any] = OrderedDict()
-        self._writer: SummaryWriter | None = None
+        self._writer: EventWriter | None = None
         self._finite: Tensor | None = None
         self.epoch_callbacks: list[Callable[[TrainerBase], None]] = []
 
@@ -148,14 +148,22 @@ class TrainerBase:
         """Restore every model from its last checkpoint below ``directory``.
 
         Returns:
-            The epoch to continue from; 0 if a checkpoint is missing or the models' epochs differ.
+            The epoch to continue from; 0 if a checkpoint is missing or the models have none of the same epoch.
         """
         paths = {name: checkpoint.last_checkpoint(Path(directory) / name) for name in self._models}
         if not paths or None in paths.values():
             logger.info("No checkpoint found, train from scratch")
             return 0
-        states = {name: checkpoint.load_checkpoint(path) for name, path in paths.items()}
-        if len({state["epoch"] for state in states.values()}) > 1:
+        candidates = [paths]
+        # A kill between two models leaves them at different last epochs.
+        epochs = set.intersection(*(set(checkpoint.saved_epochs(Path(directory) / name)) for name in self._models))
+        for epoch in sorted(epochs, reverse=True):
+            candidates.append({name: Path(directory) / name / f"model.pth.tar-{epoch}" for name in self._models})
+        for paths in candidates:
+            states = {name: checkpoint.load_checkpoint(path) for name, path in paths.items()}
+            if len({state["epoch"] for state in states.values()}) == 1:
+                break
+        else:
             logger.warning(f"The checkpoints in '{directory}' are of different epochs, train from scratch")
             return 0
         logger.info(f"Found checkpoint at {directory} (will resume training)")
@@ -261,9 +269,7 @@ class TrainerBase:
     def init_writer(self, log_dir: str | Path) -> None:
         """Open the tensorboard writer, once."""
         if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(log_dir=str(log_dir))
+            self._writer = EventWriter(log_dir)
 
     def close_writer(self) -> None:
         """Close the tensorboard writer if it is open."""

@@ -11,7 +11,7 @@ from yacs.config import CfgNode
 from unskew import config
 from unskew.engine import fingerprint
 from unskew.engine.fingerprint import USER_DATASETS
-from unskew.utils.files import expand, write_atomically
+from unskew.utils.files import expand, read_json, remove_leftovers, write_atomically
 
 logger = logging.getLogger("unskew")
 
@@ -39,7 +39,9 @@ _MOST_KEYS = 8  # in an error message
 
 
 class RunDir:
-    """The folder of a run. ``config.yaml`` is written first and ``done``, with the config's fingerprint, last.
+    """The folder of a run. ``config.yaml`` is written first and ``done`` last.
+
+    The first line of ``done`` is the config's fingerprint; the others are the names of the files that the run wrote.
 
     Args:
         path: the folder, which need not exist; that of a config is its ``OUTPUT_DIR``.
@@ -56,15 +58,34 @@ class RunDir:
 
     @property
     def is_finished(self) -> bool:
-        """True if the folder holds a finished run; an empty or damaged ``done`` is that of an interrupted one."""
-        return bool(re.fullmatch("[0-9a-f]{16}", self._fingerprint()))
+        """True if the folder holds a finished run, whose files are whole."""
+        return self.done.is_file() and not self.damage()
+
+    def damage(self) -> str:
+        """Return what is wrong with a folder that has the file ``done``, so that its run counts as unfinished; else "".
+
+        A power cut leaves empty files on some disks. Reading takes little: of the predictions, only the header is read.
+        """
+        fingerprint_line, *written = self._done_lines() or [""]
+        if not self.done.is_file():
+            return ""
+        unknown = set(written) - {self.metrics.name, self.predictions.name}
+        if unknown or not re.fullmatch("[0-9a-f]{16}", fingerprint_line):
+            return f"'{self.done}' is damaged"
+        if not written:  # of an older version, which did not list files
+            expected = [self.metrics] if self.log.is_file() else []  # the members of a run have neither
+            written = [file.name for file in (*expected, self.predictions) if file in expected or file.is_file()]
+        return next(filter(None, (_file_damage(self.path / name) for name in written)), "")
 
     def is_finished_run_of(self, cfg: CfgNode) -> bool:
         """Return whether the folder holds a finished run of this config."""
         return self.is_finished and self._fingerprint() == fingerprint.config_hash(cfg)
 
+    def _done_lines(self) -> list[str]:
+        return self.done.read_text(encoding="utf-8", errors="replace").split() if self.done.is_file() else []
+
     def _fingerprint(self) -> str:
-        return self.done.read_text(encoding="utf-8", errors="replace").strip() if self.done.is_file() else ""
+        return next(iter(self._done_lines()), "")
 
     def read_config(self) -> dict:
         """Return the tree in ``config.yaml`` of a finished run.
@@ -74,7 +95,8 @@ class RunDir:
             ValueError: the file is damaged.
         """
         if not self.is_finished:
-            raise FileNotFoundError(f"'{self.path}' is not the folder of a finished run (it has no file 'done')")
+            reason = self.damage() or "it has no file 'done'"
+            raise FileNotFoundError(f"'{self.path}' is not the folder of a finished run ({reason}): run it again")
         return self._read_config()
 
     def _read_config(self) -> dict:
@@ -126,6 +148,7 @@ class RunDir:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._clear()
             try:
                 difference = self._difference(cfg) if self.config.is_file() else ""
             except ValueError as error:
@@ -146,6 +169,15 @@ class RunDir:
             raise ValueError(
                 f"the output folder '{self.path}' cannot be written ({error.strerror}); choose another"
             ) from error
+
+    def _clear(self) -> None:
+        """Delete the results of an unfinished run and the temporary files of killed processes."""
+        if damage := self.damage():
+            logger.warning(f"{damage}, so the run in '{self.path}' counts as unfinished: running it again")
+        for file in (self.done, self.metrics, self.predictions):
+            file.unlink(missing_ok=True)
+        for folder in (self.path, *(entry for entry in self.path.iterdir() if entry.is_dir())):
+            remove_leftovers(folder)
 
     def _difference(self, cfg: CfgNode) -> str:
         """Return the keys in which the saved config or the states of its files differ."""
@@ -177,17 +209,21 @@ class RunDir:
             checkpoint.unlink()
 
     def finish(self, cfg: CfgNode) -> None:
-        """Mark the run as finished, with the fingerprint that `prepare` saved: files may have changed since."""
+        """Mark the run as finished, with the fingerprint that `prepare` saved (files may have changed since).
+
+        The other lines are the names of the files that the run wrote.
+        """
         first = self._first_lines()[0] if self.config.is_file() else ""
         begun = first.removeprefix(_FIRST_LINE) if first.startswith(_FIRST_LINE) else fingerprint.config_hash(cfg)
-        write_atomically(self.done, begun + "\n")
+        written = [file.name for file in (self.metrics, self.predictions) if file.is_file()]
+        write_atomically(self.done, "\n".join([begun, *written, ""]))
 
     @classmethod
     def find(cls, root: str | Path, cfg: CfgNode) -> "RunDir | None":
         """Return the first folder below ``root``, by path, with a finished run of this config and its checkpoints."""
         wanted = fingerprint.config_hash(cfg)
         folders = (cls(done.parent) for done in sorted(Path(root).rglob("done")))
-        return next((f for f in folders if f.has_checkpoints and f._fingerprint() == wanted), None)
+        return next((f for f in folders if f.has_checkpoints and f._fingerprint() == wanted and f.is_finished), None)
 
     def copy_checkpoints(self, target: "RunDir") -> None:
         """Copy the checkpoints into another run's folder; each file is copied completely or not at all."""
@@ -205,6 +241,37 @@ def _parse_states(line: str) -> dict[str, str] | None:
     except ValueError:
         return None
     return states if isinstance(states, dict) else None
+
+
+def _file_damage(file: Path) -> str:
+    """Return what is wrong with ``metrics.json`` or ``predictions.safetensors``, or ""."""
+    try:
+        size = file.stat().st_size
+        whole = size and (_is_json(file) if file.suffix == ".json" else _is_whole(file, size))
+    except OSError:
+        return f"'{file}' is missing"
+    return "" if whole else f"'{file}' is {'damaged' if size else 'empty'}"
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        return isinstance(read_json(file), dict)
+    except ValueError:
+        return False
+
+
+def _is_whole(file: Path, size: int) -> bool:
+    """Return whether a file of safetensors has all bytes that its header lists; the header follows its length."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > size - 8:
+            return False
+        try:
+            header = json.loads(stream.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return False
+    return bool(ends) and size == 8 + length + max(ends)
 
 
 # --- names ------------------------------------------------------------------------------------------

@@ -22,14 +22,12 @@ from unskew.data.dataset import Datum
 from unskew.data.loaders import DataManager, seed_loader
 from unskew.debias.metrics import training_groups
 from unskew.engine import checkpoint, testing
-from unskew.engine.accelerator import (
-    broadcast_states,
-    build_accelerator,
-)
+from unskew.engine.accelerator import broadcast_states, build_accelerator
 from unskew.engine.evaluator import build_evaluator, labels_of
 from unskew.engine.loop import Names, TrainerBase
 from unskew.engine.meters import AverageMeter, MetricMeter
 from unskew.engine.prediction import Prediction
+from unskew.engine.saving import CheckpointSchedule
 from unskew.utils.logging import warn_once
 from unskew.utils.registry import Registry
 from unskew.utils.seeds import derive_seed, set_random_seed
@@ -101,6 +99,7 @@ class SimpleTrainer(TrainerBase):
             raise ValueError("several processes must draw the same order of images: set SEED to 0 or more")
         if cfg.TRAIN.ACCUMULATE < 1:
             raise ValueError(f"TRAIN.ACCUMULATE, a number of batches, must be at least 1 (got {cfg.TRAIN.ACCUMULATE})")
+        self.checkpoints = CheckpointSchedule(cfg.TRAIN)
         self._mixed_precision = self.accelerator.mixed_precision
         self.generator = torch.Generator().manual_seed(derive_seed(cfg.SEED))
         self.start_epoch = self.epoch = self.batch_idx = 0
@@ -190,15 +189,14 @@ class SimpleTrainer(TrainerBase):
         self._check_splits()
         if self.max_epoch == 0 and any(self._optims.values()):
             warn_once("OPTIM.MAX_EPOCH is 0: the model is tested as it is before training")
-        writer_dir = Path(self.output_dir) / "tensorboard"
         try:
-            writer_dir.mkdir(parents=True, exist_ok=True)
-            if self.accelerator.is_main_process:
-                self.init_writer(writer_dir)
+            Path(self.output_dir).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(
                 f"the output folder '{self.output_dir}' cannot be written ({error.strerror}): choose another OUTPUT_DIR"
             ) from error
+        if self.accelerator.is_main_process:
+            self.init_writer(Path(self.output_dir) / "tensorboard")
         directory = Path(self.cfg.RESUME or self.output_dir)
         self.start_epoch = self.resume_model_if_exist(directory)
         if self._selects_best_val and self.start_epoch:
@@ -207,6 +205,7 @@ class SimpleTrainer(TrainerBase):
                 for name in self._models:
                     checkpoint.copy_best(directory / name, Path(self.output_dir) / name)
         self.time_start = time.time()
+        self.checkpoints.start()
 
     @property
     def _selects_best_val(self) -> bool:
@@ -235,16 +234,15 @@ class SimpleTrainer(TrainerBase):
             set_random_seed(derive_seed(seed, self.epoch, rank))  # augmentation, dropout
 
     def after_epoch(self) -> None:
-        """Validate and keep the best epoch with "best_val"; save at ``CHECKPOINT_FREQ`` and at the end."""
+        """Validate and keep the best epoch with "best_val"; save at ``CHECKPOINT_FREQ``, by time and at the end."""
         broadcast_states(self.accelerator, self._models.values())
-        frequency, done = self.cfg.TRAIN.CHECKPOINT_FREQ, self.epoch + 1
         if self._selects_best_val:
             result = (self._validate_epoch or self.validate)()
             if result > self.best_result:
                 self.best_result = result
                 self.save_model(self.epoch, self.output_dir, val_result=result, model_name=checkpoint.BEST)
-        if done == self.max_epoch or (frequency > 0 and done % frequency == 0):
-            self.save_model(self.epoch, self.output_dir)
+        if self.checkpoints.is_due(self.epoch + 1, self.max_epoch):
+            self.checkpoints.save(self, self.epoch, self.output_dir)
 
     def after_train(self) -> None:
         """Load the best epoch with "best_val", test unless ``NO_TEST`` is set, close the writer."""

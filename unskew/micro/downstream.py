@@ -15,7 +15,7 @@ from unskew.data.dataset import Datum
 from unskew.data.sampling import longtail_counts
 from unskew.data.splits import Splits, read_split, save_split
 from unskew.micro import world
-from unskew.utils.files import cache_folder, make_folder
+from unskew.utils.files import cached_folder
 
 # The factors in the class names of a dataset. The classes are all combinations of values in row-major order.
 DATASETS = {
@@ -110,11 +110,7 @@ def _digits(dataset: str, rng: np.random.Generator) -> dict[str, tuple[np.ndarra
 
 def files(root: str | Path, dataset: str) -> Splits:
     """Return train, val and test as image files below ``root``; render the files at first use."""
-    folder = Path(root) / f"images-{VERSION}"
-    if not folder.is_dir():
-        folder = cache_folder(root) / folder.name
-    if not folder.is_dir():
-        make_folder(folder, lambda path: write_pictures(path, dataset, splits(dataset)))
+    folder = cached_folder(root, f"images-{VERSION}", lambda path: write_pictures(path, dataset, splits(dataset)))
     return read_split(folder / "split.json", folder)
 
 

@@ -44,10 +44,10 @@ def collect(folder: str | Path) -> list[dict]:
     for done in sorted(folder.rglob("done")):
         run = RunDir(done.parent)
         try:
-            if run.is_finished and run.metrics.exists():
+            if run.is_finished and run.metrics.exists():  # the members of a run have no metrics
                 rows.append({**read_metrics(run.metrics), "folder": str(run.path)})
-            elif run.is_finished and run.log.is_file():  # the members of a run have neither log nor metrics
-                logger.warning(f"'{run.path}' has no metrics.json and is left out: delete the folder and run again")
+            elif (damage := run.damage()) and (run.config.is_file() or run.log.is_file()):
+                logger.warning(f"{damage}, so '{run.path}' is left out: run it again")
         except (ValueError, OSError) as error:
             logger.warning(f"'{run.path}' is left out: {format_error(error)}")
     return rows

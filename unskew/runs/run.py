@@ -135,8 +135,11 @@ class Run:
             ) from error
 
     def _file(self, name: str) -> Path:
-        file: Path = getattr(RunDir(self.path), name)
-        if not (self.is_finished and file.is_file()):
+        folder = RunDir(self.path)
+        file: Path = getattr(folder, name)
+        if file.is_file() and (damage := folder.damage()):
+            raise ValueError(f"{damage}; run the same command again")
+        if not (folder.is_finished and file.is_file()):
             raise FileNotFoundError(f"'{self.path}' holds no finished run with {file.name}: train the run first")
         return file
 
