@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from unskew.utils.files import write_atomically
+from unskew.utils.files import warn_of_cache, write_atomically
 
 logger = logging.getLogger("unskew")
 
@@ -133,7 +133,7 @@ class FeatureStore:
         path = self.folder / name
         try:
             if shutil.disk_usage(self.folder).free < 2 * len(content):
-                raise OSError(f"the disk of '{self.folder}' is nearly full")
+                raise OSError("its disk is nearly full")
             write_atomically(path, content)
         except OSError as error:
             self._use_memory(error)
@@ -141,7 +141,8 @@ class FeatureStore:
         return path
 
     def _use_memory(self, error: Exception) -> None:
-        logger.warning(f"keeping features in memory only: {error}")
+        number = getattr(error, "errno", None)
+        warn_of_cache(os.strerror(number) if number else str(error))
         self.folder = None
 
     @contextlib.contextmanager

@@ -28,7 +28,7 @@ from unskew.clip.backbones import Backbone
 from unskew.config.defaults import get_cfg_default
 from unskew.data.images import file_key, read_image, to_rgb
 from unskew.data.transforms import build_transform
-from unskew.utils.files import cache_home, write_json
+from unskew.utils.files import cache_home, cache_problem, warn_of_cache, write_json
 
 # Part of the key of stored features: increase it when images are read or encoded with other results.
 VERSION = 2
@@ -229,7 +229,10 @@ def extract(
 
 @functools.cache
 def _open(folder: Path | None) -> FeatureStore:
-    return FeatureStore(folder)
+    problem = cache_problem()
+    if problem:
+        warn_of_cache(problem)
+    return FeatureStore(None if problem else folder)
 
 
 def _store(backbone: ImageTower, transform: str, views: list[int] | None, upright: bool) -> FeatureStore:
