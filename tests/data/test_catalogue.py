@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import shutil
 import threading
 import zipfile
 
@@ -176,3 +177,19 @@ def test_every_source_has_a_url_or_a_page():
             assert not any(target.startswith("/") for target in source.targets)
         if hasattr(dataset, "sources"):
             assert dataset.info.images > 0 and dataset.info.licence and dataset.info.page
+
+
+def test_prepare_names_the_folder_of_empty_images(eurosat, tmp_path, capsys):
+    root = tmp_path / "data"
+    run(capsys, "prepare", "eurosat", "--root", str(root))
+    folder = root / "eurosat" / "2750"
+    for path in folder.rglob("*.jpg"):
+        path.write_bytes(b"")
+    code, _, err = run(capsys, "prepare", "eurosat", "--root", str(root))
+    assert code == 2 and f"'{folder}' is damaged: 8 of its 8 files are empty" in err
+    shutil.rmtree(folder)
+    assert run(capsys, "prepare", "eurosat", "--root", str(root))[0] == 0
+    (root / "eurosat" / ".prepared.json").unlink()  # as if the user had put the files there
+    (folder / "Forest" / "Forest_1.jpg").unlink()
+    code, _, err = run(capsys, "prepare", "eurosat", "--root", str(root))
+    assert code == 2 and f"'{folder}' is not complete" in err and " 7 images" in err and " 8 are published" in err

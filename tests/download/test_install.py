@@ -85,8 +85,8 @@ def wait_for(condition, process):
 
 
 def content_of(folder):
-    """All files, hidden ones too, except the lock."""
-    paths = [p for p in folder.rglob("*") if p.is_file() and p.name != ".prepare.lock"]
+    """All files, hidden ones too, except the lock and the note of what was unpacked."""
+    paths = [p for p in folder.rglob("*") if p.is_file() and p.name not in (".prepare.lock", ".prepared.json")]
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in paths}
 
 

@@ -67,7 +67,7 @@ def _verify(arguments: argparse.Namespace) -> None:
     report = verify(config.load(arguments.name, trainer="ZeroshotCLIP", opts=opts), arguments.full)
     print(report.text(arguments.full))
     if report.problems:
-        prepare = f"delete the broken files, then run unskew data prepare {arguments.name}"
+        prepare = f"delete the folder of the broken files, then run unskew data prepare {arguments.name}"
         advice = "replace these files" if arguments.name in USER_DATASETS else prepare
         raise ValueError(
             f"'{arguments.name}' in '{arguments.root or 'data'}': {len(report.wrong)} wrong number(s), "

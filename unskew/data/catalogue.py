@@ -7,8 +7,10 @@ from tabulate import tabulate
 
 from unskew import config
 from unskew.data.dataset import DATASET_REGISTRY, DatasetBase
+from unskew.data.image_folders import EXTENSIONS
 from unskew.data.published import PublishedDataset
 from unskew.download.install import prepare
+from unskew.download.targets import check
 from unskew.utils.files import expand
 
 logger = logging.getLogger("unskew")
@@ -63,7 +65,7 @@ def download(name: str, data: str | Path) -> None:
 
     Raises:
         FileNotFoundError: a file has to be downloaded by hand; the message has the URL and the target.
-        ValueError: see `unskew.download.install.prepare`.
+        ValueError: see `unskew.download.install.prepare`; a target has fewer images than published.
         OSError: see `unskew.download.install.prepare`.
     """
     dataset = dataset_class(name)
@@ -71,6 +73,9 @@ def download(name: str, data: str | Path) -> None:
         logger.info(f"'{name}' needs no download: it is {state(dataset, Path(data))}")
         return
     folder = expand(data) / dataset.dataset_dir
+    there = [source for source in dataset.sources if source.is_there(folder)]
+    complete = len(there) == len(dataset.sources)
+    check(folder, there, dataset.info.images if complete else 0, EXTENSIONS)
     by_hand = [source for source in dataset.sources if not source.urls]
     prepare(folder, [source for source in dataset.sources if source.urls and not source.is_there(folder)])
     dataset.arrange(folder)

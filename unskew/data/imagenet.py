@@ -14,6 +14,7 @@ from unskew.data.names import listed, read_pairs
 from unskew.data.published import PublishedDataset
 from unskew.data.splits import PREPARE_AGAIN, Splits, read_table
 from unskew.download.sources import Source
+from unskew.download.targets import record
 from unskew.utils.errors import DAMAGE
 from unskew.utils.files import move_into_place
 
@@ -152,6 +153,7 @@ def lay_out_archive(root: Path, split: str, classes: int) -> None:
     if count != classes:
         raise ValueError(f"'{archive}' has {count} classes instead of {classes}; download it again")
     move_into_place(workspace, folder)
+    record(root, archive.name, [f"images/{split}"])
 
 
 def _unpack_train(archive: Path, workspace: Path, classes: int) -> None:

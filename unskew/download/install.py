@@ -8,10 +8,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from unskew.download import targets
 from unskew.download._partial import remove_parts
 from unskew.download.archives import extract
 from unskew.download.fetch import fetch, mismatch
-from unskew.download.sources import Source
+from unskew.download.sources import Source, has_content
 from unskew.utils.files import move_into_place
 
 logger = logging.getLogger("unskew")
@@ -29,8 +30,8 @@ def prepare(folder: str | Path, sources: Sequence[Source]) -> list[str]:
     Raises:
         FileNotFoundError: files have to be downloaded by hand, or none of their mirrors works. The error comes after
             the other sources are installed and lists all of these files.
-        ValueError: a file in the folder is not the expected one, an archive is damaged or lacks a member, or the
-            folder is read-only.
+        ValueError: a file in the folder is not the expected one, a target has empty or missing files, an archive is
+            damaged or lacks a member, or the folder is read-only.
         OSError: the disk is full.
     """
     folder, sources = Path(folder), list(sources)
@@ -63,14 +64,15 @@ def _is_installed(folder: Path, source: Source) -> bool:
         _check(source, manual)
         remove_parts(manual)
     else:
+        targets.check(folder, [source])
         _remove_temporary(_hidden(manual))
     return True
 
 
 def _missing_targets(folder: Path, source: Source) -> list[tuple[str, str]]:
-    """Return the pairs (archive member, target) whose target does not exist."""
+    """Return the pairs (archive member, target) whose target does not exist or is an empty folder."""
     pairs = source.pairs or ((source.name, source.name),)
-    return [(member, target) for member, target in pairs if not (folder / target).exists()]
+    return [(member, target) for member, target in pairs if not has_content(folder / target)]
 
 
 def _check(source: Source, path: Path) -> None:
@@ -157,3 +159,4 @@ def _unpack(folder: Path, source: Source, archive: Path, workspace: Path) -> Non
     for member, target in missing:
         (folder / target).parent.mkdir(parents=True, exist_ok=True)
         move_into_place(workspace / member, folder / target)
+    targets.record(folder, source.name, [target for _, target in missing])

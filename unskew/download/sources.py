@@ -50,12 +50,12 @@ class Source:
 
     def is_there(self, folder: Path) -> bool:
         """Return whether a dataset's folder has all targets, or one of ``elsewhere`` exists."""
-        return all(_has_content(folder / target) for target in self.targets) or any(
-            _has_content(folder / place) for place in self.elsewhere
+        return all(has_content(folder / target) for target in self.targets) or any(
+            has_content(folder / place) for place in self.elsewhere
         )
 
 
-def _has_content(path: Path) -> bool:
+def has_content(path: Path) -> bool:
     """Return whether the path is a file or a folder that is not empty."""
     return path.is_file() or (path.is_dir() and any(path.iterdir()))
 
