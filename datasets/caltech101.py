@@ -24,7 +24,7 @@ class Caltech101(PublishedDataset):
         Source(
             "101_ObjectCategories.tar.gz",
             (
-                "http://www.vision.caltech.edu/Image_Datasets/Caltech101/101_ObjectCategories.tar.gz",
+                "https://www.vision.caltech.edu/Image_Datasets/Caltech101/101_ObjectCategories.tar.gz",
                 "drive:137RyRjvTBkBiIfeYBNZBtViDHQ6_Ewsp",
             ),
             makes={"101_ObjectCategories": "101_ObjectCategories"},

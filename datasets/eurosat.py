@@ -32,7 +32,7 @@ class EuroSAT(PublishedDataset):
     sources = (
         Source(
             "EuroSAT.zip",
-            ("http://madm.dfki.de/files/sentinel/EuroSAT.zip", _COPY),
+            ("https://madm.dfki.de/files/sentinel/EuroSAT.zip", _COPY),
             makes={"2750": "2750"},
             checksum="md5:c8fa014336c82ac7804f0398fcb19387",
         ),

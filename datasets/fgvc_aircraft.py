@@ -25,6 +25,7 @@ class FGVCAircraft(PublishedDataset):
             "fgvc-aircraft-2013b.tar.gz",
             (f"{_HOME}/archives/fgvc-aircraft-2013b.tar.gz",),
             makes={f"fgvc-aircraft-2013b/data/{name}": name for name in ("images", *_LISTS)},
+            checksum="md5:d4acdd33327262359767eeaa97a4f732",
         ),
     )
 

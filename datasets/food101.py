@@ -30,7 +30,7 @@ class Food101(PublishedDataset):
     sources = (
         Source(
             "food-101.tar.gz",
-            ("http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",),
+            ("https://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",),
             makes={"food-101/images": "images", "food-101/meta": "meta"},
             checksum="md5:85eeb15f3717b99a5da872d97d918f87",
         ),

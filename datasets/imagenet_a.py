@@ -15,6 +15,7 @@ class ImageNetA(ImageNetVariant):
             "imagenet-a.tar",
             ("https://people.eecs.berkeley.edu/~hendrycks/imagenet-a.tar",),
             makes={"imagenet-a": "imagenet-a"},
+            checksum="md5:c3e55429088dc681f30d81f4726b6595",
         ),
         NAMES,
     )

@@ -15,6 +15,7 @@ class ImageNetR(ImageNetVariant):
             "imagenet-r.tar",
             ("https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar",),
             makes={"imagenet-r": "imagenet-r"},
+            checksum="md5:a61312130a589d0ca1a8fca1f2bd3337",
         ),
         NAMES,
     )

@@ -27,7 +27,7 @@ class PlacesLT(PublishedDataset):
         lift_source("Places_LT/classnames.txt", "bee03ea5431ad49d156f159d24961f8c2787d3b7ac853b962c9cf256cafe50d1"),
         Source(
             "places365standard_easyformat.tar",
-            ("http://data.csail.mit.edu/places/places365/places365standard_easyformat.tar",),
+            ("https://data.csail.mit.edu/places/places365/places365standard_easyformat.tar",),
             makes={"places365_standard/train": "train", "places365_standard/val": "val"},
             page=_PAGE,
         ),

@@ -10,7 +10,7 @@ from unskew.data.published import PublishedDataset, split_source, split_trainval
 from unskew.data.splits import PREPARE_AGAIN, Splits, read_mat
 from unskew.download.sources import DatasetInfo, Source
 
-_HOME = "http://ai.stanford.edu/~jkrause"
+_HOME = "https://ai.stanford.edu/~jkrause"
 _PAGE = "https://github.com/pytorch/vision/issues/7545 (the university's links are dead)"
 
 

@@ -23,7 +23,7 @@ class SUN397(PublishedDataset):
     sources = (
         Source(
             "SUN397.tar.gz",
-            ("http://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz",),
+            (f"{_PAGE}SUN397.tar.gz",),
             makes={"SUN397": "SUN397"},
             checksum="md5:8ca2778205c41d23104230ba66911c7a",
             page=_PAGE,

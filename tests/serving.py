@@ -4,6 +4,7 @@ import contextlib
 import functools
 import re
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -20,6 +21,8 @@ class File:
     piece: int = 0  # largest number of bytes in the reply to a range request
     drops: list = field(default_factory=list)  # the next connections break after so many body bytes
     gate: tuple = ()  # (bytes, event): each reply waits for the event after so many bytes
+    trickle: float = 0.0  # seconds between single bytes
+    endless: bool = False  # send the content again and again, without Content-Length
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -47,9 +50,18 @@ class Handler(BaseHTTPRequestHandler):
         entry = [self.path, self.headers.get("Range", ""), status, 0]
         self.log.append(entry)  # at once, because the client may finish before this function
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+        length = {} if file.endless else {"Content-Length": str(len(body))}
+        for name, value in {**length, **headers}.items():
             self.send_header(name, value)
         self.end_headers()
+        with contextlib.suppress(ConnectionError):
+            while file.endless:
+                self.wfile.write(body)
+            for at in range(len(body) if file.trickle else 0):
+                self.wfile.write(body[at : at + 1])
+                time.sleep(file.trickle)
+        if file.trickle:
+            return
         stop = file.drops.pop(0) if file.drops else len(body)
         with contextlib.suppress(ConnectionError):
             for at in range(0, stop, 2**14):

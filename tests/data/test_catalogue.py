@@ -71,7 +71,7 @@ def test_the_list_has_every_dataset_with_its_numbers(tmp_path, capsys):
     for name in config.names("datasets"):
         row = row_of(out, name)
         assert row[1] in ("built in", "yours", "missing")
-    assert row_of(out, "eurosat") == ["eurosat", "missing", "10", "27,000", "0.1 GB", "MIT"]
+    assert row_of(out, "eurosat") == ["eurosat", "missing", "10", "27,000", "0.1 GB", "", "MIT"]
     assert row_of(out, "digits")[1] == "built in" and row_of(out, "folder")[1] == "yours"
 
 
@@ -168,12 +168,23 @@ def test_the_error_lists_files_to_download_by_hand(tmp_path, capsys, monkeypatch
     assert "image-net.org" in err and f"'{tmp_path / 'imagenet' / 'ILSVRC2012_img_val.tar'}'" in err
 
 
+def test_sources_without_a_checksum_are_marked(tmp_path, capsys):
+    _, out, _ = run(capsys, "list", "--root", str(tmp_path))
+    marked = {name: row_of(out, name)[5] for name in config.names("datasets")}
+    for name in config.names("datasets"):
+        files = [source for source in getattr(dataset_class(name), "sources", ()) if source.urls]
+        without = sum(not source.checksum for source in files)
+        assert marked[name] == (f"{without} of {len(files)}" if without else "")
+    assert marked["eurosat"] == marked["fgvc_aircraft"] == marked["digits"] == "" and marked["imagenet_a"] == "1 of 2"
+    assert "nverified" in out.splitlines()[-2]
+
+
 def test_every_source_has_a_url_or_a_page():
     for name in config.names("datasets"):
         dataset = dataset_class(name)
         for source in getattr(dataset, "sources", ()):
             assert source.urls or source.page, (name, source.name)
-            assert all(url.startswith(("https://", "http://", "drive:")) for url in source.urls)
+            assert all(url.startswith(("https://", "drive:")) for url in source.urls), source.urls
             assert not any(target.startswith("/") for target in source.targets)
         if hasattr(dataset, "sources"):
             assert dataset.info.images > 0 and dataset.info.licence and dataset.info.page

@@ -15,6 +15,7 @@ import time
 import zipfile
 
 import pytest
+from disks import check_order, record_disk
 from serving import Server
 
 from unskew.download import _http, install
@@ -100,6 +101,17 @@ def test_every_target_is_installed(tmp_path, sources, caplog):
     assert prepare(folder, sources) == ["a.tar.gz", "split.json"]
     assert content_of(folder) == complete()
     assert caplog.messages == ["a.tar.gz: unpacked to images, meta/labels.txt", "split.json: downloaded"]
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    return record_disk(monkeypatch)
+
+
+def test_all_files_are_on_the_disk_before_they_are_renamed(tmp_path, sources, disk):
+    prepare(tmp_path, sources)
+    assert check_order(disk) >= 5  # the archive, its two targets, the plain file, the note
+    assert any(call[0] == "move" and len(call[3]) == 40 for call in disk)
 
 
 def test_existing_targets_need_no_network(tmp_path, sources, server, caplog):

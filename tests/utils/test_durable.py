@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from disks import check_order, record_disk
 
 from unskew.utils import files
 from unskew.utils.files import make_folder, move_into_place, remove_leftovers, write_atomically, write_json
@@ -18,38 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def disk(monkeypatch):
-    """The calls that reach the disk, in order: ("fsync", path) and ("move", source, target)."""
-    calls = []
-    real_fsync, real_replace, real_rename = os.fsync, os.replace, os.rename
-
-    def fsync(descriptor):
-        calls.append(("fsync", os.readlink(f"/proc/self/fd/{descriptor}")))
-        real_fsync(descriptor)
-
-    def move(real):
-        def call(source, target, **options):
-            inside = [str(path) for path in Path(source).rglob("*")] if os.path.isdir(source) else []
-            calls.append(("move", os.path.realpath(source), os.path.realpath(target), inside))
-            real(source, target, **options)
-
-        return call
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(os, "replace", move(real_replace))
-    monkeypatch.setattr(os, "rename", move(real_rename))
-    return calls
-
-
-def check_order(calls):
-    """Check each move: its source and all that is in it reached the disk before, its target's folder after."""
-    moves = [number for number, call in enumerate(calls) if call[0] == "move"]
-    for number in moves:
-        _, source, target, inside = calls[number]
-        before = {call[1] for call in calls[:number] if call[0] == "fsync"}
-        after = {call[1] for call in calls[number:] if call[0] == "fsync"}
-        assert {source, *inside} <= before, (source, target)
-        assert os.path.dirname(target) in after, (source, target)
-    return len(moves)
+    return record_disk(monkeypatch)
 
 
 def test_a_file_is_on_the_disk_before_its_rename_and_its_folder_after(tmp_path, disk):

@@ -37,6 +37,7 @@ def _list(arguments: argparse.Namespace) -> None:
     print(catalogue.table(arguments.root))
     there = "" if os.path.isdir(os.path.expanduser(arguments.root)) else ", which does not exist"
     print(f"\nThe states are those of '{arguments.root}'{there}; the numbers are the published ones.")
+    print("Unverified files have no published checksum: only their size and format are checked after the download.")
     print("Download a dataset with: unskew data prepare NAME")
 
 

@@ -46,18 +46,26 @@ def state(dataset: type[DatasetBase], data: Path) -> str:
 
 
 def table(data: str | Path) -> str:
-    """Return a table of all datasets with state, classes, images, download size and licence."""
+    """Return a table of all datasets with state, classes, images, download size, unverified files and licence."""
     data, rows = expand(data), []
     for name in config.names("datasets"):
         dataset = dataset_class(name)
         info = getattr(dataset, "info", None)
-        facts = (f"{info.classes:,}", f"{info.images:,}", info.size, info.licence) if info else ("", "", "", "")
+        facts = (f"{info.classes:,}", f"{info.images:,}", info.size) if info else ("", "", "")
+        facts = (*facts, unverified(dataset), info.licence if info else "")
         rows.append((name, state(dataset, data), *facts))
     order = ("built in", "ready", "incomplete", "missing", "yours")
     rows.sort(key=lambda row: order.index(row[1]))  # stable: by name within a state
-    header = ("dataset", "state", "classes", "images", "download", "licence")
-    align = ("left", "left", "right", "right", "right", "left")
+    header = ("dataset", "state", "classes", "images", "download", "unverified", "licence")
+    align = ("left", "left", "right", "right", "right", "right", "left")
     return tabulate(rows, header, tablefmt="github", colalign=align, disable_numparse=True)
+
+
+def unverified(dataset: type[DatasetBase]) -> str:
+    """Return how many files to download have no known checksum, such as "1 of 3"; "" if all have one."""
+    sources = [source for source in getattr(dataset, "sources", ()) if source.urls]
+    count = sum(not source.checksum for source in sources)
+    return f"{count} of {len(sources)}" if count else ""
 
 
 def download(name: str, data: str | Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import requests
 
 from unskew.download._http import ATTEMPTS, TIMEOUT, ConnectionDropped, MirrorError, describe_failure
+from unskew.download._limits import LimitError, Stalled, Watch
 from unskew.download._partial import (
     discard,
     drive_path,
@@ -42,9 +43,11 @@ def download(source: Source, key: str, partial: Path) -> None:
 def _run_gdown(source: Source, key: str, output: Path, size_before: int) -> None:
     import gdown  # slow to import, and few files need it
 
-    bar = progress_bar(source.name, source.size, initial=size_before)
+    bar, watch = progress_bar(source.name, source.size, initial=size_before), Watch()
+    watch.begin(size_before)
 
     def show(done: int, total: int | None) -> None:
+        watch.check(done, total or source.size)
         bar.total = total or bar.total
         bar.update(done - bar.n)
 
@@ -56,6 +59,8 @@ def _run_gdown(source: Source, key: str, output: Path, size_before: int) -> None
             raise MirrorError("Drive gives a page, not the file (too many downloads, or not shared)") from error
         except gdown.exceptions.DownloadError as error:
             raise ConnectionDropped("the connection broke") from error
+        except (LimitError, Stalled) as error:
+            raise MirrorError(str(error)) from error
         except requests.RequestException as error:
             raise MirrorError(str(describe_failure(error))) from error
         except KeyError as error:  # a reply without Content-Type

@@ -10,6 +10,7 @@ import requests
 import urllib3
 
 from unskew import __version__
+from unskew.download._limits import LimitError, Stalled, TooLarge, Watch
 from unskew.download._partial import (
     check_space,
     discard,
@@ -48,13 +49,17 @@ def download(source: Source, url: str, partial: Path) -> None:
     """Complete a partial file from one mirror.
 
     Raises:
-        MirrorError: all attempts failed, or the mirror has another file.
+        MirrorError: all attempts failed, the mirror has another file, or the download reached a limit.
     """
     size_before = largest = size_of(partial)
-    attempts = 0
+    attempts, watch = 0, Watch()
     while True:
         try:
-            return _transfer(source, url, partial)
+            return _transfer(source, url, partial, watch)
+        except LimitError as error:
+            if isinstance(error, TooLarge):
+                discard(partial)
+            raise MirrorError(str(error)) from error
         except ConnectionDropped as error:
             size = size_of(partial)
             attempts = 1 if size >= largest + PROGRESS else attempts + 1
@@ -64,7 +69,7 @@ def download(source: Source, url: str, partial: Path) -> None:
             time.sleep(min(BACKOFF * 2 ** (attempts - 1), 30))
 
 
-def _transfer(source: Source, url: str, partial: Path) -> None:
+def _transfer(source: Source, url: str, partial: Path, watch: Watch) -> None:
     """Make one request for the missing bytes of a partial file."""
     origin = read_origin(partial)
     # Without a validator, only a checksum would show that the file has changed since.
@@ -84,7 +89,7 @@ def _transfer(source: Source, url: str, partial: Path) -> None:
         if begin == 0:
             start(partial, url, _validator(response), total)
         check_space(partial, total - begin)
-        _save(source, response, partial, begin, total)
+        _save(source, response, partial, begin, total, watch)
     if total and size_of(partial) != total:
         raise ConnectionDropped(f"the data ended after {size_of(partial)} of {total} bytes")
 
@@ -117,10 +122,18 @@ def _is_complete(response: requests.Response, begin: int, origin: Mapping[str, A
     return False
 
 
-def _save(source: Source, response: requests.Response, partial: Path, begin: int, total: int) -> None:
-    bar = progress_bar(source.name, total, initial=begin)
+def _save(source: Source, response: requests.Response, partial: Path, begin: int, total: int, watch: Watch) -> None:
+    bar, size, expected = progress_bar(source.name, total, initial=begin), begin, total or source.size
+    watch.begin(begin)
     with bar, explain_write_error(partial, total), partial.open("ab") as file:
         for chunk in _chunks(response):
+            size += len(chunk)
+            if expected and size > expected:
+                raise MirrorError(f"the file has more than {expected} bytes")
+            try:
+                watch.check(size, expected)
+            except Stalled as error:
+                raise ConnectionDropped(str(error)) from error
             file.write(chunk)
             bar.update(len(chunk))
 
@@ -128,7 +141,11 @@ def _save(source: Source, response: requests.Response, partial: Path, begin: int
 def _chunks(response: requests.Response) -> Iterator[bytes]:
     """Yield the body undecoded, because some servers call a .tar.gz a tar with gzip encoding."""
     try:
-        yield from response.raw.stream(CHUNK, decode_content=False)
+        if not hasattr(response.raw, "read1"):  # urllib3 before 2.1: a slow server is noticed later
+            yield from response.raw.stream(CHUNK, decode_content=False)
+        else:
+            while chunk := response.raw.read1(CHUNK, decode_content=False):  # what has come, not a whole chunk
+                yield chunk
     except urllib3.exceptions.ReadTimeoutError as error:
         raise ConnectionDropped(f"no data for {TIMEOUT[1]} s") from error
     except urllib3.exceptions.HTTPError as error:
