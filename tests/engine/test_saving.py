@@ -76,7 +76,6 @@ def test_a_short_run_saves_once_and_saving_takes_a_tenth_of_the_time(monkeypatch
     clock = [0.0]
     monkeypatch.setattr(saving.time, "monotonic", lambda: clock[0])
     schedule = saving.CheckpointSchedule(dassl_default().TRAIN)
-    schedule.start()
     clock[0] = 119.0
     assert not schedule.is_due(3, 50) and schedule.is_due(50, 50)
     clock[0] = 121.0

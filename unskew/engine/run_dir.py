@@ -271,7 +271,7 @@ def _is_whole(file: Path, size: int) -> bool:
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return False
-    return bool(ends) and size == 8 + length + max(ends)
+    return size == 8 + length + max(ends, default=0)
 
 
 # --- names ------------------------------------------------------------------------------------------

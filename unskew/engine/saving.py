@@ -29,10 +29,6 @@ class CheckpointSchedule:
         if node.KEEP < 1 and node.KEEP != -1:
             raise ValueError(f"TRAIN.KEEP must be at least 1, or -1 for all checkpoints (got {node.KEEP})")
         self.frequency, self.keep = node.CHECKPOINT_FREQ, node.KEEP
-        self.start()
-
-    def start(self) -> None:
-        """Start the clock at the beginning of the training."""
         self._saved_at, self._took = time.monotonic(), 0.0
 
     def is_due(self, epochs: int, last: int) -> bool:

@@ -28,6 +28,7 @@ from unskew.engine.loop import Names, TrainerBase
 from unskew.engine.meters import AverageMeter, MetricMeter
 from unskew.engine.prediction import Prediction
 from unskew.engine.saving import CheckpointSchedule
+from unskew.utils.files import unwritable
 from unskew.utils.logging import warn_once
 from unskew.utils.registry import Registry
 from unskew.utils.seeds import derive_seed, set_random_seed
@@ -189,12 +190,9 @@ class SimpleTrainer(TrainerBase):
         self._check_splits()
         if self.max_epoch == 0 and any(self._optims.values()):
             warn_once("OPTIM.MAX_EPOCH is 0: the model is tested as it is before training")
-        try:
-            Path(self.output_dir).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(
-                f"the output folder '{self.output_dir}' cannot be written ({error.strerror}): choose another OUTPUT_DIR"
-            ) from error
+        if problem := unwritable(self.output_dir):
+            raise ValueError(f"'{self.output_dir}' cannot be written ({problem}): choose another OUTPUT_DIR")
+        Path(self.output_dir).mkdir(parents=True, exist_ok=True)
         if self.accelerator.is_main_process:
             self.init_writer(Path(self.output_dir) / "tensorboard")
         directory = Path(self.cfg.RESUME or self.output_dir)
@@ -205,7 +203,6 @@ class SimpleTrainer(TrainerBase):
                 for name in self._models:
                     checkpoint.copy_best(directory / name, Path(self.output_dir) / name)
         self.time_start = time.time()
-        self.checkpoints.start()
 
     @property
     def _selects_best_val(self) -> bool:
