@@ -157,7 +157,7 @@ def _system() -> str:
     """Return a short hash of the machine, its boot and the process namespace: what a process number depends on."""
     facts = [platform.node()]
     with contextlib.suppress(OSError):  # Linux only
-        facts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
+        facts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8"))
         facts.append(os.readlink("/proc/self/ns/pid"))
     return hashlib.sha256("\n".join(facts).encode(errors="replace")).hexdigest()[:8]
 
