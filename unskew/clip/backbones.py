@@ -6,7 +6,6 @@ import gc
 import logging
 import pickle
 import re
-import struct
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from unskew.clip import _model_folder
@@ -29,7 +27,7 @@ from unskew.clip._weights import (
     resolve,
 )
 from unskew.micro import weights as micro
-from unskew.utils.errors import MissingWeightsError
+from unskew.utils.errors import DAMAGE, MissingWeightsError
 from unskew.utils.logging import warn_once
 from unskew.utils.registry import unknown_name
 
@@ -41,11 +39,6 @@ if TYPE_CHECKING:  # open_clip takes seconds to import
 __all__ = ["OPENAI", "PRECISIONS", "Backbone", "load_backbone", "release"]
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "amp": torch.float32}
-
-# Errors of open_clip, torch and safetensors for a file that is not a checkpoint of the architecture.
-_CONTENT_ERRORS = (RuntimeError, LookupError, AttributeError, AssertionError, TypeError, ValueError, StopIteration)
-
-_FORMAT_ERRORS = (EOFError, pickle.UnpicklingError, struct.error, SafetensorError)
 
 
 class Backbone(nn.Module):
@@ -253,7 +246,7 @@ def _loading(arch: str, file: Path | None) -> Iterator[None]:
         warnings.filterwarnings("ignore", message=r".*(torch\.jit|TorchScript)")
         try:
             yield
-        except (*_CONTENT_ERRORS, *_FORMAT_ERRORS) as error:
+        except DAMAGE as error:
             if not file:
                 raise
             raise ValueError(f"'{file}' is not a checkpoint of {arch}: {_summary(error)}") from error

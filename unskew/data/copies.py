@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from unskew.data.dataset import Datum
+from unskew.utils.errors import DAMAGE
 from unskew.utils.files import read_json, user_cache, write_json
 from unskew.utils.logging import warn_once
 
@@ -134,7 +135,7 @@ def _read(cache: Path, digest: str) -> dict[str, str] | None:
     try:
         content = read_json(cache)
         return dict(content["copies"]) if content["state"] == digest else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except DAMAGE:
         return None
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from unskew.data.dataset import Datum
+from unskew.utils.errors import DAMAGE
 from unskew.utils.files import cache_folder, read_json, write_json
 
 logger = logging.getLogger("unskew")
@@ -119,7 +120,7 @@ def _read_cache(path: Path, folder: Path, names: list[str]) -> dict[str, list[st
             return {name: joined.split(_SEPARATOR) if joined else [] for name, joined in content["images"].items()}
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except DAMAGE as error:
         logger.debug(f"'{path}' cannot be used ({error}): the folder is listed again")
     return None
 

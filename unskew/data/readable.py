@@ -15,12 +15,11 @@ from yacs.config import CfgNode
 from unskew.data.dataset import Datum
 from unskew.data.fewshot import Selection, select
 from unskew.data.images import file_key, read_image
+from unskew.data.names import listed
 from unskew.utils.errors import DAMAGE
 from unskew.utils.files import user_cache, write_atomically
 
 logger = logging.getLogger("unskew")
-
-SHOWN = 5  # names in a message
 
 _AT_ONCE = 1000  # images that wait for a thread; a list of a million would take as long as their reading
 
@@ -61,15 +60,18 @@ def select_readable(
         if not found:
             break
         if cfg.DATASET.UNREADABLE == "error":
+            names = listed(_relative(list(found), root))
             raise ValueError(
-                f"{len(found)} of {len(paths)} images of '{root}' cannot be read ({_names(list(found), root)}): "
+                f"{len(found)} of {len(paths)} images of '{root}' cannot be read ({names}): "
                 "replace or delete them, or leave them out with DATASET.UNREADABLE skip"
             )
         dropped |= found.keys()
         splits = tuple([item for item in items if item.impath not in dropped] for items in splits)  # type: ignore[assignment]
         _check_classes(root, (train, val, test), splits)
     if dropped:
-        logger.warning(f"{len(dropped)} unreadable images of '{root}' are skipped ({_names(sorted(dropped), root)})")
+        logger.warning(
+            f"{len(dropped)} unreadable images of '{root}' are skipped ({listed(_relative(sorted(dropped), root))})"
+        )
     tested = [item.impath for item in test if item.impath in dropped]
     return ReadableSelection(**chosen, unreadable_test=_relative(tested, root))
 
@@ -88,11 +90,6 @@ def _check_classes(root: Path, before: Sequence[list[Datum]], after: Sequence[li
 def _relative(paths: Sequence[str], root: Path) -> list[str]:
     folder = root if root.is_dir() else root.parent
     return [os.path.relpath(path, folder) for path in paths]
-
-
-def _names(paths: Sequence[str], root: Path) -> str:
-    names = ", ".join(f"'{name}'" for name in _relative(paths[:SHOWN], root))
-    return names + (f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else "")
 
 
 # --- opening -----------------------------------------------------------------------------------------

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("unskew")
 
+_LARGEST = 2**63  # a larger number in metrics.json is damage
+
 # Keys of each metrics.json; the other values are numbers, texts or lists.
-_LARGEST = 2**63
 _TEXTS, _WHOLE_NUMBERS, _NUMBERS = ("dataset", "trainer", "backbone"), ("shots", "seed"), ("accuracy", "seconds")
 
 _FIXED = ("accuracy", "error_rate", "macro_f1", "ece", "seconds")
