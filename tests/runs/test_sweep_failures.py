@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from trees import put
 
 from unskew.cli.main import main
 from unskew.runs.launch import launch, plan
@@ -84,3 +85,20 @@ def test_a_target_of_other_classes_stops_before_images_are_encoded(data_root, tm
     pairs = ["TRAINER.GLA.TARGET", str(tmp_path / "target.csv")]
     assert main([*argv, *pairs, "--output-dir", str(tmp_path / "run")]) == 2
     assert "target.csv" in capsys.readouterr().err
+
+
+def test_a_sweep_shows_the_same_warning_once_and_each_log_has_it(tmp_path, capsys):
+    argv = ["sweep", "-d", "folder", "-t", "ZeroshotCLIP", "-b", "micro", "--shots", "-1", "--seeds", "1-3"]
+    root = tmp_path / "shapes"
+    for number, name in enumerate(("red arrow", "red_arrow", "blue_ring")):
+        for n in range(5):
+            put(root / name / f"{n}.png", shade=number)
+    (root / "blue_ring" / "no image.png").touch()
+    (root / "empty").mkdir()
+    argv += ["--root", str(root), "--output", str(tmp_path / "out")]
+    assert main([*argv, "--opts", *SHORT, "DATASET.UNREADABLE", "skip"]) == 0
+    error = capsys.readouterr().err
+    expected = ("'empty'", "'red_arrow'", "byte-identical", "'blue_ring/no image.png'")
+    assert [error.count(word) for word in expected] == [1, 1, 1, 1]
+    logs = [path.read_text() for path in (tmp_path / "out").rglob("log.txt")]
+    assert len(logs) == 3 and all(log.count(word) == 1 for log in logs for word in expected)

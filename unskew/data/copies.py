@@ -13,7 +13,6 @@ from typing import TypeVar
 from unskew.data.dataset import Datum
 from unskew.utils.errors import DAMAGE
 from unskew.utils.files import read_json, user_cache, write_json
-from unskew.utils.logging import warn_once
 
 logger = logging.getLogger("unskew")
 
@@ -32,7 +31,7 @@ _Contents = dict[str, object]  # what is known of the content of each path; None
 
 
 def warn_of_copies(kind: str, root: str | Path, train: Sequence[Datum], test: Sequence[Datum]) -> None:
-    """Warn once if test images of the user's data are byte-identical to training images.
+    """Warn if test images of the user's data are byte-identical to training images.
 
     Args:
         kind: the name of the dataset, for the command in the warning.
@@ -43,7 +42,7 @@ def warn_of_copies(kind: str, root: str | Path, train: Sequence[Datum], test: Se
     copies = copies_of_data(root, train, test)
     if copies:
         one = min(copies)
-        warn_once(
+        logger.warning(
             f"{len(copies)} of {len(test)} test images are byte-identical to a training image, for instance '{one}' to "
             f"'{copies[one]}': the accuracy is too high; `unskew data verify {kind} --root {root} --full` lists them"
         )

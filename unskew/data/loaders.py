@@ -251,8 +251,7 @@ def _warn_of_small_classes(split: str, items: Items, names: Mapping[int, str], s
     small = [(counts[label], name) for label, name in names.items() if counts[label] < shots]
     if small and items:
         fewest, name = min(small)
-        warn_once(
+        logger.warning(
             f"{split}: {len(small):,} of {len(names):,} classes have fewer than {shots} images, for instance '{name}' "
-            f"with {fewest}; all of their images are used",
-            again=logging.INFO,
+            f"with {fewest}; all of their images are used"
         )

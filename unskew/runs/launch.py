@@ -10,6 +10,7 @@ from unskew.engine.run_dir import RunDir, backbone_label, shots_label
 from unskew.runs import plugins as plugin_files
 from unskew.runs.run import Run, absolute, execute, flat, several
 from unskew.utils.errors import MissingWeightsError, format_error
+from unskew.utils.logging import warnings_once
 
 ALL_SHOTS = (1, 2, 4, 8, 16)
 _FLAGS = {"SEED": "--seeds", "DATASET.NUM_SHOTS": "--shots", "OUTPUT_DIR": "--output"}
@@ -171,7 +172,7 @@ def launch(runs: Sequence[Run]) -> Iterator[dict | Exception]:
 
     main = int(os.environ.get("RANK", 0)) == 0
     failures: dict[str, list[int]] = {}  # the numbers of the runs by error
-    with tqdm(total=len(runs), desc="runs", unit="run", disable=None if main else True) as bar:
+    with warnings_once(), tqdm(total=len(runs), desc="runs", unit="run", disable=None if main else True) as bar:
         for number, run in enumerate(runs, 1):
             bar.set_postfix_str(_label(run))
             label = f"run {number} of {len(runs)}, {_label(run)}"

@@ -270,9 +270,10 @@ def execute(run: Run, console: bool = True) -> dict:
     main = int(os.environ.get("RANK", 0)) == 0  # only one of several processes writes
     if main:
         folder.prepare(cfg)
-    from unskew.utils.logging import setup_logger
+    from unskew.utils.logging import setup_logger, warnings_once
 
-    with threads.limit(number), setup_logger(folder.path if main else None, console=console and main):
+    place = folder.path if main else None
+    with threads.limit(number), warnings_once(), setup_logger(place, console=console and main):
         for plugin in run.plugins:
             logger.info(f"Plugin: {plugin}")
         metrics, predictions = _train_and_test(cfg)

@@ -62,6 +62,7 @@ def setup_logger(output_dir: str | Path | None = None, console: bool = True) -> 
     """
     handlers: list[logging.Handler] = [LinesOnStream("stdout" if console else "stderr")]
     handlers[0].setLevel(logging.INFO if console else logging.WARNING)
+    handlers[0].addFilter(_is_new)
     if output_dir is not None:
         path = Path(output_dir)
         path = path if path.suffix in (".txt", ".log") else path / "log.txt"
@@ -96,6 +97,30 @@ def _log_traceback(
             handler.handle(record)
 
 
+_shown: set[str] | None = None
+
+
+@contextlib.contextmanager
+def warnings_once() -> Iterator[None]:
+    """Show equal warnings once on the console, also those of several runs; the log file of each run has them all."""
+    global _shown
+    before = _shown
+    _shown = set() if before is None else before
+    try:
+        yield
+    finally:
+        _shown = before
+
+
+def _is_new(record: logging.LogRecord) -> bool:
+    if _shown is None or record.levelno != logging.WARNING:
+        return True
+    message = record.getMessage()
+    is_new = message not in _shown
+    _shown.add(message)
+    return is_new
+
+
 _warned: set[str] = set()
 
 
@@ -110,11 +135,8 @@ def errors_only() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def warn_once(message: str, again: int = logging.DEBUG) -> None:
-    """Log a warning; if the same one was logged before in this process, log it at the level ``again``.
-
-    With ``logging.INFO`` the file of each run has it, and the console of a sweep shows only the first.
-    """
-    level = again if message in _warned else logging.WARNING
-    _warned.add(message)  # before the handlers, which may warn of themselves
-    logger.log(level, message)
+def warn_once(message: str) -> None:
+    """Log a warning, unless the same one was logged before in this process."""
+    if message not in _warned:
+        _warned.add(message)  # before the handlers, which may warn of themselves
+        logger.warning(message)
