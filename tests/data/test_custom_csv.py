@@ -71,8 +71,8 @@ def test_without_splits_a_class_is_divided(header, file):
 
 
 def test_other_names_of_the_splits(file):
-    table(file, "path,label,split", "a.jpg,x,Training", "b.jpg,x,valid", "c.jpg,x, TEST ", "d.jpg,x,dev")
-    assert counts(load("csv", file)) == [{0: 1}, {0: 2}, {0: 1}]
+    table(file, "path,label,split", "a.jpg,x,Training", "b.jpg,x,valid", "c.jpg,y, TEST ", "d.jpg,x,dev")
+    assert counts(load("csv", file)) == [{0: 1}, {0: 2}, {1: 1}]
 
 
 def test_without_a_test_split_val_is_tested(file):
@@ -93,7 +93,7 @@ def test_quotes_commas_and_a_byte_order_mark(file):
 def test_absolute_and_relative_paths(file, tmp_path, monkeypatch):
     put(tmp_path / "elsewhere" / "b.jpg")
     table(file, "path,label,split", "a.jpg,x,train")
-    write(file, "path,label,split", "a.jpg,x,train", f"{tmp_path}/elsewhere/b.jpg,x,test")
+    write(file, "path,label,split", "a.jpg,x,train", f"{tmp_path}/elsewhere/b.jpg,y,test")
     monkeypatch.chdir(tmp_path)
     for root in (file, "birds/birds.csv"):
         dataset = load("csv", root)
@@ -112,7 +112,7 @@ def test_names_from_a_file(file, tmp_path):
 
 
 def test_prompts(file):
-    table(file, "path,label,split", "a.jpg,x,train", "b.jpg,x,test")
+    table(file, "path,label,split", "a.jpg,x,train", "b.jpg,y,test")
     assert load("csv", file).templates == ["a photo of a {}."]
     assert load("csv", file, "DATASET.TEMPLATE", "a {}").context_init == "a {}"
 
@@ -130,7 +130,7 @@ def test_few_shots_write_nothing_beside_the_file(file, tmp_path):
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
-        (["path;label", "a.jpg;x"], "path;label;"),
+        (["path:label", "a.jpg:x"], "path:label;"),
         (["file,label", "a.jpg,x"], "file, label;"),
         (["path,split", "a.jpg,train"], "path, split;"),
         ([], "none;"),
@@ -142,7 +142,7 @@ def test_few_shots_write_nothing_beside_the_file(file, tmp_path):
         (["path,label,split", "a.jpg,x,train", "b.jpg,x,holdout"], "line 3: split"),
         (["path,label,split", "a.jpg,x,train", "", "", "b.jpg,x,holdout"], "line 5: split"),  # counted like editors
         (["path,label,split", '"a.jpg","x\ny",train', "b.jpg,x,holdout"], "line 4: split"),
-        (["path,classname,split", "a.jpg,robin, red,train"], "got 'red'"),  # an unquoted comma
+        (["path,classname,split", "a.jpg,robin, red,train"], "line 2: there are 4 values"),  # an unquoted comma
         (["path,label,split", "a.jpg,x,train"], "training images only"),
     ],
 )

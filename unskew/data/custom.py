@@ -38,7 +38,7 @@ def select_splits(cfg: CfgNode, root: Path, splits: Mapping[str, list[Datum]], c
         check: open the images to find unreadable ones.
 
     Raises:
-        ValueError: there are training images only, or unreadable ones, see `select_readable`.
+        ValueError: there are training images only, one class only, or unreadable images, see `select_readable`.
     """
     train, val, test = (splits.get(split, []) for split in SPLITS)
     if not test:
@@ -46,12 +46,14 @@ def select_splits(cfg: CfgNode, root: Path, splits: Mapping[str, list[Datum]], c
     if not test:
         raise ValueError(f"'{root}' has training images only: add a split 'test' or 'val', or give no splits at all")
     names = class_names(f"'{root}'", (train, val, test))
+    if len(names) == 1:
+        raise ValueError(f"'{root}' has only the class '{names[0]}': give images of two classes or more")
     unseen = sorted(set(names) - {item.label for item in train}) if train else []
     if unseen:
         logger.warning(f"{len(unseen)} class(es) have no training images, for instance '{names[unseen[0]]}'")
     warn_of_equal_prompts(names)
-    warn_of_copies(cfg.DATASET.NAME, root, train, test)
     if check:
+        warn_of_copies(cfg.DATASET.NAME, root, train, test)
         chosen = select_readable(cfg, root, train, val, test)
     else:
         chosen = ReadableSelection(**select(cfg, root, train, val, test, cache=user_cache(root)), unreadable_test=[])

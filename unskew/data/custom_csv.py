@@ -15,13 +15,17 @@ from unskew.utils.errors import check_regular
 
 _COLUMNS = ("path", "label", "classname", "split")
 
+_SEPARATORS = ",;\t|"
+
 # A number of any form, and pandas's words for a missing value.
-_NUMBER = re.compile(r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|inf)", re.IGNORECASE)
+_NUMBER = re.compile(r"[+-]?(([0-9]+[.,]?[0-9]*|[.,][0-9]+)(e[+-]?[0-9]+)?|inf)", re.IGNORECASE)
 _MISSING = ("nan", "<na>")
 
 
 def read_csv(file: Path, names_file: str = "") -> dict[str, list[Datum]]:
     """Read a CSV file with the columns path, label or classname, and perhaps split.
+
+    The header decides whether commas, semicolons, tabs or bars separate the values.
 
     Args:
         file: the CSV file; its paths are absolute or relative to its folder.
@@ -31,8 +35,8 @@ def read_csv(file: Path, names_file: str = "") -> dict[str, list[Datum]]:
         All images by split.
 
     Raises:
-        ValueError: a column is missing, a line has no path, no class, or an unknown split, or the names do not fit the
-            labels.
+        ValueError: a column is missing or there twice, a line has no path, no class, or an unknown split, or the names
+            do not fit the labels.
     """
     rows = _rows(file)
     columns = next(iter(rows.values()))
@@ -104,8 +108,10 @@ def _rows(file: Path) -> dict[int, dict[str, str]]:
     """Return the values of the known columns by line number; none of the values is empty."""
     try:
         rows = dict(_parse(file))
-    except (UnicodeDecodeError, csv.Error, MemoryError) as error:
-        raise ValueError(f"'{file}' is not a CSV file in UTF-8: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"'{file}' is not a CSV file in UTF-8 ({error}): save it as 'CSV UTF-8'") from error
+    except (csv.Error, MemoryError) as error:
+        raise ValueError(f"'{file}' is not a CSV file: {error}; put quotes around whole values") from error
     for number, row in rows.items():
         missing = [name for name, value in row.items() if not value]
         if missing:
@@ -119,12 +125,25 @@ def _rows(file: Path) -> dict[int, dict[str, str]]:
 def _parse(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
     check_regular(file)
     with file.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines)
-        titles = {(title or "").strip().lower(): title for title in reader.fieldnames or ()}
-        columns = {name: titles[name] for name in _COLUMNS if name in titles}
+        header = lines.readline()
+        lines.seek(0)
+        reader = csv.reader(lines, delimiter=max(_SEPARATORS, key=header.count), strict=True)
+        titles = [title.strip().lower() for title in next(reader, [])]
+        columns = {name: titles.index(name) for name in _COLUMNS if name in titles}
         if "path" not in columns or not {"label", "classname"} & set(columns):
             raise ValueError(
                 f"'{file}' has the columns {', '.join(titles) or 'none'}; it must have path, and label or classname"
             )
+        doubled = [name for name in columns if titles.count(name) > 1]
+        if doubled:
+            raise ValueError(f"'{file}' has {titles.count(doubled[0])} columns '{doubled[0]}': keep one")
         for row in reader:
-            yield reader.line_num, {name: _value(name, (row[title] or "").strip()) for name, title in columns.items()}
+            if not any(map(str.strip, row)):  # Excel writes such lines
+                continue
+            if any(row[len(titles) :]):
+                raise ValueError(
+                    f"'{file}', line {reader.line_num}: there are {len(row)} values for {len(titles)} columns; put "
+                    "values with a separator in quotes"
+                )
+            row += [""] * (len(titles) - len(row))
+            yield reader.line_num, {name: _value(name, row[place].strip()) for name, place in columns.items()}
