@@ -88,11 +88,14 @@ def check_names(source: str, names: Collection[_Key], classes: Collection[_Key],
     """
     have, need = set(names), set(classes)
     missing = [key for key in classes if key not in have]
-    if missing:
-        raise ValueError(f"{source} has no name for {len(missing)} class(es): {listed(missing)}; add the missing names")
     unknown = [key for key in names if key not in need and key not in set(known)]
+    others = f"names {len(unknown)} unknown class(es): {listed(unknown)}"
+    if missing:
+        problem = f"has no name for {len(missing)} class(es): {listed(missing)}"
+        fix = f"it {others}; use the classes' names as keys" if unknown else "add the missing names"
+        raise ValueError(f"{source} {problem}; {fix}")
     if unknown:
-        raise ValueError(f"{source} names {len(unknown)} unknown class(es): {listed(unknown)}; correct or remove them")
+        raise ValueError(f"{source} {others}; correct or remove them")
 
 
 def check_used(path: str | Path, names: Sequence[str], *splits: Sequence[Datum]) -> None:
@@ -169,7 +172,7 @@ def read_names(path: str, classes: Sequence[str], known: Collection[str] = (), n
     file, source = expand(path), f"DATASET.CLASSNAMES '{path}'"
     if not file.is_file():
         raise FileNotFoundError(f"{source} is not a file: give a file with the class names")
-    content = read_json_names(file, source) if file.suffix == ".json" else _read_text(file, source)
+    content = read_json_names(file, source) if file.suffix.lower() == ".json" else _read_text(file, source)
     if isinstance(content, list):
         _check_list(source, content, classes, numbered)
         return content
