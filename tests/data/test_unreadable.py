@@ -121,15 +121,28 @@ def test_all_unreadable_images_are_named_before_training(digits, tmp_path, capsy
 def test_only_a_few_names_are_shown(digits):
     for path in chosen(digits, "test", 8):
         damage(path)
-    with pytest.raises(ValueError, match=r"8 of 120.* and 5 more"):
+    with pytest.raises(ValueError, match=rf"8 of 120.* and 5 more.*verify folder --root {digits} --full"):
         load("folder", digits)
 
 
 def test_missing_images_of_a_csv_file_are_named_at_once(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     write(tmp_path / "x.csv", "path,label,split", "a.png,0,train", "b.png,1,train", "c.png,0,test", "a/d.png,1,test")
-    with pytest.raises(ValueError, match=r"3 of 4.*'b\.png', 'c\.png', 'a/d\.png'"):
+    with pytest.raises(ValueError, match=r"3 of 4.* do not exist .*'b\.png', 'c\.png', 'a/d\.png'"):
         load("csv", tmp_path / "x.csv")
+    (tmp_path / "b.png").touch()
+    with pytest.raises(ValueError, match=r"3 of 4.* 2 do not exist and the others"):
+        load("csv", tmp_path / "x.csv")
+
+
+def test_photos_that_pillow_cannot_read_are_not_lost_without_a_word(digits):
+    for folder in sorted((digits / "test").iterdir())[:2]:
+        (folder / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+        picture = next(folder.glob("*.png"))
+        Image.open(picture).convert("RGB").save(folder / "saved by a browser.jfif", "JPEG")
+    with pytest.raises(ValueError, match=r"2 of 124 .*HEIC"):
+        load("folder", digits)
+    assert len(load("folder", digits, "DATASET.UNREADABLE", "skip").test) == 62
 
 
 def test_an_unknown_value_names_the_key(digits):

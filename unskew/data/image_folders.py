@@ -16,7 +16,11 @@ from unskew.utils.files import cache_folder, read_json, write_json
 
 logger = logging.getLogger("unskew")
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+# HEIC files of phones are listed although Pillow cannot read them: an error is better than their silent loss.
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff"),
+    *(".webp", ".avif", ".jp2", ".tga", ".heic", ".heif"),
+)
 
 # Folders that operating systems, disks and archives leave, in small letters. Hidden folders are skipped too.
 LEFT_OVER = frozenset(

@@ -17,7 +17,7 @@ logger = logging.getLogger("unskew")
 _Key = TypeVar("_Key", str, int)
 _Value = TypeVar("_Value", str, int)
 
-_SHOWN = 3  # keys in an error message
+SHOWN = 3  # names in a message
 
 # A prefix and the number at the end of a name, perhaps with the zeros that pandas writes: "class12", "12", "12.0".
 _NUMBERED = re.compile(r"(.*?)([0-9]{1,18})(?:\.0*)?", re.DOTALL)
@@ -58,8 +58,8 @@ def class_order(names: Iterable[str], place: str) -> list[str]:
 
 def listed(keys: Collection[object]) -> str:
     """Return the first few keys in quotes and the number of the others."""
-    shown = ", ".join(f"'{key}'" for key in list(keys)[:_SHOWN])
-    return f"{shown} and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else shown
+    shown = ", ".join(f"'{key}'" for key in list(keys)[:SHOWN])
+    return f"{shown} and {len(keys) - SHOWN} more" if len(keys) > SHOWN else shown
 
 
 def distinct(source: str, pairs: Sequence[tuple[_Key, _Value]]) -> dict[_Key, _Value]:

@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 from unskew.data.dataset import Datum
 from unskew.data.fewshot import Selection, select
 from unskew.data.images import file_key, read_image
-from unskew.data.names import listed
+from unskew.data.names import SHOWN, listed
 from unskew.utils.errors import DAMAGE
 from unskew.utils.files import user_cache, write_atomically
 
@@ -60,11 +60,7 @@ def select_readable(
         if not found:
             break
         if cfg.DATASET.UNREADABLE == "error":
-            names = listed(_relative(list(found), root))
-            raise ValueError(
-                f"{len(found)} of {len(paths)} images of '{root}' cannot be read ({names}): "
-                "replace or delete them, or leave them out with DATASET.UNREADABLE skip"
-            )
+            raise ValueError(f"{len(found)} of {len(paths)} images of '{root}' {_problem(cfg, list(found), root)}")
         dropped |= found.keys()
         splits = tuple([item for item in items if item.impath not in dropped] for items in splits)  # type: ignore[assignment]
         _check_classes(root, (train, val, test), splits)
@@ -74,6 +70,19 @@ def select_readable(
         )
     tested = [item.impath for item in test if item.impath in dropped]
     return ReadableSelection(**chosen, unreadable_test=_relative(tested, root))
+
+
+def _problem(cfg: CfgNode, paths: Sequence[str], root: Path) -> str:
+    """Return the problem with unreadable images and the ways to solve it."""
+    missing = sum(not os.path.lexists(path) for path in paths)
+    problem, fix = "cannot be read", "replace or delete them"
+    if missing == len(paths):
+        problem, fix = "do not exist", "correct their paths"
+    elif missing:
+        problem = f"cannot be read, since {missing} do not exist and the others are damaged"
+    if len(paths) > SHOWN:
+        fix = f"`unskew data verify {cfg.DATASET.NAME} --root {root} --full` lists all; {fix}"
+    return f"{problem} ({listed(_relative(paths, root))}): {fix}, or leave them out with DATASET.UNREADABLE skip"
 
 
 def _check_classes(root: Path, before: Sequence[list[Datum]], after: Sequence[list[Datum]]) -> None:
