@@ -1,5 +1,6 @@
 """Split files: CoOp's JSON format and the text lists of other datasets."""
 
+import contextlib
 import os
 import pickle
 import subprocess
@@ -12,7 +13,7 @@ import numpy as np
 from unskew.data.dataset import Datum
 from unskew.download.fetch import mismatch
 from unskew.download.sources import Source
-from unskew.utils.errors import check_regular
+from unskew.utils.errors import DAMAGE, check_regular
 from unskew.utils.files import read_json, write_json
 from unskew.utils.logging import warn_once
 
@@ -188,9 +189,13 @@ def read_mat(path: str | Path, name: str, source: Source | None = None) -> np.nd
     command = [sys.executable, "-c", _MAT_PROGRAM, os.fspath(path), name, *sys.path]
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # each thread takes address space
     try:
-        child = subprocess.run(command, capture_output=True, timeout=_MAT_SECONDS, env=environment)
-    except subprocess.TimeoutExpired:
-        child = None
-    if child is None or child.returncode:
-        raise ValueError(f"'{path}' is not a MATLAB file with an array '{name}'; replace it")
-    return pickle.loads(child.stdout)  # of our own program
+        child = subprocess.run(command, capture_output=True, timeout=_MAT_SECONDS, env=environment, check=True)
+        return pickle.loads(child.stdout)  # of our own program
+    except subprocess.SubprocessError:
+        pass
+    except OSError:  # this user may not start Python
+        from scipy.io import loadmat
+
+        with contextlib.suppress(*DAMAGE):
+            return loadmat(path, variable_names=[name])[name]
+    raise ValueError(f"'{path}' is not a MATLAB file with an array '{name}'; replace it")
