@@ -32,6 +32,20 @@ def test_pairs_of_a_sweep_and_of_verify():
     assert parse("data verify folder A.B 1 --root x".split()).opts == ["A.B", "1"]
 
 
+@pytest.mark.parametrize("flag", ["-t GLA", "-b micro", "--shots 1 -1", "--seeds 1-3", "--columns accuracy"])
+def test_pairs_may_follow_a_flag_with_several_values(flag):
+    words = "sweep -d digits -t GLA".split()
+    expected = parse([*words, *flag.split()])
+    arguments = parse([*words, *flag.split(), "OPTIM.LR", "-1", "TRAINER.GLA.BASE", "CoOp"])
+    assert arguments.opts == ["OPTIM.LR", "-1", "TRAINER.GLA.BASE", "CoOp"]
+    assert {**vars(arguments), "opts": [], "parser": None} == {**vars(expected), "opts": [], "parser": None}
+
+
+def test_a_value_that_is_spelled_as_a_key_is_kept():
+    arguments = parse("sweep -d A.B -t GLA --output C.D DATASET.NAME E.F".split())
+    assert (arguments.dataset, arguments.output, arguments.opts) == ("A.B", "C.D", ["DATASET.NAME", "E.F"])
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
@@ -39,7 +53,11 @@ def test_pairs_of_a_sweep_and_of_verify():
         ("train -d digits -t GLA OPTIM.LR 1 --sed 2", "--sed 2"),
         ("train -d digits -t GLA --sede 2", "--sede 2"),
         ("sweep -d digits -t GLA A.B 1", "'A.B'"),
-        ("sweep -d digits -t GLA --shots 1 A.B 1", "'A.B'"),
+        ("sweep -d digits -t GLA --shots 1 OPTIM.LR", "'OPTIM.LR'"),
+        ("sweep -d digits -t , --shots 1", "','"),
+        ("sweep -d digits -t GLA --shots ,", "','"),
+        ("sweep -d digits -t GLA --seeds ,,", "',,'"),
+        ("train --eval-only --model-dir .", "config.yaml"),
         ("sweep -d digits -t GLA --seeds 3-1", "'3-1'"),
         ("sweep -d digits -t GLA --seeds 1-", "'1-'"),
         ("sweep -d digits -t GLA --seeds a-b", "'a-b'"),

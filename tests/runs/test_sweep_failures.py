@@ -1,5 +1,6 @@
 """A sweep prints equal errors once, stops if weights are missing, and reads finished runs from a read-only disk."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -102,3 +103,10 @@ def test_a_sweep_shows_the_same_warning_once_and_each_log_has_it(tmp_path, capsy
     assert [error.count(word) for word in expected] == [1, 1, 1, 1]
     logs = [path.read_text() for path in (tmp_path / "out").rglob("log.txt")]
     assert len(logs) == 3 and all(log.count(word) == 1 for log in logs for word in expected)
+
+
+def test_a_full_disk_at_the_start_of_a_run_gives_one_advice(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(os, "fsync", lambda _: fail(OSError(errno.ENOSPC, "No space left on device")))
+    assert main(["train", "-d", "digits", "-t", "ZeroshotCLIP", "--output-dir", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.count("No space left") == 1 and "choose another" not in line

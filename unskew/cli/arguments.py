@@ -8,10 +8,12 @@ from unskew.utils import threads
 
 MOST_NUMBERS = 1000  # in one range
 
+_KEY = re.compile(r"[A-Z]+(\.\w+)+")  # a config key such as OPTIM.LR; no name or number has this form
+
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """Let a command take KEY VALUE pairs anywhere; ``--opts`` ends the words of a flag with several values."""
-    text = "config overrides KEY VALUE ... follow; --opts is needed only after a flag with several values"
+    text = "config overrides KEY VALUE ... follow; --opts is needed only for a key without a dot after several values"
     parser.add_argument("--opts", action="store_true", help=text)
     parser.usage = f"{parser.format_usage().removeprefix('usage: ').strip()} [KEY VALUE ...]"
 
@@ -33,6 +35,17 @@ def _threads(text: str) -> int:
         return threads.check(text, "it")
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def end_lists(words: Sequence[str]) -> list[str]:
+    """Return the words of a command with ``--opts`` before each config key that is not the value of a flag.
+
+    Otherwise a flag with several values, such as ``--seeds``, would take the key as a further value.
+    """
+    ended: list[str] = []
+    for before, word in zip(["--", *words], words, strict=False):
+        ended += ["--opts", word] if _KEY.fullmatch(word) and not re.match(r"-\D", before) else [word]
+    return ended
 
 
 def take_pairs(words: Sequence[str], others: Sequence[str]) -> list[str]:
@@ -61,12 +74,11 @@ def names(words: Sequence[str]) -> list[str]:
     """Return the names in words that may hold several, separated by commas or spaces.
 
     Raises:
-        ValueError: a word is a config key, which a flag with several values would take.
+        ValueError: words are given, and none of them holds a name.
     """
     found = " ".join(words).replace(",", " ").split()
-    for word in found:
-        if re.fullmatch(r"[A-Z]+(\.\w+)+", word):
-            raise ValueError(f"'{word}' is a config key, not a name or a number: write config overrides after --opts")
+    if any(words) and not found:
+        raise ValueError(f"'{' '.join(words)}' holds no value: give at least one")
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from unskew import __version__
 from unskew.cli import data, sweep, train
-from unskew.cli.arguments import names, take_pairs
+from unskew.cli.arguments import end_lists, names, take_pairs
 from unskew.utils import threads
 from unskew.utils.errors import exit_code
 from unskew.utils.registry import unknown_name
@@ -32,7 +32,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the arguments of a command; ``opts`` are its KEY VALUE pairs, wherever they are among the flags."""
     given = sys.argv[1:] if argv is None else argv
     parser = build_parser()
-    arguments, others = parser.parse_known_args(given)
+    arguments, others = parser.parse_known_args(end_lists(given))
+    others = [word for word in others if word != "--opts"]  # of a command without overrides
     try:
         pairs = take_pairs(given, others)
     except ValueError as error:

@@ -82,6 +82,8 @@ def described_run(arguments: argparse.Namespace) -> "Run":
     if arguments.eval_only and arguments.model_dir:
         run = with_settings_of(arguments.model_dir, run)
     for flag, value in (("dataset", run.dataset), ("trainer", run.trainer)):
+        if not value and arguments.eval_only and arguments.model_dir:
+            raise ValueError(f"--model-dir '{arguments.model_dir}' has no config.yaml of a run: add --{flag}")
         if not value:
             raise ValueError(f"train needs --{flag}, a name from configs/{flag}s")
     if backbone and config.has_members(run.trainer):

@@ -144,31 +144,36 @@ class RunDir:
         """Create the folder and save the config; delete the checkpoints of an unfinished run of another config.
 
         Raises:
-            ValueError: the folder cannot be written.
+            ValueError: the folder cannot be created or cleared.
+            OSError: the config cannot be written, for instance because the disk is full.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._clear()
-            try:
-                difference = self._difference(cfg) if self.config.is_file() else ""
-            except ValueError as error:
-                difference = f"its config ({error})"
-            if difference and self.has_checkpoints:
-                logger.warning(f"'{self.path}' holds an unfinished run that differs in {difference}: starting again")
-                self.drop_checkpoints()
-            if not self.has_checkpoints:  # nothing to resume from, so the log starts again too
-                self.log.unlink(missing_ok=True)
-            states = fingerprint.files(cfg)
-            lines = [
-                f"{_FIRST_LINE}{fingerprint.config_hash(cfg, states)}",
-                f"{_SECOND_LINE}{json.dumps(states)}",
-                config.dump(cfg),
-            ]
-            write_atomically(self.config, "\n".join(lines))
+            self._drop_other_checkpoints(cfg)
         except OSError as error:
             raise ValueError(
                 f"the output folder '{self.path}' cannot be written ({error.strerror}); choose another"
             ) from error
+        states = fingerprint.files(cfg)
+        lines = [
+            f"{_FIRST_LINE}{fingerprint.config_hash(cfg, states)}",
+            f"{_SECOND_LINE}{json.dumps(states)}",
+            config.dump(cfg),
+        ]
+        write_atomically(self.config, "\n".join(lines))
+
+    def _drop_other_checkpoints(self, cfg: CfgNode) -> None:
+        """Delete the checkpoints of another config, and the log of a run that has none."""
+        try:
+            difference = self._difference(cfg) if self.config.is_file() else ""
+        except ValueError as error:
+            difference = f"its config ({error})"
+        if difference and self.has_checkpoints:
+            logger.warning(f"'{self.path}' holds an unfinished run that differs in {difference}: starting again")
+            self.drop_checkpoints()
+        if not self.has_checkpoints:  # nothing to resume from, so the log starts again too
+            self.log.unlink(missing_ok=True)
 
     def _clear(self) -> None:
         """Delete the results of an unfinished run and the temporary files of killed processes."""
