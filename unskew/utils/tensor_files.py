@@ -1,5 +1,6 @@
 """Reading of tensors from files that others wrote: no code runs, and a small file takes little memory."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ def read_torch(path: Path) -> Any:
         ValueError: the file is damaged or no regular file; other exceptions are in `DAMAGE`.
     """
     check_torch_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # PyTorch warns of protocols and types; `check_dense` refuses them
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
