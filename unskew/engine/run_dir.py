@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from yacs.config import CfgNode
@@ -27,9 +28,8 @@ _NEEDED = {
     **dict.fromkeys(("DATASET.NUM_SHOTS", "SEED"), int),
 }
 
-# Keys in which a run may differ from the run that it resumes: none of them matters for the epochs that are done. The
-# scheduler's state is loaded, so MAX_EPOCH may grow, as CoOp's users do.
-_FREE_ON_RESUME = ("OPTIM.MAX_EPOCH", "TRAIN.CHECKPOINT_FREQ", "TRAIN.PRINT_FREQ")
+# Keys in which a config may differ from that of its folder: none of them matters for the result or the epochs done.
+_FREE = ("TRAIN.CHECKPOINT_FREQ", "TRAIN.PRINT_FREQ")
 
 # Differences of equal configs with different fingerprints.
 _FILE = "a file that it names"
@@ -79,7 +79,18 @@ class RunDir:
 
     def is_finished_run_of(self, cfg: CfgNode) -> bool:
         """Return whether the folder holds a finished run of this config."""
-        return self.is_finished and self._fingerprint() == fingerprint.config_hash(cfg)
+        if not self.is_finished:
+            return False
+        done = self._fingerprint()
+        try:
+            return done == fingerprint.config_hash(cfg) or done == fingerprint.config_hash(self._with_saved(cfg, _FREE))
+        except ValueError:  # config.yaml is damaged
+            return False
+
+    def _with_saved(self, cfg: CfgNode, keys: Sequence[str]) -> CfgNode:
+        """Return ``cfg`` with the folder's own values of some keys."""
+        saved = dict(config.flatten(self._read_config()))
+        return config.derive(cfg, {key: saved[key] for key in keys if key in saved})
 
     def _done_lines(self) -> list[str]:
         return self.done.read_text(encoding="utf-8", errors="replace").split() if self.done.is_file() else []
@@ -129,11 +140,9 @@ class RunDir:
             raise ValueError(f"--resume '{self.path}' holds no checkpoints: pass the folder of an interrupted run")
         if not self.config.is_file():
             return
-        saved = dict(config.flatten(self._read_config()))
-        free = {key: saved[key] for key in _FREE_ON_RESUME if key in saved}
-        if free.get("OPTIM.MAX_EPOCH", 0) > cfg.OPTIM.MAX_EPOCH:
-            del free["OPTIM.MAX_EPOCH"]
-        difference = self._difference(config.derive(cfg, free))
+        # The scheduler's state is loaded, so MAX_EPOCH may grow, as CoOp's users do.
+        earlier = self._with_saved(cfg, ["OPTIM.MAX_EPOCH"])
+        difference = self._difference(cfg if earlier.OPTIM.MAX_EPOCH > cfg.OPTIM.MAX_EPOCH else earlier)
         if difference:
             raise ValueError(
                 f"--resume '{self.path}' holds a run with another config (it differs in {difference}); resume with "
@@ -188,6 +197,7 @@ class RunDir:
         """Return the keys in which the saved config or the states of its files differ."""
         saved, (first, second) = self._read_config(), self._first_lines()
         states = _parse_states(second)
+        cfg = self._with_saved(cfg, _FREE)
         try:
             keys = fingerprint.differing_keys(cfg, saved, states)
         except (TypeError, AttributeError) as error:  # values of other types than a run writes
