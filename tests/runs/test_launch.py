@@ -107,6 +107,16 @@ def test_a_run_resumes_only_its_own_checkpoints(run, tmp_path, capsys):
     assert main([*argv, folder, "--output-dir", str(tmp_path / "again"), *more]) == 0
 
 
+def test_a_value_that_the_trainer_refuses_keeps_the_checkpoints_of_an_unfinished_run(run):
+    execute(run, console=False)
+    (run.path / "done").unlink()
+    before = {file: file.read_bytes() for file in (*run.path.rglob("model*"), run.path / "config.yaml")}
+    wrong = replace(run, folder=str(run.path), opts=(*SHORT, "TRAINER.COOP.N_CTX", 0))
+    with pytest.raises(ValueError, match="N_CTX"):
+        execute(wrong, console=False)
+    assert len(before) > 1 and {file: file.read_bytes() for file in before} == before
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"TRAINER: 3", b"DATASET: {NAME: digits}", b"SEED: [", b"- 1"])
 def test_a_damaged_config_starts_an_unfinished_run_again_and_names_the_file_of_a_finished_one(run, content, capsys):
     first = execute(run, console=False)

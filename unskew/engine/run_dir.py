@@ -1,5 +1,6 @@
 """The folder of a run, and the names of folders and tables."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -149,6 +150,13 @@ class RunDir:
                 "the same config, in which only OPTIM.MAX_EPOCH may be larger"
             )
 
+    def start_log(self) -> Path:
+        """Delete the log of a run that has nothing to resume from; return the folder for the new lines."""
+        if not self.has_checkpoints:
+            with contextlib.suppress(OSError):  # opening the log reports the error
+                self.log.unlink(missing_ok=True)
+        return self.path
+
     def prepare(self, cfg: CfgNode) -> None:
         """Create the folder and save the config; delete the checkpoints of an unfinished run of another config.
 
@@ -173,7 +181,7 @@ class RunDir:
         write_atomically(self.config, "\n".join(lines))
 
     def _drop_other_checkpoints(self, cfg: CfgNode) -> None:
-        """Delete the checkpoints of another config, and the log of a run that has none."""
+        """Delete the checkpoints of another config."""
         try:
             difference = self._difference(cfg) if self.config.is_file() else ""
         except ValueError as error:
@@ -181,8 +189,6 @@ class RunDir:
         if difference and self.has_checkpoints:
             logger.warning(f"'{self.path}' holds an unfinished run that differs in {difference}: starting again")
             self.drop_checkpoints()
-        if not self.has_checkpoints:  # nothing to resume from, so the log starts again too
-            self.log.unlink(missing_ok=True)
 
     def _clear(self) -> None:
         """Delete the results of an unfinished run and the temporary files of killed processes."""

@@ -99,13 +99,13 @@ def evaluate(run: Run, model_dir: str = "", epoch: int | None = None, console: b
     if folder:
         cfg = config.derive(cfg, {"OUTPUT_DIR": str(folder)})
         _check_folder(folder, model_dir)
-        if main:
-            RunDir(folder).prepare(cfg)
     from unskew.utils.logging import setup_logger
 
-    with setup_logger(folder if main else None, console=console and main):
+    place = RunDir(folder).start_log() if folder and main else None
+    with setup_logger(place, console=console and main):
         metrics, predictions = _test(cfg, model_dir, epoch)
         if folder and main:
+            RunDir(folder).prepare(cfg)
             write_results(RunDir(folder), metrics, predictions)
     return metrics, folder
 

@@ -268,15 +268,13 @@ def execute(run: Run, console: bool = True) -> dict:
     if cfg.RESUME:
         RunDir(cfg.RESUME).check_resumable(cfg)
     main = int(os.environ.get("RANK", 0)) == 0  # only one of several processes writes
-    if main:
-        folder.prepare(cfg)
     from unskew.utils.logging import setup_logger, warnings_once
 
-    place = folder.path if main else None
+    place = folder.start_log() if main else None
     with threads.limit(number), warnings_once(), setup_logger(place, console=console and main):
         for plugin in run.plugins:
             logger.info(f"Plugin: {plugin}")
-        metrics, predictions = _train_and_test(cfg)
+        metrics, predictions = _train_and_test(cfg, folder if main else None)
         if main:
             write_results(folder, metrics, predictions)
             folder.finish(cfg)
@@ -326,8 +324,8 @@ def check_root(cfg: CfgNode) -> None:
         raise FileNotFoundError(f"there is no '{cfg.DATASET.ROOT}': give your own images with --root")
 
 
-def _train_and_test(cfg: CfgNode) -> "tuple[dict, dict[str, Tensor]]":
-    """Return the metrics and the predictions of a new run."""
+def _train_and_test(cfg: CfgNode, folder: RunDir | None) -> "tuple[dict, dict[str, Tensor]]":
+    """Return the metrics and the predictions of a new run; prepare its folder, if this process writes it."""
     from unskew.engine.trainer import build_trainer
     from unskew.utils.seeds import set_random_seed
 
@@ -337,6 +335,10 @@ def _train_and_test(cfg: CfgNode) -> "tuple[dict, dict[str, Tensor]]":
         trainer = build_trainer(cfg)
     except AssertionError as error:  # trainers written for Dassl refuse a config with an assertion
         raise ValueError(f"{cfg.TRAINER.NAME} refuses the config: {str(error) or 'an assertion failed'}") from error
+    if folder:  # not before: a config that the trainer refuses must not delete the checkpoints of an interrupted run
+        folder.prepare(cfg)
+    if accelerator := getattr(trainer, "accelerator", None):  # a trainer written for Dassl need not have one
+        accelerator.wait_for_everyone()
     trainer.train()
     return results_of(trainer, cfg, seconds=round(time.perf_counter() - started, 2))
 
