@@ -146,6 +146,7 @@ def test_images_that_change_during_a_run_are_changed_images(images, tmp_path):
     run = finished("folder", images, tmp_path)
     run.path.joinpath("done").unlink()
     folder = RunDir(run.path)
+    folder.start_log()
     folder.prepare(run.config)
     touch(images / "red" / "3.bmp")
     folder.finish(run.config)

@@ -47,7 +47,7 @@ def used(monkeypatch):
     """The numbers of threads in each run so far; the caller has three."""
     found, before = [], torch.get_num_threads()
     inner = runs._train_and_test
-    monkeypatch.setattr(runs, "_train_and_test", lambda cfg: found.append(torch.get_num_threads()) or inner(cfg))
+    monkeypatch.setattr(runs, "_train_and_test", lambda *args: found.append(torch.get_num_threads()) or inner(*args))
     monkeypatch.delenv("UNSKEW_THREADS", raising=False)
     torch.set_num_threads(3)
     yield found
@@ -90,7 +90,7 @@ def test_members_of_the_embedded_world_use_one_thread():
 
 
 def test_the_callers_threads_return_after_an_error(used, data_root, tmp_path, monkeypatch):
-    def fail(cfg):
+    def fail(cfg, folder):
         raise RuntimeError(torch.get_num_threads())
 
     monkeypatch.setattr(runs, "_train_and_test", fail)
