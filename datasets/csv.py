@@ -18,5 +18,6 @@ class CSV(DatasetBase):
     def __init__(self, cfg: CfgNode, check: bool = True) -> None:
         file = expand(cfg.DATASET.ROOT)
         if not file.is_file():
-            raise FileNotFoundError(f"there is no file '{cfg.DATASET.ROOT}': give your CSV file with --root")
+            fault = f"there is no file '{cfg.DATASET.ROOT}'" if cfg.DATASET.ROOT else "DATASET.ROOT is empty"
+            raise FileNotFoundError(f"{fault}: give your CSV file with --root")
         super().__init__(**select_splits(cfg, file, read_csv(file, cfg.DATASET.CLASSNAMES), check))

@@ -17,7 +17,6 @@ class Folder(DatasetBase):
     def __init__(self, cfg: CfgNode, check: bool = True) -> None:
         root = expand(cfg.DATASET.ROOT)
         if not cfg.DATASET.ROOT or not root.is_dir():
-            raise FileNotFoundError(
-                f"there is no folder '{cfg.DATASET.ROOT}': give the folder of your class folders with --root"
-            )
+            fault = f"there is no folder '{cfg.DATASET.ROOT}'" if cfg.DATASET.ROOT else "DATASET.ROOT is empty"
+            raise FileNotFoundError(f"{fault}: give the folder of your class folders with --root")
         super().__init__(**select_splits(cfg, root, read_folders(root, cfg.DATASET.CLASSNAMES), check))

@@ -37,6 +37,8 @@ def check_values(cfg: CfgNode) -> None:
     shots = cfg.DATASET.NUM_SHOTS
     if shots != -1 and shots < 1:
         raise ValueError(f"DATASET.NUM_SHOTS: shots must be 1 or more (or -1 for all images); got {shots}")
+    if cfg.TRAIN.KEEP < 1 and cfg.TRAIN.KEEP != -1:
+        raise ValueError(f"TRAIN.KEEP must be 1 or more (or -1 for all checkpoints); got {cfg.TRAIN.KEEP}")
     if (cfg.TRAINER.CLASS or cfg.TRAINER.NAME) not in plugins.names("trainers"):  # which may build their own optimizer
         check_optimizer(cfg.OPTIM)
         check_schedule(cfg.OPTIM)

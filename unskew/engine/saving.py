@@ -20,14 +20,9 @@ class CheckpointSchedule:
 
     Args:
         node: ``cfg.TRAIN``, with ``CHECKPOINT_FREQ`` and ``KEEP``.
-
-    Raises:
-        ValueError: ``KEEP`` is neither positive nor -1.
     """
 
     def __init__(self, node: CfgNode) -> None:
-        if node.KEEP < 1 and node.KEEP != -1:
-            raise ValueError(f"TRAIN.KEEP must be at least 1, or -1 for all checkpoints (got {node.KEEP})")
         self.frequency, self.keep = node.CHECKPOINT_FREQ, node.KEEP
         self._saved_at, self._took = time.monotonic(), 0.0
 
