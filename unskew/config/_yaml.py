@@ -54,7 +54,7 @@ def _check_leaves(root: yaml.Node) -> None:
             if leaves[id(node)] > MOST_LEAVES:
                 raise ValueError(f"its aliases expand to more than {MOST_LEAVES:,} values")
         elif id(node) in above:
-            raise ValueError("an alias stands inside of the value that it names")
+            raise ValueError("an alias is inside the value that it names")
         elif id(node) not in leaves:
             above.add(id(node))
             if len(above) > MOST_DEPTH:

@@ -47,7 +47,7 @@ def to_logits(array: Any) -> Tensor:
     return tensor.to(torch.get_default_dtype() if isinstance(array, Tensor) else torch.float64)
 
 
-# --- probabilities and cosines in the place of logits -------------------------------------------------
+# --- probabilities and cosines instead of logits ------------------------------------------------------
 
 # Rows of probabilities sum to one within ROUNDING, as bfloat16 rounds them, plus the rounding of each class to four
 # digits. The precision of the array does not tell: bfloat16 is often converted to float32 before it is saved.
