@@ -36,14 +36,6 @@ class Tower:
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("UNSKEW_CACHE", str(tmp_path / "cache"))
-    features._open.cache_clear()
-    yield tmp_path / "cache" / "features"
-    features._open.cache_clear()
-
-
-@pytest.fixture
 def paths(tmp_path):
     rng = np.random.default_rng(0)
     found = [str(tmp_path / "images" / f"{number}.bmp") for number in range(12)]

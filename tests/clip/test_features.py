@@ -41,15 +41,6 @@ class Tower:
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """The folder of features, as a new process finds it."""
-    monkeypatch.setenv("UNSKEW_CACHE", str(tmp_path / "cache"))
-    features._open.cache_clear()
-    yield tmp_path / "cache" / "features"
-    features._open.cache_clear()
-
-
-@pytest.fixture
 def paths(tmp_path):
     rng = np.random.default_rng(0)
     found = []

@@ -17,7 +17,6 @@ import time
 
 import pytest
 import requests
-from serving import Server
 
 from unskew.download import _http
 from unskew.download.fetch import fetch
@@ -26,18 +25,6 @@ from unskew.download.sources import Source
 CONTENT = random.Random(0).randbytes(300_000)
 OTHER = random.Random(1).randbytes(300_000)
 MD5 = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
-
-
-@pytest.fixture
-def server():
-    server = Server()
-    yield server
-    server.close()
-
-
-@pytest.fixture(autouse=True)
-def hurry(monkeypatch):
-    monkeypatch.setattr(_http, "BACKOFF", 0.01)
 
 
 @pytest.fixture

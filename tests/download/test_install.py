@@ -16,9 +16,8 @@ import zipfile
 
 import pytest
 from disks import check_order, record_disk
-from serving import Server
 
-from unskew.download import _http, install
+from unskew.download import install
 from unskew.download.install import prepare
 from unskew.download.sources import Source
 
@@ -51,16 +50,8 @@ prepare(sys.argv[1], [Source(**fields) for fields in json.loads(sys.argv[2])])
 """
 
 
-@pytest.fixture
-def server():
-    server = Server()
-    yield server
-    server.close()
-
-
 @pytest.fixture(autouse=True)
-def hurry(monkeypatch, caplog):
-    monkeypatch.setattr(_http, "BACKOFF", 0.01)
+def info_lines(caplog):
     caplog.set_level(logging.INFO, logger="unskew")
 
 

@@ -3,25 +3,12 @@
 import time
 
 import pytest
-from serving import Server
 
-from unskew.download import _http, _limits
+from unskew.download import _limits
 from unskew.download.fetch import fetch
 from unskew.download.sources import Source
 
 CONTENT = bytes(range(256)) * 400
-
-
-@pytest.fixture
-def server():
-    server = Server()
-    yield server
-    server.close()
-
-
-@pytest.fixture(autouse=True)
-def hurry(monkeypatch):
-    monkeypatch.setattr(_http, "BACKOFF", 0.01)
 
 
 def failure(source, path):
