@@ -69,7 +69,8 @@ def test_a_read_only_data_root(places):
         tree(data)
     for n in range(12):
         trees.put(data / "birds" / ("robin", "wren")[n % 2] / f"{n}.jpg")
-    trees.write(data / "birds.csv", "path,label", *(f"birds/robin/{n}.jpg,robin" for n in range(0, 12, 2)))
+    lines = [f"birds/{name}/{n}.jpg,{name}" for n in range(12) for name in [("robin", "wren")[n % 2]]]
+    trees.write(data / "birds.csv", "path,label", *lines)
     for folder in [data, *(path for path in data.rglob("*") if path.is_dir())]:
         folder.chmod(0o555)
     before = files_below(data)
