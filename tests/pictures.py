@@ -1,4 +1,4 @@
-"""Folders of the embedded world's digits, rewritten as files of other formats."""
+"""Image files for tests: the embedded world's digits in other formats, and noise."""
 
 from functools import cache
 
@@ -50,3 +50,13 @@ def turned(suffix, first=1, **options):
         STORED[orientation](picture).save(path.with_suffix(suffix), exif=exif, **options)
 
     return save
+
+
+def noise(folder, count, side, suffix):
+    """Write images of random pixels; return their paths."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    paths = [str(folder / f"{number}{suffix}") for number in range(count)]
+    for path in paths:
+        Image.fromarray(rng.integers(256, size=(side, side, 3), dtype=np.uint8)).save(path)
+    return paths

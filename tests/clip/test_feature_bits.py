@@ -1,9 +1,8 @@
 """A feature's bits do not depend on which other images were encoded before or with it."""
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from pictures import noise
 from torchvision import transforms as T
 
 from unskew.clip import backbones, features
@@ -16,12 +15,7 @@ CROPS = T.Compose([T.RandomResizedCrop(32, (0.5, 1.0)), T.ToTensor(), T.Normaliz
 
 @pytest.fixture
 def paths(tmp_path):
-    rng = np.random.default_rng(0)
-    found = [str(tmp_path / "images" / f"{number}.png") for number in range(80)]
-    (tmp_path / "images").mkdir()
-    for path in found:
-        Image.fromarray(rng.integers(256, size=(36, 36, 3), dtype=np.uint8)).save(path)
-    return found
+    return noise(tmp_path / "images", 80, 36, ".png")
 
 
 @pytest.fixture

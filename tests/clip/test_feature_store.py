@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from pictures import noise
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -37,12 +38,7 @@ class Tower:
 
 @pytest.fixture
 def paths(tmp_path):
-    rng = np.random.default_rng(0)
-    found = [str(tmp_path / "images" / f"{number}.bmp") for number in range(12)]
-    (tmp_path / "images").mkdir()
-    for path in found:
-        Image.fromarray(rng.integers(256, size=(8, 8, 3), dtype=np.uint8)).save(path)
-    return found
+    return noise(tmp_path / "images", 12, 8, ".bmp")
 
 
 def rewrite(change):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from pictures import noise
 from PIL import Image
 from torchvision import transforms as T
 
@@ -42,14 +43,7 @@ class Tower:
 
 @pytest.fixture
 def paths(tmp_path):
-    rng = np.random.default_rng(0)
-    found = []
-    for number in range(60):
-        path = tmp_path / "images" / f"{number}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(rng.integers(256, size=(8, 8, 3), dtype=np.uint8)).save(path)
-        found.append(str(path))
-    return found
+    return noise(tmp_path / "images", 60, 8, ".png")
 
 
 def forget_loaded():

@@ -76,7 +76,7 @@ def _estimate_groups(cfg: CfgNode, device: str | torch.device) -> dict[str, Tens
         backbone = backbones.load_backbone(cfg.MODEL.BACKBONE.NAME, "fp32", device)
     except (OSError, ValueError) as error:
         logger.debug(f"the groups of '{cfg.DATASET.NAME}': {error}")
-        warn_once(f"no p_many, p_medium and p_few: the weights of '{cfg.MODEL.BACKBONE.NAME}' are missing")
+        warn_once(f"no p_many, p_medium and p_few: the weights of '{cfg.MODEL.BACKBONE.NAME}' cannot be loaded")
         return {}
     with errors_only():  # the sample of 16 shots is not the user's
         dataset = build_dataset(cfg)

@@ -16,6 +16,8 @@ _Unpickler: Any = pickle._Unpickler  # Python's own code: that in C has no hooks
 
 _NUMBERS = (int, float, type(None))
 
+_TUPLES = (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3)
+
 
 class TooLargeError(ValueError):
     """A pickle asks for more elements than a file of its size can hold."""
@@ -40,6 +42,16 @@ class _SizedFile:
         line = self._file.readline()
         self._left -= len(line)
         return line
+
+
+def _counted(step: Callable) -> Callable:
+    """Return a step of the unpickler that counts the elements of the tuple that it makes."""
+
+    def load(unpickler: "BoundedUnpickler") -> None:
+        step(unpickler)
+        unpickler._note(unpickler.stack[-1])
+
+    return load
 
 
 class BoundedUnpickler(_Unpickler):
@@ -132,22 +144,6 @@ class BoundedUnpickler(_Unpickler):
             raise pickle.UnpicklingError("it changes a class or a function")
         super().load_build()
 
-    def load_tuple(self) -> None:
-        super().load_tuple()
-        self._note(self.stack[-1])
-
-    def load_tuple1(self) -> None:
-        super().load_tuple1()
-        self._note(self.stack[-1])
-
-    def load_tuple2(self) -> None:
-        super().load_tuple2()
-        self._note(self.stack[-1])
-
-    def load_tuple3(self) -> None:
-        super().load_tuple3()
-        self._note(self.stack[-1])
-
     def load_frozenset(self) -> None:
         items = self.pop_mark()
         self._spend(sum(map(self._elements, items)))
@@ -188,10 +184,7 @@ class BoundedUnpickler(_Unpickler):
         pickle.NEWOBJ: load_newobj,
         pickle.NEWOBJ_EX: load_newobj_ex,
         pickle.BUILD: load_build,
-        pickle.TUPLE: load_tuple,
-        pickle.TUPLE1: load_tuple1,
-        pickle.TUPLE2: load_tuple2,
-        pickle.TUPLE3: load_tuple3,
+        **{code: _counted(_Unpickler.dispatch[code[0]]) for code in _TUPLES},
         pickle.FROZENSET: load_frozenset,
         pickle.ADDITEMS: load_additems,
         pickle.SETITEM: load_setitem,
