@@ -58,6 +58,11 @@ def test_unknown_names_list_the_near_ones(name, wrong, near):
         backbones.load_backbone(name)
 
 
+def test_short_names_are_found_in_any_case_and_with_a_hyphen():
+    assert backbones.load_backbone("MICRO-A") is backbones.load_backbone("micro-a")
+    assert _weights.spelling("vit-b-16") == "ViT-B/16" and _weights.spelling("vit-b-16@x") == "vit-b-16@x"
+
+
 def test_unknown_precision():
     with pytest.raises(ValueError, match=r"fp61.*fp16"):
         backbones.load_backbone("micro@random", precision="fp61")

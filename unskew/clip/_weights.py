@@ -13,7 +13,7 @@ from torch import nn
 from unskew.clip._model_folder import CONFIG, find_weights, read_config
 from unskew.micro import weights as micro
 from unskew.utils.errors import MissingWeightsError
-from unskew.utils.registry import suggestion, unknown_name
+from unskew.utils.registry import folded, suggestion, unknown_name
 
 # CLIP's short names. They mean OpenAI's weights, which were trained with QuickGELU.
 OPENAI = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px")
@@ -35,6 +35,11 @@ class Source(NamedTuple):
     folder: Path | None = None
 
 
+def spelling(name: str) -> str:
+    """Return CLIP's short name or the shipped model of a name in upper or lower case and with - for /, or the name."""
+    return {folded(known): known for known in (*OPENAI, *micro.NAMES)}.get(folded(name), name)
+
+
 def resolve(name: str) -> Source:
     """Return the source of a backbone by its name.
 
@@ -52,8 +57,7 @@ def resolve(name: str) -> Source:
         return Source(f"local-dir:{folder}", "", find_weights(folder), folder)
     if name.startswith("hf-hub:"):
         return _from_hub(name)
-    flat = name.replace("/", "-")
-    if flat in (short.replace("/", "-") for short in OPENAI):
+    if name in OPENAI:
         return Source(_openai_arch(name), "openai")
     if name in micro.NAMES:
         return Source(name, "", micro.model_path(name))

@@ -25,6 +25,7 @@ from unskew.clip._weights import (
     is_guess,
     openai_hashes,
     resolve,
+    spelling,
 )
 from unskew.micro import weights as micro
 from unskew.utils.errors import DAMAGE, MissingWeightsError
@@ -164,11 +165,11 @@ def load_backbone(name: str, precision: str = "fp32", device: str | torch.device
     """Load a CLIP once per process; the same arguments return the same object.
 
     Args:
-        name: one of ``OPENAI``; a shipped model (``micro``, ``micro-a``, ...); ``ARCH@TAG``, any pair of
-            ``open_clip.list_pretrained()``; ``ARCH@FILE``, a local .pt, .pth or .safetensors; ``local-dir:FOLDER`` or
-            ``hf-hub:ID``, as in open_clip; ``ARCH@random``, the same random weights each time, for benchmarks. No
-            other name gives random weights. With a file, CLIP's names (ViT-B/32) mean QuickGELU, unless an
-            ``open_clip_config.json`` beside it decides.
+        name: one of ``OPENAI`` or a shipped model (``micro``, ``micro-a``, ...), in upper or lower case; ``ARCH@TAG``,
+            any pair of ``open_clip.list_pretrained()``; ``ARCH@FILE``, a local .pt, .pth or .safetensors;
+            ``local-dir:FOLDER`` or ``hf-hub:ID``, as in open_clip; ``ARCH@random``, the same random weights each time,
+            for benchmarks. No other name gives random weights. With a file, CLIP's names (ViT-B/32) mean QuickGELU,
+            unless an ``open_clip_config.json`` beside it decides.
         precision: fp32, fp16, bf16, or amp, which holds the weights in fp32. On a CPU fp16 becomes fp32.
         device: the device of the weights.
 
@@ -195,7 +196,7 @@ def load_backbone(name: str, precision: str = "fp32", device: str | torch.device
     if precision == "fp16" and device.type == "cpu":
         _warn_fp16_once()
         precision = "fp32"
-    return _load(str(name), "fp32" if precision == "amp" else precision, str(device))
+    return _load(spelling(str(name)), "fp32" if precision == "amp" else precision, str(device))
 
 
 _in_memory: weakref.WeakSet[Backbone] = weakref.WeakSet()

@@ -10,7 +10,7 @@ from unskew.config import plugins
 from unskew.config._keys import flatten
 from unskew.config._yaml import parse
 from unskew.utils.errors import check_regular
-from unskew.utils.registry import unknown_name
+from unskew.utils.registry import folded, unknown_name
 
 
 def folder_of(axis: str) -> Path:
@@ -67,7 +67,7 @@ def check_name(axis: str, name: str) -> str:
         ValueError: the name is unknown; the message suggests similar ones.
     """
     known = [*(_backbone_names() if axis == "backbones" else names(axis)), *plugins.names(axis)]
-    similar = [entry for entry in known if _folded(entry) == _folded(name)]
+    similar = [entry for entry in known if folded(entry) == folded(name)]
     if name in known or len(similar) == 1:
         return name if name in known else similar[0]
     module = folder_of(axis).parents[1] / axis / f"{str(name).lower()}.py"
@@ -75,10 +75,6 @@ def check_name(axis: str, name: str) -> str:
         raise ValueError(f"'{module}' needs a config: add configs/{axis}/{name}.yaml, which may be empty")
     hint = "" if axis == "backbones" or plugins.names(axis) else "; a plugin's name needs --plugin"
     raise ValueError(f"{unknown_name(axis.removesuffix('s'), name, known)}{hint}")
-
-
-def _folded(name: str) -> str:
-    return str(name).replace("/", "-").lower()
 
 
 def _backbone_names() -> list[str]:

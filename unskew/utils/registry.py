@@ -18,6 +18,11 @@ import unskew
 Entry = TypeVar("Entry")
 
 
+def folded(name: str) -> str:
+    """Return a name in lower case with - for /, the form in which its spellings are equal."""
+    return str(name).replace("/", "-").lower()
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Return the error message for an unknown name: it suggests similar names and lists the known ones."""
     known = sorted(known)
