@@ -19,11 +19,11 @@ from measure import machine, write
 from tabulate import tabulate
 
 from unskew import config
-from unskew.clip import features
 from unskew.clip.text import encode_plain
 from unskew.engine.trainer import TRAINER_REGISTRY, build_trainer
 from unskew.runs.report import mean_and_deviation as spread
 from unskew.trainers import coop, prograd, residualprompt
+from unskew.utils import row_store
 from unskew.utils.seeds import set_random_seed
 
 
@@ -57,7 +57,7 @@ def run(dataset: str, trainer: str, shots: int, seed: int, root: str, classes: d
         TRAINER_REGISTRY.register(name, cls, force=True)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["UNSKEW_CACHE"] = os.path.join(folder, "cache")
-        features._open.cache_clear()
+        row_store.open_folder.cache_clear()
         flags = ("DATASET.ROOT", root, "OUTPUT_DIR", folder, "DATASET.NUM_SHOTS", shots, "SEED", seed)
         cfg = config.load(dataset, trainer=trainer, opts=(*flags, *opts))
         set_random_seed(cfg.SEED)

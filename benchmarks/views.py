@@ -18,16 +18,16 @@ from measure import machine, write
 from tabulate import tabulate
 
 from unskew import config
-from unskew.clip import features
 from unskew.engine.trainer import build_trainer
 from unskew.runs.report import mean_and_deviation as spread
+from unskew.utils import row_store
 from unskew.utils.seeds import set_random_seed
 
 
 def run(dataset: str, trainer: str, views: int, seed: int, root: str, opts: list[str]) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["UNSKEW_CACHE"] = os.path.join(folder, "cache")
-        features._open.cache_clear()
+        row_store.open_folder.cache_clear()
         flags = ("DATASET.ROOT", root, "OUTPUT_DIR", folder, "DATASET.NUM_SHOTS", 16, "SEED", seed)
         pairs = (*flags, "INPUT.VIEWS", views, "TEST.NO_TEST", True, *opts)
         cfg = config.load(dataset, trainer=trainer, opts=pairs)

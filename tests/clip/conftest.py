@@ -2,12 +2,12 @@
 
 import pytest
 
-from unskew.clip import features
+from unskew.utils import row_store
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("UNSKEW_CACHE", str(tmp_path / "cache"))
-    features._open.cache_clear()
+    row_store.open_folder.cache_clear()
     yield tmp_path / "cache" / "features"
-    features._open.cache_clear()
+    row_store.open_folder.cache_clear()

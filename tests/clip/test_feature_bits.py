@@ -9,6 +9,7 @@ from unskew.clip import backbones, features
 from unskew.config.defaults import get_cfg_default
 from unskew.data.images import read_image
 from unskew.data.transforms import build_transform
+from unskew.utils import row_store
 
 CROPS = T.Compose([T.RandomResizedCrop(32, (0.5, 1.0)), T.ToTensor(), T.Normalize((0.4,) * 3, (0.3,) * 3)])
 
@@ -24,10 +25,10 @@ def fresh_cache(tmp_path, monkeypatch):
 
     def start(name):
         monkeypatch.setenv("UNSKEW_CACHE", str(tmp_path / "caches" / name))
-        features._open.cache_clear()
+        row_store.open_folder.cache_clear()
 
     yield start
-    features._open.cache_clear()
+    row_store.open_folder.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["micro", "micro-vit"])

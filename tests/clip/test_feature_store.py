@@ -1,13 +1,9 @@
-"""The store of features drops damaged files, and says whom it waits for."""
+"""Stored features are checked when they are read, and a damaged file is encoded again."""
 
-import logging
 import os
 import pathlib
 import shutil
-import subprocess
-import sys
 
-import numpy as np
 import pytest
 import torch
 from pictures import noise
@@ -16,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torchvision import transforms as T
 
-from unskew.clip import _feature_store, features
-from unskew.clip._feature_store import FeatureStore
+from unskew.clip import features
+from unskew.utils import row_store
 
 PLAIN = T.Compose([T.ToTensor()])
 
@@ -81,12 +77,12 @@ def test_a_damaged_file_is_named_dropped_and_encoded_again(damage, cache, paths,
     expected = features.extract(Tower(), paths, PLAIN)
     (file,) = cache.rglob("*.safetensors")
     DAMAGES[damage](file)
-    features._open.cache_clear()
+    row_store.open_folder.cache_clear()
     tower = Tower()
     assert torch.equal(features.extract(tower, paths, PLAIN), expected) and tower.seen
     assert len(warned()) == 1 and file.name in warned()[0]
     assert not file.exists() and len(list(cache.rglob("*.safetensors"))) == 1
-    features._open.cache_clear()
+    row_store.open_folder.cache_clear()
     again = Tower()
     assert torch.equal(features.extract(again, paths, PLAIN), expected)
     assert again.seen == [] and len(warned()) == 1
@@ -99,44 +95,17 @@ def test_a_file_from_the_folder_of_other_settings_is_dropped(cache, paths, warne
     features.extract(Tower(), paths[:1], darker)
     (other,) = {path.parent for path in cache.rglob("*.safetensors")} - {file.parent}
     shutil.copy(file, other / "000001-copied.safetensors")
-    features._open.cache_clear()
+    row_store.open_folder.cache_clear()
     rows = features.extract(Tower(), paths, darker)
     assert not torch.equal(rows, expected) and "000001-copied" in warned()[0]
     assert torch.equal(rows, features.extract(Tower(), paths, darker, keep=False))
-
-
-def test_only_files_with_wanted_rows_are_checked(tmp_path, monkeypatch):
-    checked = []
-    checksum = _feature_store._checksum
-    monkeypatch.setattr(_feature_store, "_checksum", lambda *args: checked.append(1) or checksum(*args))
-    writer = FeatureStore(tmp_path)
-    for number in range(3):
-        writer.add(np.array([number]), torch.full((1, 1, 2), float(number)))
-    checked.clear()
-    reader = FeatureStore(tmp_path)
-    reader.refresh()
-    for _ in range(2):
-        assert not reader.missing(np.array([1])).any() and len(checked) == 1
-    assert reader.take(np.array([1])).tolist() == [[[1, 1]]]
-
-
-def test_a_damaged_file_does_not_hide_the_rows_of_a_good_one(tmp_path, warned):
-    good, bad = FeatureStore(tmp_path), FeatureStore(tmp_path)
-    bad.add(np.array([1, 2]), torch.zeros(2, 1, 2))
-    (file,) = tmp_path.glob("*.safetensors")
-    good.add(np.array([2, 3]), torch.ones(2, 1, 2))
-    flip_one_bit(file)
-    reader = FeatureStore(tmp_path)
-    reader.refresh()
-    assert reader.missing(np.array([1, 2, 3])).tolist() == [True, False, False]
-    assert reader.take(np.array([2, 3])).tolist() == [[[1, 1]], [[1, 1]]]
 
 
 def test_a_damaged_file_on_a_read_only_disk_is_skipped(cache, paths, warned, monkeypatch):
     expected = features.extract(Tower(), paths, PLAIN)
     (file,) = cache.rglob("*.safetensors")
     flip_one_bit(file)
-    features._open.cache_clear()
+    row_store.open_folder.cache_clear()
 
     unlink = pathlib.Path.unlink
 
@@ -169,29 +138,3 @@ def test_features_of_another_version_of_the_encoder_are_not_read(cache, paths, m
     tower = Tower()
     features.extract(tower, paths, PLAIN)
     assert tower.seen and len(list(cache.iterdir())) == 2
-
-
-HOLDER = """
-import sys
-from filelock import FileLock
-with FileLock(sys.argv[1]):
-    print("locked", flush=True)
-    sys.stdin.read()
-"""
-
-
-def test_a_process_that_waits_for_the_lock_warns(tmp_path, monkeypatch, warned):
-    monkeypatch.setattr(_feature_store, "QUIET_SECONDS", 0.2)
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / ".lock")], **pipes) as holder:
-        assert holder.stdout.readline() == "locked\n"
-        handler = logging.Handler()
-        handler.emit = lambda record: holder.stdin.close()  # the holder ends after the message
-        logging.getLogger("unskew").addHandler(handler)
-        try:
-            with FeatureStore(tmp_path).exclusive_lock():
-                pass
-        finally:
-            logging.getLogger("unskew").removeHandler(handler)
-        holder.wait(20)
-    assert len(warned()) == 1 and str(tmp_path / ".lock") in warned()[0]

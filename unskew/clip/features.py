@@ -1,17 +1,16 @@
 """Image features of a frozen tower. An image is encoded once for all trainers, shots, seeds and processes.
 
 Features are kept on disk (`cache_home`) with a key that covers everything that determines them. Backbone, precision,
-transform and views name a folder; an image's path, size and times of modification and change name a row.
+transform and the number of a view name a folder; an image's path, size and times of modification and change name a row.
 
 All batches of a tower have one shape, so that a feature's bits do not depend on the other images of its batch.
 """
 
 import contextlib
-import functools
 import hashlib
-import json
+import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,12 +22,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 from tqdm import tqdm
 
-from unskew.clip._feature_store import FeatureStore
 from unskew.clip.backbones import Backbone
 from unskew.config.defaults import get_cfg_default
 from unskew.data.images import file_key, read_image, to_rgb
 from unskew.data.transforms import build_transform
-from unskew.utils.files import cache_home, cache_problem, warn_of_cache, write_json
+from unskew.utils.row_store import Keys, RowStore, open_store
 
 # Part of the key of stored features: increase it when images are read or encoded with other results.
 VERSION = 2
@@ -209,49 +207,53 @@ def extract(
     """
     if not paths:
         raise ValueError("no images to encode: the split is empty")
-    views = None if views is None else list(views)
-    store = _store(backbone, repr(transform), views, upright) if keep else FeatureStore(None)
-    keys = np.fromiter(map(file_key, paths), np.int64, len(paths))
-    if store.missing(keys).any():
-        store.refresh()
-    if store.missing(keys).any():
-        with store.exclusive_lock():
-            store.refresh()
-            _, first = np.unique(keys, return_index=True)
-            missing = np.sort(first[store.missing(keys[first])])
-            for chunk in np.array_split(missing, max(1, -(-len(missing) // AT_ONCE))):
-                images = _Views([paths[index] for index in chunk], transform, views, dataset, upright)
-                if len(images):
-                    store.add(keys[chunk], _encode(backbone, images, workers))
-    rows = store.take(keys).to(backbone.device).float()  # [N, V, D]
-    return rows[:, 0] if views is None else rows
-
-
-@functools.cache
-def _open(folder: Path | None) -> FeatureStore:
-    problem = cache_problem()
-    if problem:
-        warn_of_cache(problem)
-    return FeatureStore(None if problem else folder)
-
-
-def _store(backbone: ImageTower, transform: str, views: list[int] | None, upright: bool) -> FeatureStore:
-    """Return the store of these settings; ``settings.json`` in its folder lists them."""
+    numbers = [None] if views is None else list(views)
     settings = {
         "backbone": backbone.id,
         "dtype": str(backbone.dtype),
         "device": backbone.device.type,
-        "views": [None] if views is None else views,
-        "transform": transform,
+        "transform": repr(transform),
         "upright": upright,
         "version": VERSION,
     }
-    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
-    store = _open(cache_home() / "features" / digest)
-    if store.folder is not None and not (store.folder / "settings.json").exists():
-        with contextlib.suppress(OSError):  # `FeatureStore.exclusive_lock` reports the error
-            write_json(settings, store.folder / "settings.json")
-    return store
+    # One store per view: runs of more epochs need the views of shorter ones.
+    stores = {
+        view: open_store("features", settings | {"views": [view]}) if keep else RowStore(None) for view in numbers
+    }
+    keys = np.fromiter(map(file_key, paths), np.int64, len(paths))
+    with contextlib.ExitStack() as locks:
+        for store in sorted(stores.values(), key=lambda store: str(store.folder)):
+            locks.enter_context(store.lock_if_missing(keys))
+        for chunk, missing in _chunks(stores, keys):
+            chosen = None if views is None else missing
+            images = _Views([paths[index] for index in chunk], transform, chosen, dataset, upright)
+            for view, rows in zip(missing, _encode(backbone, images, workers).split(1, 1), strict=True):
+                stores[view].add(keys[chunk], rows)
+    rows = _take([stores[view] for view in numbers], keys, backbone.device)
+    return rows[:, 0] if views is None else rows
+
+
+def _chunks(stores: Mapping[Any, RowStore], keys: Keys) -> Iterator[tuple[Keys, list[Any]]]:
+    """Yield indices of images together with the views that they lack, so that each image is decoded once."""
+    _, first = np.unique(keys, return_index=True)
+    first.sort()
+    lacks = np.stack([store.missing(keys[first]) for store in stores.values()], 1)  # [n, V]
+    for pattern in np.unique(lacks[lacks.any(1)], axis=0):  # one, unless other runs had some of the images
+        images = first[(lacks == pattern).all(1)]
+        for chunk in np.array_split(images, -(-len(images) // AT_ONCE)):
+            yield chunk, list(itertools.compress(stores, pattern))
+
+
+def _take(stores: Sequence[RowStore], keys: Keys, device: torch.device) -> Tensor:
+    """Return the rows [N, V, D] of images in float32; V is the number of stores."""
+    first = stores[0].take(keys).to(device).float()
+    if len(stores) == 1:
+        return first
+    rows = first.new_empty(len(keys), len(stores), first.shape[-1])
+    rows[:, :1] = first
+    for number, store in enumerate(stores[1:], 1):
+        rows[:, number : number + 1] = store.take(keys)
+    return rows
 
 
 @torch.no_grad()

@@ -1,16 +1,21 @@
-"""Rows of features in files that all processes share, so that each image is encoded once.
+"""A cache of rows of numbers that all processes share: image features, text features, priors.
 
-<folder>/<number>-<random>.safetensors    keys int64 [n], rows [n, V, D]; written once, whole, never changed
+<cache>/<kind>/<digest of the settings>/settings.json                    what decides the rows
+<cache>/<kind>/<digest of the settings>/<number>-<random>.safetensors    keys int64 [n], rows [n, V, D]
 
-The metadata hold a checksum of the folder's name, keys and rows. A file is checked when a row is first wanted from it.
+A file is written once, whole, and never changed. Its metadata hold a checksum of the folder's name, keys and rows. A
+file is checked when a row is first wanted from it.
 """
 
 import contextlib
+import functools
+import hashlib
+import json
 import logging
 import os
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from unskew.utils.files import warn_of_cache, write_atomically
+from unskew.utils.files import cache_home, cache_problem, warn_of_cache, write_atomically, write_json
 
 logger = logging.getLogger("unskew")
 
@@ -43,11 +48,51 @@ class _Block:
     is_checked: bool = False
 
 
-class FeatureStore:
+def open_store(kind: str, settings: Mapping[str, object]) -> "RowStore":
+    """Return the store of some settings, the same object for the same settings; they are JSON values.
+
+    Args:
+        kind: the name of the cache's subfolder.
+        settings: all that decides the rows beside their keys.
+    """
+    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+    store = open_folder(cache_home() / kind / digest)
+    if store.folder is not None and not (store.folder / "settings.json").exists():
+        with contextlib.suppress(OSError):  # `RowStore.exclusive_lock` reports the error
+            write_json(settings, store.folder / "settings.json")
+    return store
+
+
+@functools.cache
+def open_folder(folder: Path) -> "RowStore":
+    """Return the store of a folder of the cache, in memory if the cache cannot be used."""
+    problem = cache_problem()
+    if problem:
+        warn_of_cache(problem)
+    return RowStore(None if problem else folder)
+
+
+def stored(kind: str, settings: Mapping[str, object], count: int, make: Callable[[], Tensor]) -> Tensor:
+    """Return a copy [n, D] of the rows of some settings on the CPU; one process makes them if they are missing.
+
+    Args:
+        kind: see `open_store`.
+        settings: all that decides the rows.
+        count: n.
+        make: returns the rows [n, D].
+    """
+    store, keys = open_store(kind, settings), np.arange(count)
+    with store.lock_if_missing(keys):
+        if store.missing(keys).any():
+            store.add(keys, make()[:, None].cpu())
+    return store.take(keys)[:, 0]
+
+
+class RowStore:
     """Rows [V, D] by 64-bit key, in memory-mapped files or, where these cannot be written, in memory.
 
     Args:
-        folder: the folder of the files, named by the settings of its features; ``None`` keeps all rows in memory.
+        folder: the folder of the files, named by the settings of its rows; ``None`` keeps all rows in memory.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -71,7 +116,7 @@ class FeatureStore:
             try:
                 self._append(_read(self.folder / name))
             except OSError as error:
-                logger.warning(f"cannot read '{self.folder / name}' ({error}): encoding its images again")
+                logger.warning(f"cannot read '{self.folder / name}' ({error}): computing its rows again")
             except (SafetensorError, ValueError) as error:
                 _drop(self.folder / name, str(error))
 
@@ -146,8 +191,23 @@ class FeatureStore:
         self.folder = None
 
     @contextlib.contextmanager
+    def lock_if_missing(self, keys: Keys) -> Iterator[None]:
+        """Hold the `exclusive_lock` unless all ``keys`` [n] have a row; first read what other processes have written.
+
+        Who locks several stores locks them in the order of their folders: then no two processes wait for each other.
+        """
+        if self.missing(keys).any():
+            self.refresh()
+        if not self.missing(keys).any():
+            yield
+            return
+        with self.exclusive_lock():
+            self.refresh()
+            yield
+
+    @contextlib.contextmanager
     def exclusive_lock(self) -> Iterator[None]:
-        """Let one process at a time encode; the others wait and then read its rows."""
+        """Let one process at a time compute rows; the others wait and then read them."""
         if self.folder is None:
             yield
             return
@@ -186,7 +246,7 @@ def _checksum(settings: str, keys: Keys, rows: Tensor) -> str:
 
 def _drop(path: Path, reason: str) -> None:
     """Delete a damaged file, or leave it where it cannot be deleted."""
-    logger.warning(f"'{path}' is damaged ({reason}): deleting it and encoding its images again")
+    logger.warning(f"'{path}' is damaged ({reason}): deleting it and computing its rows again")
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
 
@@ -197,7 +257,7 @@ def _acquire(lock: FileLock) -> None:
         lock.acquire(timeout=QUIET_SECONDS)
     except Timeout:
         logger.warning(
-            f"waiting for another process that encodes images (it holds '{lock.lock_file}'); if that process is "
-            "stopped, continue or end it, or set UNSKEW_CACHE to another folder"
+            f"waiting for another process that computes the same rows (it holds '{lock.lock_file}'); if that process "
+            "is stopped, continue or end it, or set UNSKEW_CACHE to another folder"
         )
         lock.acquire()
