@@ -1,16 +1,19 @@
 """A store of rows: they come back by their keys, other processes read them, and damaged files are dropped."""
 
 import logging
+import multiprocessing
+import os
 import subprocess
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 
 from unskew.utils import row_store
-from unskew.utils.row_store import RowStore
+from unskew.utils.row_store import RowStore, stored
 
 
 def keys(*numbers):
@@ -107,3 +110,37 @@ def test_a_process_that_waits_for_the_lock_warns(tmp_path, monkeypatch, warned):
             logging.getLogger("unskew").removeHandler(handler)
         holder.wait(20)
     assert len(warned()) == 1 and str(tmp_path / ".lock") in warned()[0]
+
+
+def make_in_process(folder, made):
+    os.environ["UNSKEW_CACHE"] = folder
+
+    def make():
+        made.put(os.getpid())
+        time.sleep(0.3)  # the other process waits for the lock meanwhile
+        return torch.arange(6.0).view(3, 2)
+
+    made.put(stored("kind", {"a": 1}, 3, make).tolist())
+
+
+def test_of_processes_that_need_the_same_rows_one_makes_them(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    made = context.Queue()
+    processes = [context.Process(target=make_in_process, args=(str(tmp_path), made)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    results = [made.get(timeout=60) for _ in range(3)]
+    for process in processes:
+        process.join(60)
+    assert [result for result in results if isinstance(result, list)] == [[[0, 1], [2, 3], [4, 5]]] * 2
+    assert made.empty()
+
+
+def test_rows_of_other_settings_are_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNSKEW_CACHE", str(tmp_path))
+    first, second, again = (stored("kind", {"a": a}, 1, lambda a=a: torch.full((1, 2), a)) for a in (1.0, 2.0, 1.0))
+    assert first.tolist() == again.tolist() == [[1, 1]] and second.tolist() == [[2, 2]]
+    first.add_(5)  # a copy
+    row_store.open_folder.cache_clear()
+    assert stored("kind", {"a": 1.0}, 1, None).tolist() == [[1, 1]]
+    assert len(list(tmp_path.glob("kind/*/settings.json"))) == 2

@@ -21,7 +21,7 @@ from unskew.clip._weights import (
     Source,
     find_or_download,
     hash_file,
-    hash_state,
+    hash_tensors,
     is_guess,
     openai_hashes,
     resolve,
@@ -230,7 +230,7 @@ def _load(name: str, precision: str, device: str) -> Backbone:
     else:
         tokenizer = _load_tokenizer(source.arch)
         model, variant = _create(name, source, digest, precision)
-    weights_id = f"{variant}@{(digest or hash_state(model))[:16]}"
+    weights_id = f"{variant}@{(digest or hash_tensors(model.state_dict().values()))[:16]}"
     backbone = Backbone(model, tokenizer, name, weights_id, PRECISIONS[precision]).to(device)
     _in_memory.add(backbone)
     return backbone

@@ -6,6 +6,7 @@ share, once and packs the rest of all classes. Attention runs in tiles that hold
 class attends to the prefix and to itself. A beginning that some classes of a tile share is encoded once, too.
 """
 
+import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,11 +16,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from unskew.clip._packing import Layout, pack
+from unskew.clip._weights import hash_tensors
 from unskew.clip.backbones import Backbone
 from unskew.clip.prompts import Prompts, fill, fixed_prompts, tokenize
+from unskew.utils.row_store import stored
 
 if TYPE_CHECKING:
     from open_clip.transformer import ResidualAttentionBlock
+
+# Part of the key of stored classifiers: increase it when texts are encoded with other results.
+VERSION = 1
 
 CHUNK = 1000  # classes encoded at a time without gradients
 
@@ -80,7 +86,8 @@ def _padded_ids(backbone: Backbone, tokens: list[list[int]]) -> Tensor:
 def zeroshot_classifier(backbone: Backbone, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:
     """Return the weights of CLIP's zero-shot classifier, an ensemble of prompts.
 
-    The weights of a class are the normalised mean over templates of the normalised text features.
+    The weights of a class are the normalised mean over templates of the normalised text features. Those of a frozen
+    tower are cached on disk.
 
     Args:
         backbone: a `Backbone`.
@@ -103,6 +110,45 @@ def zeroshot_classifier(backbone: Backbone, classnames: Sequence[str], templates
     for name, texts in (("classnames", classnames), ("templates", templates)):
         if isinstance(texts, str) or not len(texts) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{name} must be a list of one or more texts (got {texts!r:.80})")
+    settings = _cache_settings(backbone, classnames, templates)
+    if settings is None:
+        return _ensemble(backbone, classnames, templates)
+    rows = stored("text", settings, len(classnames), lambda: _ensemble(backbone, classnames, templates))
+    return rows.to(backbone.device)
+
+
+def _cache_settings(
+    backbone: Backbone, classnames: Sequence[str], templates: Sequence[str]
+) -> dict[str, object] | None:
+    """Return all that decides the bits of an ensemble; ``None`` for a tower that is being trained, or has hooks.
+
+    The weights in memory count, not the backbone's id alone: somebody may have changed them since they were loaded.
+    """
+    tower = {key: value for key, value in backbone.model.state_dict().items() if not key.startswith("visual.")}
+    trained = any(weight.requires_grad for key, weight in backbone.model.named_parameters() if key in tower)
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in backbone.modules())
+    if trained or hooked or type(backbone) is not Backbone:
+        return None
+    device = backbone.device.type
+    every_word = " ".join([*templates, *classnames])
+    tokens = backbone.tokenizer([every_word], len(every_word.encode()) + 16)  # one text: 5,000 take ten times longer
+    return {
+        "backbone": backbone.id,
+        "modules": hashlib.sha256(repr(backbone.model).encode()).hexdigest(),
+        "weights": hash_tensors(tower.values()),
+        "tokens": hash_tensors([tokens]),
+        "causal": backbone.causal,
+        "dtype": str(backbone.dtype),
+        "device": device,
+        "autocast": str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "",
+        "classnames": list(classnames),
+        "templates": list(templates),
+        "chunk": CHUNK,
+        "version": VERSION,
+    }
+
+
+def _ensemble(backbone: Backbone, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:
     total = torch.zeros((), device=backbone.device)
     for template in templates:  # one at a time, because the texts of one template begin alike
         texts = fill(template, classnames)
