@@ -7,6 +7,7 @@ import pytest
 import torch
 from building import build, some_paths
 
+from unskew.data import sampling
 from unskew.debias.metrics import compute_accuracy
 from unskew.engine import debiasing
 
@@ -376,7 +377,7 @@ def test_the_target_does_not_affect_the_selected_epoch(data_root, tmp_path):
 def test_a_very_large_dataset_fits_the_prior_on_a_sample_of_each_class(data_root, tmp_path, monkeypatch):
     trainer = build("DebiasedZeroshot", data_root, tmp_path, shots=4)
     assert len(debiasing.fitting_items(trainer)) == 80  # 4 train and 4 val images of 10 classes
-    monkeypatch.setattr(debiasing, "MOST_LOGITS", 3 * 10 * 10)
+    monkeypatch.setattr(sampling, "MOST_LOGITS", 3 * 10 * 10)
     items = debiasing.fitting_items(trainer)
     assert len(items) == len(set(items)) == 30 and {item.label for item in items} == set(range(10))
     assert not set(items) & set(trainer.dataset.test)

@@ -27,6 +27,7 @@ from unskew.clip._weights import (
     resolve,
     spelling,
 )
+from unskew.data.images import file_key
 from unskew.micro import weights as micro
 from unskew.utils.errors import DAMAGE, MissingWeightsError
 from unskew.utils.logging import warn_once
@@ -197,6 +198,20 @@ def load_backbone(name: str, precision: str = "fp32", device: str | torch.device
         _warn_fp16_once()
         precision = "fp32"
     return _load(spelling(str(name)), "fp32" if precision == "amp" else precision, str(device))
+
+
+def weights_state(name: str) -> list[object]:
+    """Return the name of a backbone and keys of its files, which change with the files, without loading it.
+
+    Raises:
+        ValueError: see `load_backbone`.
+        FileNotFoundError: see `load_backbone`.
+    """
+    name = spelling(name)
+    source = resolve(name)
+    file = find_or_download(name, source.arch, source.tag) if source.tag else source.file
+    beside = sorted(path for path in source.folder.iterdir() if path.is_file()) if source.folder else []
+    return [name, *(file_key(str(path)) for path in ([file] if file else []) + beside)]
 
 
 _in_memory: weakref.WeakSet[Backbone] = weakref.WeakSet()

@@ -12,6 +12,9 @@ from typing import Protocol, TypeVar
 
 logger = logging.getLogger("unskew")
 
+# Images times classes of a fit, for very large datasets such as iNaturalist: a gigabyte of logits.
+MOST_LOGITS = 2**28
+
 
 class Labelled(Protocol):
     """An item with a label and the name of its class."""
@@ -70,6 +73,13 @@ def sample_fewshot(
 def sample_up_to(items: Sequence[Item], most: int, rng: random.Random) -> list[Item]:
     """Draw ``most`` images of each class, or all images of a smaller class."""
     return [item for images in group(items).values() for item in rng.sample(images, min(most, len(images)))]
+
+
+def sample_for_logits(items: Sequence[Item], classes: int, rng: random.Random) -> Sequence[Item]:
+    """Return the images, or as many of each class as `MOST_LOGITS` allows."""
+    if len(items) * classes <= MOST_LOGITS:
+        return items
+    return sample_up_to(items, max(1, MOST_LOGITS // classes**2), rng)
 
 
 def longtail_counts(most: int, classes: int, imbalance: float) -> list[int]:

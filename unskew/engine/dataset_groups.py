@@ -1,39 +1,52 @@
 """Thirds of the classes by the pre-training prior q, the same for all runs on a dataset."""
 
+import contextlib
+import hashlib
 import json
 import logging
+import math
 import random
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
 from unskew import config
-from unskew.clip import backbones
-from unskew.clip.text import cosine_logits, zeroshot_classifier
-from unskew.data.dataset import build_dataset
-from unskew.data.sampling import sample_up_to
+from unskew.clip import backbones, text
+from unskew.data.dataset import DatasetBase, Datum, build_dataset
+from unskew.data.images import file_key
+from unskew.data.sampling import sample_for_logits, sample_up_to
 from unskew.debias.metrics import prior_groups
 from unskew.debias.prior import estimate
 from unskew.debias.temperature import fit_temperature
 from unskew.engine.fingerprint import USER_DATASETS
 from unskew.engine.run_dir import backbones_of
 from unskew.utils.logging import errors_only, warn_once
+from unskew.utils.row_store import stored
 
 logger = logging.getLogger("unskew")
 
 # One sample for every run on a dataset, so that the rows of a table share their groups.
 SHOTS, SEED = 16, 1
 
+# Part of the key of stored priors: increase it when they are estimated with other results.
+VERSION = 1
+
+# Images times classes that are solved at a time: half a gigabyte with the solver's copy in float64.
+PART_LOGITS = 40_000_000
+
 
 def dataset_groups(cfg: CfgNode, device: str | torch.device = "cpu") -> dict[str, Tensor]:
     """Return the `prior_groups` of a run's dataset, the same for every backbone, trainer, number of shots and seed.
 
-    The prior q is estimated once per process with the dataset's default backbone (for a user's own images with the
-    run's, or with its first member), on the train and val images that 16 shots and seed 1 draw. On a long-tailed
-    dataset these are up to 16 train images per class and all of val. There are no groups, and one warning, if that
-    backbone cannot be loaded. There are none for a plugin's dataset either: it has no default backbone, and drawing its
-    sample might write files that later runs read.
+    The prior q is estimated with the dataset's default backbone (for a user's own images with the run's, or with its
+    first member), on the train and val images that 16 shots and seed 1 draw. On a long-tailed dataset these are up to
+    16 train images per class and all of val. Log q is kept on disk, keyed by the states of the images and of the
+    backbone's files. Of several thousand classes it is the mean over parts of the images, so that memory stays small.
+
+    There are no groups, and one warning, if that backbone cannot be loaded. There are none for a plugin's dataset
+    either: it has no default backbone, and drawing its sample might write files that later runs read.
 
     Args:
         cfg: the run's config.
@@ -68,32 +81,90 @@ def groups_config(cfg: CfgNode) -> CfgNode:
     return config.derive(cfg, values)
 
 
-def _estimate_groups(cfg: CfgNode, device: str | torch.device) -> dict[str, Tensor]:
-    from unskew.clip import features  # torchvision, which `prior_groups` alone does not need
-    from unskew.data.loaders import build_transform
+class _NoBackboneError(Exception):
+    """The backbone of the groups cannot be loaded."""
 
+
+@contextlib.contextmanager
+def _loading() -> Iterator[None]:
     try:
-        backbone = backbones.load_backbone(cfg.MODEL.BACKBONE.NAME, "fp32", device)
+        yield
     except (OSError, ValueError) as error:
+        raise _NoBackboneError(str(error)) from error
+
+
+def _estimate_groups(cfg: CfgNode, device: str | torch.device) -> dict[str, Tensor]:
+    try:
+        return prior_groups(_stored_log_q(cfg, device).to(device))
+    except _NoBackboneError as error:
         logger.debug(f"the groups of '{cfg.DATASET.NAME}': {error}")
         warn_once(f"no p_many, p_medium and p_few: the weights of '{cfg.MODEL.BACKBONE.NAME}' cannot be loaded")
         return {}
+
+
+def _stored_log_q(cfg: CfgNode, device: str | torch.device) -> Tensor:
+    """Return log q [C] from disk, which needs neither the backbone nor features; estimate it if it is missing."""
+    from unskew.clip import features  # torchvision, which `prior_groups` alone does not need
+
+    with _loading():
+        weights = backbones.weights_state(cfg.MODEL.BACKBONE.NAME)
     with errors_only():  # the sample of 16 shots is not the user's
         dataset = build_dataset(cfg)
     train = sample_up_to(dataset.train_x, SHOTS, random.Random(SEED)) if cfg.DATASET.LONGTAIL else dataset.train_x
-    items = [*train, *(dataset.val or [])]
-    transform = build_transform(cfg, backbone, train=False)
+    items = sample_for_logits([*train, *(dataset.val or [])], dataset.num_classes, random.Random(0))
+    settings = {
+        "images": _digest([[file_key(item.impath), item.label] for item in items]),
+        "backbone": weights,
+        "device": torch.device(device).type,
+        "input": [[key, value] for key, value in config.flatten(cfg.INPUT)],
+        "upright": cfg.DATASET.UPRIGHT,
+        "classnames": dataset.classnames,
+        "templates": list(dataset.templates),
+        "part": PART_LOGITS,
+        "versions": [VERSION, features.VERSION, text.VERSION],
+    }
+    return stored("groups", settings, dataset.num_classes, lambda: _log_q(cfg, dataset, items, device)[:, None])[:, 0]
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+@torch.no_grad()
+def _log_q(cfg: CfgNode, dataset: DatasetBase, items: Sequence[Datum], device: str | torch.device) -> Tensor:
+    """Estimate log q [C] of the groups' backbone on some images."""
+    from unskew.clip import features
+    from unskew.data.loaders import build_transform
+
+    with _loading():
+        backbone = backbones.load_backbone(cfg.MODEL.BACKBONE.NAME, "fp32", device)
     rows = features.extract(
         backbone,
         [item.impath for item in items],
-        transform,  # type: ignore[arg-type]  # None only with INPUT.NO_TRANSFORM, which CLIPTrainer refuses
+        build_transform(cfg, backbone, train=False),  # type: ignore[arg-type]  # None only with INPUT.NO_TRANSFORM, which CLIPTrainer refuses
         workers=cfg.DATALOADER.NUM_WORKERS,
         dataset=cfg.DATASET.NAME,
         upright=cfg.DATASET.UPRIGHT,
     )  # [N, D]
     labels = torch.tensor([item.label for item in items], device=rows.device)
-    weights = zeroshot_classifier(backbone, dataset.classnames, dataset.templates)  # [C, D]
-    with torch.no_grad():
-        logits = cosine_logits(backbone, rows, weights)
-    temperature = fit_temperature(logits, labels)
-    return prior_groups(estimate(logits / temperature, labels, "convex").log_q)
+    weights = text.zeroshot_classifier(backbone, dataset.classnames, dataset.templates)  # [C, D]
+    total, parts = torch.zeros(len(weights), device=rows.device), torch.zeros(len(weights), device=rows.device)
+    for part in _parts(labels, len(weights)):
+        logits = text.cosine_logits(backbone, rows[part], weights)
+        logits /= fit_temperature(logits, labels[part])
+        seen = labels[part].bincount(minlength=len(weights)) > 0
+        total += estimate(logits, labels[part], "convex").log_q * seen
+        parts += seen
+    return torch.where(parts > 0, total / parts, -math.log(len(weights)))
+
+
+def _parts(labels: Tensor, classes: int) -> list[Tensor]:
+    """Divide images [N] into parts with about `PART_LOGITS` logits; each has an equal share of every class."""
+    counts = labels.bincount(minlength=classes)
+    if len(labels) * classes <= PART_LOGITS:
+        return [torch.arange(len(labels), device=labels.device)]
+    order = labels.argsort(stable=True)
+    number = torch.empty_like(order)  # of each image in its class
+    number[order] = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[labels[order]]
+    count = -(-int(counts.max()) // max(1, PART_LOGITS // classes**2))
+    return [(number % count == part).nonzero()[:, 0] for part in range(count)]

@@ -13,7 +13,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from unskew.data.dataset import Datum
-from unskew.data.sampling import sample_up_to
+from unskew.data.sampling import sample_for_logits
 from unskew.debias import temperature
 from unskew.debias.gla import ENOUGH_HELD_OUT, GLA
 from unskew.debias.io import read_prior
@@ -25,9 +25,6 @@ from unskew.engine.run_dir import RunDir
 from unskew.utils.files import write_atomically
 
 logger = logging.getLogger("unskew")
-
-# Images times classes: a gigabyte of logits.
-MOST_LOGITS = 2**28
 
 
 # --- fitted numbers in checkpoints ------------------------------------------------------------------
@@ -128,13 +125,11 @@ def matches_classes(module: FittedTerms | SavedGLA, folder: Path) -> bool:
 def fitting_items(trainer: CLIPTrainer) -> Sequence[Datum]:
     """Return the images that fit the zero-shot half: val if it is large, else train and val; the model saw neither.
 
-    Of very large datasets, such as iNaturalist, return as many images per class as `MOST_LOGITS` allows.
+    Of very large datasets, such as iNaturalist, return a part; see `sample_for_logits`.
     """
     train, val, classes = trainer.dataset.train_x, trainer.dataset.val or [], trainer.num_classes
     items = val if len(val) >= ENOUGH_HELD_OUT * classes else [*train, *val]
-    if len(items) * classes <= MOST_LOGITS:
-        return items
-    return sample_up_to(items, max(1, MOST_LOGITS // classes**2), random.Random(0))
+    return sample_for_logits(items, classes, random.Random(0))
 
 
 def fit_zeroshot(trainer: CLIPTrainer, gla: GLA) -> int:

@@ -56,6 +56,7 @@ def evaluate(trainer: "SimpleTrainer", split: str) -> dict[str, float]:
         name = trainer.cfg.DATASET.NAME
         raise ValueError(f"'{name}' has no images in its {split} split: choose another TEST.SPLIT")
     logger.info(f"Evaluate on the *{split}* set")
+    groups = trainer.class_groups() if split == "test" else {}  # needs its memory before the logits need theirs
     prediction = trainer.predict_parts([item.impath for item in items])
     logits, parts = prediction.logits, prediction.parts
     labels = labels_of(items)  # [N]
@@ -65,7 +66,7 @@ def evaluate(trainer: "SimpleTrainer", split: str) -> dict[str, float]:
         logits, parts = logits[:, classes], {name: part[:, classes] for name, part in parts.items()}
     evaluator = trainer.evaluator
     evaluator.reset()
-    evaluator.groups = trainer.class_groups() if split == "test" else {}
+    evaluator.groups = groups
     # Dassl's evaluators take no further logits
     evaluator.process(logits, labels.to(logits.device), **({"extra": parts} if parts else {}))
     return dict(evaluator.evaluate())
