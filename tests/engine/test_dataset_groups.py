@@ -24,6 +24,13 @@ from unskew.runs.run import Run, execute
 SHORT = ("OPTIM.MAX_EPOCH", 1, "INPUT.VIEWS", 1, "DATALOADER.NUM_WORKERS", 0)
 
 
+@pytest.fixture
+def cold(tmp_path, monkeypatch):
+    """A process and a cache without groups."""
+    monkeypatch.setenv("UNSKEW_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(dataset_groups, "_groups", {})
+
+
 def as_lists(found):
     return {name: classes.tolist() for name, classes in found.items()}
 
@@ -123,7 +130,7 @@ def test_all_runs_on_a_dataset_share_their_groups(data_root):
     assert sorted(itertools.chain(*as_lists(half).values())) == [0, 1, 2, 3, 4]
 
 
-def test_the_estimate_sees_no_test_images(data_root, monkeypatch):
+def test_the_estimate_sees_no_test_images(data_root, tmp_path, monkeypatch):
     cfg = load_cfg(data_root, dataset="digits")
     expected = as_lists(dataset_groups.dataset_groups(cfg))
 
@@ -134,15 +141,15 @@ def test_the_estimate_sees_no_test_images(data_root, monkeypatch):
 
     original = dataset_groups.build_dataset
     monkeypatch.setattr(dataset_groups, "build_dataset", build)
+    monkeypatch.setenv("UNSKEW_CACHE", str(tmp_path))
     found = dataset_groups._estimate_groups(dataset_groups.groups_config(cfg), "cpu")
     assert as_lists(found) == expected
 
 
-def test_without_the_default_backbone_the_run_continues_with_one_warning(data_root, monkeypatch, caplog):
+def test_without_the_default_backbone_the_run_continues_with_one_warning(data_root, cold, monkeypatch, caplog):
     def load(name, *arguments):
         raise FileNotFoundError(f"backbone '{name}': its weights are not in the cache")
 
-    monkeypatch.setattr(dataset_groups, "_groups", {})
     monkeypatch.setattr(dataset_groups.backbones, "load_backbone", load)
     cfg = load_cfg(data_root, dataset="digits", backbone="micro-vit")
     assert dataset_groups.dataset_groups(cfg) == dataset_groups.dataset_groups(cfg) == {}
@@ -184,7 +191,7 @@ def test_unbalanced_training_images_give_groups_by_count_and_validation_gives_no
     assert not {"d_medium", "p_many"} & trainer.results.keys()
 
 
-def test_loading_for_the_groups_shares_the_runs_own_tower(data_root):
+def test_loading_for_the_groups_shares_the_runs_own_tower(data_root, cold):
     trainer = build_trainer(load_cfg(data_root, dataset="digits"))
     before = backbones._load.cache_info().misses
     dataset_groups._estimate_groups(dataset_groups.groups_config(trainer.cfg), trainer.device)
@@ -215,9 +222,8 @@ def test_the_sample_for_the_groups_gives_no_warning(tmp_path, warned):
     assert set(groups) == {"p_many", "p_medium", "p_few"} and warned() == []
 
 
-def test_the_groups_of_own_data_come_from_the_first_member(data_root, tmp_path, monkeypatch):
+def test_the_groups_of_own_data_come_from_the_first_member(data_root, tmp_path):
     """Backdoor has no backbone of its own; the dataset's default is no part of the run."""
-    monkeypatch.setattr(dataset_groups, "_groups", {})
     (tmp_path / "images").mkdir()
     opts = ("DATASET.ROOT", str(tmp_path / "images"), "TRAINER.BACKDOOR.MEMBERS", ["micro-a#2", "micro-b"])
     cfg = dataset_groups.groups_config(config.load("folder", trainer="Backdoor", opts=opts))

@@ -214,5 +214,5 @@ def hash_tensors(tensors: Iterable[Tensor]) -> str:
     """Return the SHA-256 of the numbers of tensors; it takes 0.6 s per GB."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

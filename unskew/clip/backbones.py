@@ -163,7 +163,7 @@ def _is_causal(text: "CLIP | TextTransformer") -> bool:
 
 
 def load_backbone(name: str, precision: str = "fp32", device: str | torch.device = "cpu") -> Backbone:
-    """Load a CLIP once per process; the same arguments return the same object.
+    """Load a CLIP once per process; the same arguments return the same object, unless its files change.
 
     Args:
         name: one of ``OPENAI`` or a shipped model (``micro``, ``micro-a``, ...), in upper or lower case; ``ARCH@TAG``,
@@ -197,10 +197,11 @@ def load_backbone(name: str, precision: str = "fp32", device: str | torch.device
     if precision == "fp16" and device.type == "cpu":
         _warn_fp16_once()
         precision = "fp32"
-    return _load(spelling(str(name)), "fp32" if precision == "amp" else precision, str(device))
+    name = spelling(str(name))
+    return _load(name, "fp32" if precision == "amp" else precision, str(device), weights_state(name))
 
 
-def weights_state(name: str) -> list[object]:
+def weights_state(name: str) -> tuple[str | int, ...]:
     """Return the name of a backbone and keys of its files, which change with the files, without loading it.
 
     Raises:
@@ -211,7 +212,7 @@ def weights_state(name: str) -> list[object]:
     source = resolve(name)
     file = find_or_download(name, source.arch, source.tag) if source.tag else source.file
     beside = sorted(path for path in source.folder.iterdir() if path.is_file()) if source.folder else []
-    return [name, *(file_key(str(path)) for path in ([file] if file else []) + beside)]
+    return name, *(file_key(str(path)) for path in ([file] if file else []) + beside)
 
 
 _in_memory: weakref.WeakSet[Backbone] = weakref.WeakSet()
@@ -231,7 +232,8 @@ def _warn_fp16_once() -> None:
 
 @functools.cache
 @torch.inference_mode(False)  # gradients cannot flow through tensors that are made in inference mode
-def _load(name: str, precision: str, device: str) -> Backbone:
+def _load(name: str, precision: str, device: str, state: tuple[str | int, ...]) -> Backbone:
+    """Load a backbone; another ``state`` of its files is another call."""
     source = resolve(name)
     if source.tag:
         source = source._replace(file=find_or_download(name, source.arch, source.tag))

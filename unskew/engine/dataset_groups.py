@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from unskew.data.sampling import sample_for_logits, sample_up_to
 from unskew.debias.metrics import prior_groups
 from unskew.debias.prior import estimate
 from unskew.debias.temperature import fit_temperature
-from unskew.engine.fingerprint import USER_DATASETS
+from unskew.engine.fingerprint import USER_DATASETS, files
 from unskew.engine.run_dir import backbones_of
 from unskew.utils.logging import errors_only, warn_once
 from unskew.utils.row_store import stored
@@ -59,13 +59,13 @@ def dataset_groups(cfg: CfgNode, device: str | torch.device = "cpu") -> dict[str
         return {}
     cfg = groups_config(cfg)
     used = {key: value for key, value in config.flatten(cfg) if key.startswith(("INPUT.", "DATASET.", "MODEL."))}
-    key = json.dumps([used, str(device)])
+    key = json.dumps([used, str(device), files(cfg)])
     if key not in _groups:
         _groups[key] = _estimate_groups(cfg, device)
     return _groups[key]
 
 
-_groups: dict[str, dict[str, Tensor]] = {}  # by the config and the device
+_groups: dict[str, dict[str, Tensor]] = {}  # by the config, the device and the states of the user's files
 
 
 def groups_config(cfg: CfgNode) -> CfgNode:
@@ -148,21 +148,36 @@ def _log_q(cfg: CfgNode, dataset: DatasetBase, items: Sequence[Datum], device: s
     )  # [N, D]
     labels = torch.tensor([item.label for item in items], device=rows.device)
     weights = text.zeroshot_classifier(backbone, dataset.classnames, dataset.templates)  # [C, D]
-    total, parts = torch.zeros(len(weights), device=rows.device), torch.zeros(len(weights), device=rows.device)
-    for part in _parts(labels, len(weights)):
-        logits = text.cosine_logits(backbone, rows[part], weights)
+    return _estimate(lambda part: text.cosine_logits(backbone, rows[part], weights), labels, len(weights))
+
+
+def _estimate(logits_of: Callable[[Tensor], Tensor], labels: Tensor, classes: int) -> Tensor:
+    """Return the mean log q [C] over parts of the images; a class counts where it has images.
+
+    Args:
+        logits_of: function of image indices [n] -> logits [n, C], which it may not keep.
+        labels: [N].
+        classes: C.
+    """
+    total, count = torch.zeros(2, classes, device=labels.device)
+    for part in _parts(labels, classes):
+        logits = logits_of(part)
         logits /= fit_temperature(logits, labels[part])
-        seen = labels[part].bincount(minlength=len(weights)) > 0
+        seen = labels[part].bincount(minlength=classes) > 0
         total += estimate(logits, labels[part], "convex").log_q * seen
-        parts += seen
-    return torch.where(parts > 0, total / parts, -math.log(len(weights)))
+        count += seen
+        del logits  # before the next part needs its memory
+    return torch.where(count > 0, total / count, -math.log(classes))
 
 
 def _parts(labels: Tensor, classes: int) -> list[Tensor]:
-    """Divide images [N] into parts with about `PART_LOGITS` logits; each has an equal share of every class."""
-    counts = labels.bincount(minlength=classes)
+    """Divide images [N] into parts of at most `PART_LOGITS` logits or one image per class; return their indices.
+
+    The images of a class are dealt to the parts in turn.
+    """
     if len(labels) * classes <= PART_LOGITS:
         return [torch.arange(len(labels), device=labels.device)]
+    counts = labels.bincount(minlength=classes)
     order = labels.argsort(stable=True)
     number = torch.empty_like(order)  # of each image in its class
     number[order] = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[labels[order]]
