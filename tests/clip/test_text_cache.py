@@ -49,6 +49,8 @@ def test_a_classifier_is_encoded_once_with_equal_bits(cache, encoded, backbone):
 OTHERS = {
     "name": (["red circle", "blue star", "green squares"], TEMPLATES, {}),
     "order of the names": (NAMES[::-1], TEMPLATES, {}),
+    "borders of the names": (["red circle blue", "star", "green_square"], TEMPLATES, {}),
+    "borders of the templates": (NAMES, [" ".join(TEMPLATES)], {}),
     "fewer names": (NAMES[:2], TEMPLATES, {}),
     "template": (NAMES, ["a photo of a {}.", "a {} on black."], {}),
     "fewer templates": (NAMES, TEMPLATES[:1], {}),
