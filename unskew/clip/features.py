@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from unskew.clip.backbones import Backbone
 from unskew.config.defaults import get_cfg_default
-from unskew.data.images import file_key, read_image, to_rgb
+from unskew.data.images import file_keys, read_image, to_rgb
 from unskew.data.transforms import build_transform
 from unskew.utils.row_store import Keys, RowStore, open_store
 
@@ -220,7 +220,7 @@ def extract(
     stores = {
         view: open_store("features", settings | {"views": [view]}) if keep else RowStore(None) for view in numbers
     }
-    keys = np.fromiter(map(file_key, paths), np.int64, len(paths))
+    keys = file_keys(paths)
     with contextlib.ExitStack() as locks:
         for store in sorted(stores.values(), key=lambda store: str(store.folder)):
             locks.enter_context(store.lock_if_missing(keys))

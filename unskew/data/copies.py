@@ -3,14 +3,11 @@
 import hashlib
 import logging
 import os
-import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from unskew.data.dataset import Datum
+from unskew.data.snapshot import file_states, map_in_threads, remember
 from unskew.utils.errors import DAMAGE
 from unskew.utils.files import read_json, user_cache, write_json
 
@@ -20,10 +17,6 @@ logger = logging.getLogger("unskew")
 CACHE_FROM = 1000
 
 _TAIL = 4096  # bytes at the end of a file, which differ for almost all images of equal size
-
-_PART = 64  # paths of a task
-
-_Result = TypeVar("_Result")
 
 _State = tuple[int, int]  # size and modification time
 
@@ -50,7 +43,8 @@ def warn_of_copies(kind: str, root: str | Path, train: Sequence[Datum], test: Se
 
 def copies_of_data(root: str | Path, train: Sequence[Datum], test: Sequence[Datum]) -> dict[str, str]:
     """Return ``{test image: the training image with the same bytes}`` of the user's data."""
-    return find_copies([i.impath for i in train], [i.impath for i in test], user_cache(root) / ".copies.json")
+    paths = tuple(item.impath for item in train), tuple(item.impath for item in test)
+    return remember(("copies", *paths), lambda: find_copies(*paths, user_cache(root) / ".copies.json"))
 
 
 def find_copies(train: Iterable[str], test: Iterable[str], cache: Path | None = None) -> dict[str, str]:
@@ -63,17 +57,16 @@ def find_copies(train: Iterable[str], test: Iterable[str], cache: Path | None = 
         test: paths of test images.
         cache: the file that keeps the result of many images while their sizes and modification times stay.
     """
-    with ThreadPoolExecutor(16) as pool:  # a network disk answers slowly, but many requests at once
-        states = [dict(zip(paths, _map(pool, _state, paths), strict=True)) for paths in (list(train), list(test))]
-        digest = hashlib.sha256(repr([sorted(state.items()) for state in states]).encode("utf-8", "surrogateescape"))
-        many = cache is not None and sum(map(len, states)) >= CACHE_FROM
-        cached = _read(cache, digest.hexdigest()) if many else None  # type: ignore[arg-type]  # not None if many
-        if cached is not None:
-            return cached
-        sizes: list[_Contents] = [{path: state and state[0] for path, state in of.items()} for of in states]
-        first, second = _common(*sizes)
-        for read in (_read_end, _digest):
-            first, second = _common(_read_all(pool, read, first), _read_all(pool, read, second))
+    states = [_states(list(paths)) for paths in (train, test)]
+    digest = hashlib.sha256(repr([sorted(state.items()) for state in states]).encode("utf-8", "surrogateescape"))
+    many = cache is not None and sum(map(len, states)) >= CACHE_FROM
+    cached = _read(cache, digest.hexdigest()) if many else None  # type: ignore[arg-type]  # not None if many
+    if cached is not None:
+        return cached
+    sizes: list[_Contents] = [{path: state and state[0] for path, state in of.items()} for of in states]
+    first, second = _common(*sizes)
+    for read in (_read_end, _digest):
+        first, second = _common(_read_all(read, first), _read_all(read, second))
     originals: dict[object, str] = {}
     for path, content in first.items():
         originals.setdefault(content, path)
@@ -83,19 +76,10 @@ def find_copies(train: Iterable[str], test: Iterable[str], cache: Path | None = 
     return copies
 
 
-def _map(pool: ThreadPoolExecutor, read: Callable[[str], _Result], paths: Sequence[str]) -> Iterator[_Result]:
-    """Return the results in order; a task for each path would take longer than to read its state."""
-    parts = [paths[start : start + _PART] for start in range(0, len(paths), _PART)]
-    return chain.from_iterable(pool.map(lambda part: [read(path) for path in part], parts))
-
-
-def _state(path: str) -> _State | None:
-    """Return the state of a regular file with content, else ``None``."""
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) and found.st_size else None
+def _states(paths: Sequence[str]) -> dict[str, _State | None]:
+    """Return size and time of each path that is a regular file with content, else ``None``."""
+    found = zip(paths, file_states(paths), strict=True)
+    return {path: state[:2] if state and state[3] and state[0] else None for path, state in found}
 
 
 def _common(train: _Contents, test: _Contents) -> tuple[_Contents, _Contents]:
@@ -105,9 +89,9 @@ def _common(train: _Contents, test: _Contents) -> tuple[_Contents, _Contents]:
     return first, second
 
 
-def _read_all(pool: ThreadPoolExecutor, read: Callable[[str], object], paths: _Contents) -> _Contents:
+def _read_all(read: Callable[[str], object], paths: _Contents) -> _Contents:
     """Add what ``read`` returns to what is known of each path; ``None`` for an unreadable file."""
-    found = _map(pool, read, list(paths))
+    found = map_in_threads(read, list(paths))
     return {path: (before, now) if now else None for (path, before), now in zip(paths.items(), found, strict=True)}
 
 

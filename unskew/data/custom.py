@@ -10,10 +10,11 @@ from yacs.config import CfgNode
 from unskew.data.copies import warn_of_copies
 from unskew.data.dataset import Datum, class_names
 from unskew.data.fewshot import select
-from unskew.data.image_folders import class_folders, folder_items, list_images
+from unskew.data.image_folders import class_folders, list_subfolder, listed_items, user_images
 from unskew.data.names import class_order, composed, read_names, warn_of_equal_prompts
 from unskew.data.readable import ReadableSelection, select_readable
 from unskew.data.sampling import split_in_three
+from unskew.data.snapshot import remember
 from unskew.data.splits import SPLITS
 from unskew.utils.files import user_cache
 
@@ -90,25 +91,36 @@ def read_folders(root: Path, names_file: str = "") -> dict[str, list[Datum]]:
         ValueError: there are fewer than two class folders with images, two of them are the same number, or the names
             do not fit the folders.
     """
-    folders = _split_folders(root) or {"": root}
-    listed = {split: list_images(folder, user_cache(folder)) for split, folder in folders.items()}
+    splits, empty = remember(("folders", root, names_file), lambda: _read_folders(root, names_file))
+    if empty:
+        logger.warning(f"{len(empty)} folder(s) in '{root}' have no images and are skipped, for instance '{empty[0]}'")
+    return {split: list(items) for split, items in splits.items()}
+
+
+def _read_folders(root: Path, names_file: str) -> tuple[dict[str, list[Datum]], list[str]]:
+    """Return all images by split, and the class folders without images."""
+    folders = _split_folders(root)
+    images = user_images(root)
+    listed = {
+        split: list_subfolder(folder, images.get(folder.name, ()), user_cache(folder))
+        for split, folder in folders.items()
+    }
+    if not folders:
+        folders, listed = {"": root}, {"": images}
     known = sorted({composed(name) for images in listed.values() for name in images})
     filled = {composed(name) for images in listed.values() for name, paths in images.items() if paths}
     _check_classes(root, sorted(filled))
     classes = class_order(filled, f"'{root}'")
     names = read_names(names_file, classes, known)
-    empty = sorted(set(known) - filled)
-    if empty:
-        logger.warning(f"{len(empty)} folder(s) in '{root}' have no images and are skipped, for instance '{empty[0]}'")
     labels = {key: (label, name) for label, (key, name) in enumerate(zip(classes, names, strict=True))}
     splits: dict[str, list[Datum]] = {}
     for split, folder in folders.items():
         present = {name: labels[composed(name)] for name in listed[split] if composed(name) in labels}
         present = dict(sorted(present.items(), key=lambda entry: entry[1][0]))
-        splits[split] = folder_items(folder, present, user_cache(folder))
+        splits[split] = listed_items(folder, listed[split], present)
     if list(splits) in ([""], ["train"]):
-        return divided(next(iter(splits.values())))
-    return splits
+        splits = divided(next(iter(splits.values())))
+    return splits, sorted(set(known) - filled)
 
 
 def _check_classes(root: Path, classes: list[str]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from unskew.data.custom import divided, split_name
 from unskew.data.dataset import Datum
 from unskew.data.names import class_order, composed, read_names, whole_number
+from unskew.data.snapshot import remember
 from unskew.data.splits import check_distinct
 from unskew.utils.errors import check_regular
 
@@ -38,6 +39,11 @@ def read_csv(file: Path, names_file: str = "") -> dict[str, list[Datum]]:
         ValueError: a column is missing or there twice, a line has no path, no class, or an unknown split, or the names
             do not fit the labels.
     """
+    splits = remember(("csv", file, names_file), lambda: _read_csv(file, names_file))
+    return {split: list(items) for split, items in splits.items()}
+
+
+def _read_csv(file: Path, names_file: str) -> dict[str, list[Datum]]:
     rows = _rows(file)
     columns = next(iter(rows.values()))
     column = "classname" if "classname" in columns else "label"
@@ -47,11 +53,10 @@ def read_csv(file: Path, names_file: str = "") -> dict[str, list[Datum]]:
     classes = list(dict.fromkeys(rows[number][column] for number in sorted(rows, key=labels.__getitem__)))
     names = dict(zip(classes, read_names(names_file, classes, numbered=True), strict=True))
     splits: dict[str, list[Datum]] = {}
-    for number, row in rows.items():
+    for (number, row), path in zip(rows.items(), image_paths(file, rows), strict=True):
         split = split_name(row["split"]) if "split" in row else ""
         if split is None:
             raise ValueError(f"'{file}', line {number}: split must be train, val or test, got '{row['split']}'")
-        path = _image_path(file.parent, row["path"])
         splits.setdefault(split, []).append(Datum(path, labels[number], 0, names[row[column]]))
     check_distinct(file, splits)
     if "" in splits:
@@ -59,9 +64,18 @@ def read_csv(file: Path, names_file: str = "") -> dict[str, list[Datum]]:
     return splits
 
 
-def image_paths(file: Path) -> list[str]:
-    """Return the paths of the images in a CSV file, line by line."""
-    return [_image_path(file.parent, row["path"]) for row in _rows(file).values()]
+def image_paths(file: Path, rows: Mapping[int, Mapping[str, str]] | None = None) -> list[str]:
+    """Return the paths of the images in a CSV file, line by line; within a snapshot the file is read once.
+
+    Args:
+        file: the CSV file.
+        rows: its content, if it has been read.
+    """
+
+    def texts() -> list[str]:
+        return [row["path"] for row in (rows or _rows(file)).values()]
+
+    return [_image_path(file.parent, text) for text in remember(("paths", os.path.realpath(file)), texts)]
 
 
 def _image_path(folder: Path, text: str) -> str:

@@ -21,6 +21,8 @@ logger = logging.getLogger("unskew")
 # A class with fewer training images gives none to the hold-out.
 HOLDOUT_FROM = 20
 
+# The keys below DATASET that `select` reads.
+SELECTION = ("NUM_SHOTS", "NUM_VAL_SHOTS", "SEED", "HOLDOUT", "SUBSAMPLE_CLASSES")
 
 _Sample = tuple[list[Datum], list[Datum]]  # train and val
 

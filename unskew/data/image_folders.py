@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from unskew.data.dataset import Datum
+from unskew.data.snapshot import remember
 from unskew.utils.errors import DAMAGE
-from unskew.utils.files import cache_folder, read_json, write_json
+from unskew.utils.files import cache_folder, read_json, user_cache, write_json
 
 logger = logging.getLogger("unskew")
 
@@ -141,18 +142,44 @@ def _write_cache(
         logger.debug(f"the list of '{folder}' was not cached: {error}")
 
 
-def folder_items(folder: Path, classes: Mapping[str, tuple[int, str]], cache: Path | None = None) -> list[Datum]:
+def user_images(root: str | Path) -> dict[str, list[str]]:
+    """Return `list_images` of the user's folder; within a snapshot the folder is listed once."""
+    return remember(("images", os.path.realpath(root)), lambda: list_images(root, user_cache(root)))
+
+
+def list_subfolder(folder: Path, images: Iterable[str], cache: Path) -> dict[str, list[str]]:
+    """Return `list_images` of a folder whose images are known from the list of its parent folder.
+
+    Args:
+        folder: the folder of class folders.
+        images: its images as the parent's list has them, without the images behind links.
+        cache: see `list_images`, which lists the folder if a class folder is a link.
+    """
+    listed: dict[str, list[str]] = {name: [] for name in class_folders(folder)}
+    for path in images:
+        name, _, image = path.partition("/")
+        if image and name in listed:
+            listed[name].append(image)
+    if any(not found and os.path.islink(folder / name) for name, found in listed.items()):
+        return list_images(folder, cache)
+    return listed
+
+
+def folder_items(folder: Path, classes: Mapping[str, tuple[int, str]]) -> list[Datum]:
     """Return the images of class folders, class by class.
 
     Args:
         folder: the folder of class folders.
         classes: ``{folder's name: (label, class name)}``.
-        cache: see `list_images`.
 
     Raises:
         FileNotFoundError: the folder, or the folder of a class, does not exist.
     """
-    listed = list_images(folder, cache)
+    return listed_items(folder, list_images(folder), classes)
+
+
+def listed_items(folder: Path, listed: Mapping[str, list[str]], classes: Mapping[str, tuple[int, str]]) -> list[Datum]:
+    """Return the images of class folders, class by class, from the result of `list_images`; see `folder_items`."""
     items: list[Datum] = []
     with _garbage_collection_paused():
         for name, (label, classname) in classes.items():

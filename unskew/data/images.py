@@ -3,12 +3,15 @@
 import hashlib
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from unskew.data.snapshot import State, file_states, kept
 from unskew.utils.errors import DAMAGE, format_error
 from unskew.utils.logging import warn_once
 
@@ -29,6 +32,7 @@ _GREY_FACTORS = {"L;2": 85, "L;4": 17}
 # Formats whose mode "I" holds 16 bits in older versions of Pillow, and still in PGM files.
 _SIXTEEN_BITS = ("PNG", "PPM")
 
+Keys = npt.NDArray[np.int64]
 
 # What Pillow raises for broken files.
 _BROKEN = (*DAMAGE, Image.DecompressionBombError)
@@ -74,13 +78,22 @@ def _open_file(path: str | Path) -> BinaryIO:
     return file
 
 
-def file_key(path: str) -> int:
-    """Return a 64-bit hash of a file's path, size and times; the change time tells a file that replaces another."""
-    try:
-        state = os.stat(path)
-        content = f"{os.path.abspath(path)}\n{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}"
-    except (OSError, ValueError):  # reading the file will report the error
-        content = path
+def file_keys(paths: Sequence[str]) -> Keys:
+    """Return a 64-bit hash [N] of each file's path, size and times; the change time tells a file that replaces another.
+
+    Within a snapshot, see `unskew.data.snapshot`, the key of an image is made once.
+    """
+    known = kept("file keys")
+    new = [path for path in dict.fromkeys(paths) if path not in known]
+    states = file_states(new)
+    keys = {path: _file_key(path, state) for path, state in zip(new, states, strict=True)}
+    # A missing file may exist at the next call: its key must then be another one.
+    known.update((path, keys[path]) for path, state in zip(new, states, strict=True) if state)
+    return np.fromiter((keys[path] if path in keys else known[path] for path in paths), np.int64, len(paths))
+
+
+def _file_key(path: str, state: State | None) -> int:
+    content = path if state is None else f"{os.path.abspath(path)}\n{state[0]} {state[1]} {state[2]}"
     return int.from_bytes(hashlib.blake2b(os.fsencode(content), digest_size=8).digest(), "little", signed=True)
 
 

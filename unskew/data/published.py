@@ -7,11 +7,12 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
+from unskew.config import flatten
 from unskew.data.dataset import DatasetBase, Datum
-from unskew.data.fewshot import select
-from unskew.data.image_folders import folder_items, list_images
+from unskew.data.fewshot import SELECTION, select
+from unskew.data.image_folders import list_images, listed_items
 from unskew.data.sampling import split_in_three, split_off
-from unskew.data.splits import Splits, read_split
+from unskew.data.splits import Splits, read_once, read_split
 from unskew.download.sources import DatasetInfo, Source
 from unskew.utils.files import expand
 
@@ -78,15 +79,24 @@ class PublishedDataset(DatasetBase):
 
     @classmethod
     def splits(cls, cfg: CfgNode, root: Path) -> Splits:
-        """Return all images of train, val and test, from the split file if there is one, else from `read`."""
+        """Return all images of train, val and test, from the split file if there is one, else from `read`.
+
+        Within a snapshot, see `unskew.data.snapshot`, they are read once for all runs, whatever `select` draws of them.
+        """
         path = root / cls.split_file
         if cls.split_file and path.is_file():
-            return read_split(path, root / cls.image_dir)
+            return read_once(("split file", path), lambda: read_split(path, root / cls.image_dir))
         if cls.split_file:
             logger.warning(
                 f"there is no '{path}', so the images are split at random: do not compare accuracies with published "
                 f"ones. Download the file with `unskew data prepare {cfg.DATASET.NAME}`"
             )
+        settings = [(key, value) for key, value in flatten(cfg.DATASET) if key not in SELECTION]
+        return read_once((cls, root, repr(settings)), lambda: cls._read(cfg, root))
+
+    @classmethod
+    def _read(cls, cfg: CfgNode, root: Path) -> Splits:
+        """Return the result of `read`, with one line for a damaged file."""
         try:
             return cls.read(cfg, root)
         except (ArithmeticError, AttributeError, LookupError, TypeError) as error:  # values of other kinds or shapes
@@ -97,7 +107,10 @@ class PublishedDataset(DatasetBase):
 
     @classmethod
     def read(cls, cfg: CfgNode, root: Path) -> Splits:
-        """Read train, val and test from the dataset's files; random splits are the same every time."""
+        """Read train, val and test from the dataset's files; random splits are the same every time.
+
+        The keys that `select` reads, such as the shots and seeds, must not matter.
+        """
         raise NotImplementedError(f"{cls.__name__} must define read(cfg, root)")
 
 
@@ -122,9 +135,10 @@ def split_folders(folder: Path, names: Mapping[str, str] | None = None, ignored:
         names: class names of folders whose name is not the class name.
         ignored: folders that are not classes.
     """
-    folders = [name for name in list_images(folder) if name not in ignored]
+    listed = list_images(folder)
+    folders = [name for name in listed if name not in ignored]
     classes = {name: (label, (names or {}).get(name, name)) for label, name in enumerate(folders)}
-    return split_in_three(folder_items(folder, classes), random.Random(0))
+    return split_in_three(listed_items(folder, listed, classes), random.Random(0))
 
 
 def split_trainval(trainval: Sequence[Datum]) -> tuple[list[Datum], list[Datum]]:

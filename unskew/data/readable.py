@@ -8,13 +8,12 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 from yacs.config import CfgNode
 
 from unskew.data.dataset import Datum
 from unskew.data.fewshot import Selection, select
-from unskew.data.images import file_key, read_image
+from unskew.data.images import Keys, file_keys, read_image
 from unskew.data.names import SHOWN, listed
 from unskew.utils.errors import DAMAGE
 from unskew.utils.files import user_cache, write_atomically
@@ -22,8 +21,6 @@ from unskew.utils.files import user_cache, write_atomically
 logger = logging.getLogger("unskew")
 
 _AT_ONCE = 1000  # images that wait for a thread; a list of a million would take as long as their reading
-
-Keys = npt.NDArray[np.int64]
 
 
 class ReadableSelection(Selection):
@@ -111,7 +108,7 @@ def find_unreadable(paths: Sequence[str], cache: Path | None = None) -> dict[str
         paths: image files.
         cache: the file that lists the images that were read before; they are not opened while size and times stay.
     """
-    keys = np.fromiter(map(file_key, paths), np.int64, len(paths))
+    keys = file_keys(paths)
     known = _read_keys(cache)
     new = np.flatnonzero(~np.isin(keys, known)).tolist()
     found = {path: message for path, message in open_all([paths[i] for i in new], _error) if message}

@@ -5,12 +5,13 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from unskew.data.dataset import Datum
+from unskew.data.snapshot import remember
 from unskew.download.fetch import mismatch
 from unskew.download.sources import Source
 from unskew.utils.errors import DAMAGE, check_regular
@@ -22,6 +23,12 @@ SPLITS = ("train", "val", "test")
 Splits = tuple[list[Datum], list[Datum], list[Datum]]
 
 PREPARE_AGAIN = "check the data root, or prepare the dataset again"
+
+
+def read_once(key: Hashable, read: Callable[[], Splits]) -> Splits:
+    """Return the images that a function reads, see `remember`, in lists that the caller may change."""
+    train, val, test = remember(key, read)
+    return list(train), list(val), list(test)
 
 
 def read_split(path: str | Path, image_root: str | Path) -> Splits:

@@ -2,19 +2,18 @@
 
 import contextlib
 import hashlib
-import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from yacs.config import CfgNode
 
 from unskew.config import class_name, flatten, names
 from unskew.data.dataset import USER_DATASETS
-from unskew.data.image_folders import list_images
-from unskew.utils.files import expand, user_cache
+from unskew.data.image_folders import user_images
+from unskew.data.snapshot import State, file_state, file_states, remember
+from unskew.utils.files import expand
 
 # Keys that change where a run is or how much it prints, but not its result.
 NOT_IDENTITY = (
@@ -70,7 +69,8 @@ def files(cfg: Mapping) -> dict[str, str]:
     """Return the state of the files that a config names, by its keys.
 
     A trainer's key that names a file (a prior) or a finished run (a base) counts by its content, and so do class
-    names. A user's images count by their names, sizes and times, and local weights by their size and time.
+    names. A user's images count by their names, sizes and times, and local weights by their size and time. Within a
+    snapshot, see `unskew.data.snapshot`, the state of the user's data is taken once.
 
     Args:
         cfg: a config, or the tree in a ``config.yaml``, which may lack keys.
@@ -78,13 +78,15 @@ def files(cfg: Mapping) -> dict[str, str]:
     leaves = _leaves(cfg)
     states = {key: _content(value) for key, value in leaves.items() if key.startswith("TRAINER.")}
     if file := leaves.get("DATASET.CLASSNAMES"):
-        states["DATASET.CLASSNAMES"] = _content(os.path.join(".", str(file)))
+        names_file = os.path.join(".", str(file))
+        states["DATASET.CLASSNAMES"] = remember(("names", names_file), lambda: _content(names_file))
     for key, value in leaves.items():
         if key == "MODEL.BACKBONE.NAME" or key.endswith(".MEMBERS"):
             backbones = value if isinstance(value, list) else [value]
             states[f"{key} (sizes and times of the weights)"] = _weights([str(name) for name in backbones])
     if leaves.get("DATASET.NAME") in USER_DATASETS:
-        states |= _user_images(Path(str(leaves["DATASET.ROOT"])))
+        root = Path(str(leaves["DATASET.ROOT"]))
+        states |= remember(("fingerprint", root), lambda: _user_images(root))
     return {key: state for key, state in states.items() if state is not None}
 
 
@@ -106,7 +108,7 @@ def _weights(backbones: Sequence[str]) -> str | None:
             paths.append(str(place))
         elif place.is_dir() and name.startswith("local-dir:"):
             paths += sorted(str(file) for file in place.iterdir() if file.is_file())
-    return _hash(_sizes_and_times(paths)) if paths else None
+    return _hash(_sizes_and_times(map(file_state, paths))) if paths else None
 
 
 def _user_images(root: Path) -> dict[str, str | None]:
@@ -120,27 +122,15 @@ def _user_images(root: Path) -> dict[str, str | None]:
         with contextlib.suppress(ValueError):  # reading the data reports the error
             paths = sorted(set(image_paths(root)))
     elif root.is_dir():
-        images = list_images(root, user_cache(root))
+        images = user_images(root)
         states["DATASET.ROOT (names of the images)"] = _hash(images)
         paths = [f"{root}/{name}/{path}" for name, inside in images.items() for path in inside]
-    states["DATASET.ROOT (sizes and times of the images)"] = _hash(_sizes_and_times(paths))
+    states["DATASET.ROOT (sizes and times of the images)"] = _hash(_sizes_and_times(file_states(paths)))
     return states
 
 
-def _sizes_and_times(paths: Sequence[str]) -> list:
-    """Return the size and the modification time of each file, ``None`` for a missing one."""
-    size = max(1, len(paths) // 64)
-    parts = [paths[first : first + size] for first in range(0, len(paths), size)]
-    with ThreadPoolExecutor(16) as pool:  # a network disk answers slowly, but many requests at once
-        return list(itertools.chain(*pool.map(lambda part: [_size_and_time(path) for path in part], parts)))
-
-
-def _size_and_time(path: str) -> tuple[int, int] | None:
-    try:
-        state = os.stat(path)
-    except OSError:
-        return None
-    return state.st_size, state.st_mtime_ns
+def _sizes_and_times(states: Iterable[State | None]) -> list[tuple[int, int] | None]:
+    return [state and state[:2] for state in states]
 
 
 def _hash(content: object) -> str:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from unskew.data.dataset import Datum
 from unskew.data.sampling import longtail_counts
-from unskew.data.splits import Splits, read_split, save_split
+from unskew.data.splits import Splits, read_once, read_split, save_split
 from unskew.micro import world
 from unskew.utils.files import cached_folder
 
@@ -111,7 +111,7 @@ def _digits(dataset: str, rng: np.random.Generator) -> dict[str, tuple[np.ndarra
 def files(root: str | Path, dataset: str) -> Splits:
     """Return train, val and test as image files below ``root``; render the files at first use."""
     folder = cached_folder(root, f"images-{VERSION}", lambda path: write_pictures(path, dataset, splits(dataset)))
-    return read_split(folder / "split.json", folder)
+    return read_once(("split file", folder), lambda: read_split(folder / "split.json", folder))
 
 
 def write_pictures(folder: Path, dataset: str, pictures: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from unskew import config
+from unskew.data.snapshot import with_snapshot
 from unskew.engine import fingerprint
 from unskew.engine.run_dir import RunDir, dataset_label
 from unskew.runs.run import Run, check_root, results_of, with_threads, write_results
@@ -67,6 +68,7 @@ def _saved(model_dir: str) -> dict[str, object]:
 
 
 @with_threads
+@with_snapshot
 def evaluate(run: Run, model_dir: str = "", epoch: int | None = None, console: bool = True) -> tuple[dict, Path | None]:
     """Test the model in a run's folder with the config of ``run``, see `with_settings_of`.
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from unskew import config
+from unskew.data.snapshot import Snapshot, with_snapshot
 from unskew.engine.run_dir import RunDir, backbone_label, shots_label
 from unskew.runs import plugins as plugin_files
 from unskew.runs.run import Run, absolute, execute, flat, several
@@ -82,6 +83,8 @@ def sweep(
 ) -> list[Run]:
     """Train and test trainers x backbones x shots x seeds in this process; finished runs are only read.
 
+    All runs use the images as they are when the sweep begins. Images that change later are noticed by the next call.
+
     Args:
         dataset: a dataset's name.
         trainers: names of trainers.
@@ -120,6 +123,7 @@ def sweep(
     return runs
 
 
+@with_snapshot
 def overview(runs: Sequence[Run]) -> str:
     """Return a table of runs with their state and folder."""
     from tabulate import tabulate
@@ -163,6 +167,7 @@ def check_outcomes(outcomes: Sequence[dict | Exception], planned: int) -> None:
 def launch(runs: Sequence[Run]) -> Iterator[dict | Exception]:
     """Execute runs with a progress bar or, without a terminal, a line for each; yield the metrics.
 
+    All runs see the images as they are when the first run looks at them, see `unskew.data.snapshot`.
     A failing run does not stop the others: its error is printed and yielded, and its ``log.txt`` has the traceback.
     Errors that several runs share are printed once, with the number of runs at the end. Missing weights stop the sweep.
     With UNSKEW_DEBUG set an error is raised. It is also raised if several processes work together, unless it is a
@@ -172,11 +177,13 @@ def launch(runs: Sequence[Run]) -> Iterator[dict | Exception]:
 
     main = int(os.environ.get("RANK", 0)) == 0
     failures: dict[str, list[int]] = {}  # the numbers of the runs by error
+    data = Snapshot()  # for all runs, but not for the caller between them
     with warnings_once(), tqdm(total=len(runs), desc="runs", unit="run", disable=None if main else True) as bar:
         for number, run in enumerate(runs, 1):
             bar.set_postfix_str(_label(run))
             label = f"run {number} of {len(runs)}, {_label(run)}"
-            outcome, earlier = _outcome(run)
+            with data.used():
+                outcome, earlier = _outcome(run)
             if main and isinstance(outcome, Exception):
                 same = failures.setdefault(_without_place(run, outcome), [])
                 same.append(number)

@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 
 import unskew
 from unskew import config
+from unskew.data.snapshot import with_snapshot
 from unskew.engine.run_dir import (
     USER_DATASETS,
     RunDir,
@@ -244,6 +245,7 @@ def absolute(path: str | Path) -> str:
     return os.path.abspath(path)
 
 
+@with_snapshot
 def execute(run: Run, console: bool = True) -> dict:
     """Train and test a run, or only read the metrics if it is finished.
 
