@@ -14,7 +14,6 @@ from unskew.cli import data, sweep, train
 from unskew.cli.arguments import end_lists, names, take_pairs
 from unskew.utils import threads
 from unskew.utils.errors import exit_code
-from unskew.utils.registry import unknown_name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,6 +85,7 @@ def _table(arguments: argparse.Namespace) -> None:
     from tabulate import tabulate_formats
 
     from unskew.runs import report
+    from unskew.utils.registry import unknown_name
 
     if arguments.format not in tabulate_formats:
         raise ValueError(unknown_name("table format", arguments.format, tabulate_formats))

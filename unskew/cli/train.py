@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unskew import config
 from unskew.cli.arguments import add_overrides, add_plugin, add_threads
 from unskew.cli.data import Commands
 
@@ -60,6 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def described_run(arguments: argparse.Namespace) -> "Run":
     """Return the run that the flags describe, after a check of its names and paths."""
+    from unskew import config
     from unskew.runs import plugins
     from unskew.runs.evaluate import with_settings_of
     from unskew.runs.launch import check_shots

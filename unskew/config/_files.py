@@ -1,13 +1,13 @@
 """The YAML files below ``configs/``: their names, their content and the facts that trainers declare in them."""
 
-import copy
 import functools
+import os
 from collections.abc import Container
 from pathlib import Path
 
 import unskew
 from unskew.config import plugins
-from unskew.config._keys import flatten
+from unskew.config._keys import copied, flatten
 from unskew.config._yaml import parse
 from unskew.utils.errors import check_regular
 from unskew.utils.registry import folded, unknown_name
@@ -24,7 +24,7 @@ def folder_of(axis: str) -> Path:
 
 def names(axis: str) -> list[str]:
     """Return the stems of the YAML files of one axis: "datasets", "backbones" or "trainers"."""
-    return sorted(path.stem for path in folder_of(axis).glob("*.yaml"))
+    return sorted(name.removesuffix(".yaml") for name in os.listdir(folder_of(axis)) if name.endswith(".yaml"))
 
 
 def list_datasets() -> list[str]:
@@ -79,7 +79,7 @@ def check_name(axis: str, name: str) -> str:
 
 def _backbone_names() -> list[str]:
     """Return the names of the configured backbones: "ViT-B/16" for ViT-B-16.yaml."""
-    trees = {stem: read_layer("backbones", stem) for stem in names("backbones")}
+    trees = _read_all("backbones")
     return [str(dict(flatten(tree)).get("MODEL.BACKBONE.NAME", stem)) for stem, tree in trees.items()]
 
 
@@ -107,13 +107,23 @@ def read_yaml(path: Path) -> dict:
         FileNotFoundError: the file does not exist.
         ValueError: the file is not YAML, or holds no mapping.
     """
-    path = Path(path)
+    return copied(_read(Path(path)))
+
+
+def _read(path: Path) -> dict:
+    """Read a file as `read_yaml` does; the mapping is that of all callers, which must not change it."""
     try:
         check_regular(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no config file '{path}'") from None
-    state = path.stat()
-    return copy.deepcopy(_parse(path, state.st_mtime_ns, state.st_size))
+    state = os.stat(path)
+    return _parse(path, state.st_mtime_ns, state.st_size)
+
+
+def _read_all(axis: str) -> dict[str, dict]:
+    """Read all YAML files of an axis, by their stems; the mappings are those of all callers, as in `_read`."""
+    folder = folder_of(axis)
+    return {name: _read(folder / f"{name}.yaml") for name in names(axis)}
 
 
 @functools.lru_cache(maxsize=256)
@@ -182,16 +192,19 @@ def backbone_layer(name: str) -> dict[str, object]:
 
 
 def trainer_tree(name: str) -> dict:
-    """Read what a trainer's YAML has below TRAINER."""
-    return read_layer("trainers", name).get("TRAINER") or {}
+    """Read what a trainer's YAML has below TRAINER; callers must not change it."""
+    tree = _read(folder_of("trainers") / f"{name}.yaml") if name in names("trainers") else {}
+    return tree.get("TRAINER") or {}
 
 
 def trainer_nodes() -> dict[str, dict]:
     """Return the keys of each ``TRAINER.<X>`` with their defaults, read from the YAML whose stem is the class X.
 
-    A YAML with ``TRAINER.CLASS`` configures another class under a name of its own and defines no keys.
+    A YAML with ``TRAINER.CLASS`` configures another class under a name of its own and defines no keys. Callers must
+    not change the result.
     """
-    trees = {name.upper(): trainer_tree(name) for name in sorted(names("trainers"), key=str.lower)}
+    files = _read_all("trainers")
+    trees = {name.upper(): files[name].get("TRAINER") or {} for name in sorted(files, key=str.lower)}
     return {node: tree[node] for node, tree in trees.items() if tree.get(node) and "CLASS" not in tree}
 
 

@@ -1,11 +1,14 @@
 """Keys of a config tree, written as "OPTIM.LR"."""
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from yacs.config import CfgNode
 
 from unskew.utils.registry import suggestion
+
+T = TypeVar("T")
 
 
 def flatten(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -15,6 +18,18 @@ def flatten(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def copied(tree: T) -> T:
+    """Return a copy of a config tree, frozen or not, or of the content of a YAML file; much faster than `deepcopy`."""
+    if isinstance(tree, CfgNode):
+        node = type(tree).__new__(type(tree))
+        node.update({key: copied(value) for key, value in tree.items()})
+        vars(node).update({key: copy.copy(value) for key, value in vars(tree).items()})  # whether it is frozen
+        return node
+    if isinstance(tree, dict):
+        return {key: copied(value) for key, value in tree.items()}
+    return [copied(value) for value in tree] if isinstance(tree, list) else tree
 
 
 def node_of(cfg: CfgNode, key: str) -> tuple[CfgNode, str]:

@@ -1,6 +1,10 @@
 """The default values of all config keys: Dassl's tree with ours in it."""
 
+import functools
+
 from yacs.config import CfgNode
+
+from unskew.config._keys import copied
 
 # What the few-shot and long-tailed trainers of CLIP's field share, where Dassl's defaults are for
 # domain adaptation: CoOp's schedule, augmentation and test batch.
@@ -25,6 +29,11 @@ def _node(**values) -> CfgNode:
 
 def get_cfg_default() -> CfgNode:
     """The default tree: every key of Dassl with its default, and ours; no trainer's own node yet."""
+    return copied(_default_tree())
+
+
+@functools.cache
+def _default_tree() -> CfgNode:
     loader = {"SAMPLER": "RandomSampler", "BATCH_SIZE": 32, "N_DOMAIN": 0, "N_INS": 16}
     return _node(
         VERSION=1,

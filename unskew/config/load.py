@@ -24,7 +24,7 @@ from unskew.config._files import (
     trainer_nodes,
     trainer_tree,
 )
-from unskew.config._keys import flatten, merge, node_of, set_key
+from unskew.config._keys import copied, flatten, merge, node_of, set_key
 from unskew.config._values import check_values
 from unskew.config.defaults import COMMON, get_cfg_default
 
@@ -209,7 +209,7 @@ def derive(cfg: CfgNode, values: Mapping[str, object]) -> CfgNode:
     Raises:
         ValueError: a key does not exist, or a value's type does not fit.
     """
-    changed = cfg.clone()
+    changed = copied(cfg)
     changed.defrost()
     for key, value in values.items():
         set_key(changed, key, value, "config.derive")

@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from unskew.download import _drive, _http
 from unskew.download._partial import (
     check_space,
     discard,
@@ -37,6 +36,8 @@ def fetch(source: Source, path: str | Path, place: str | Path | None = None) -> 
     path = Path(path)
     if path.is_file():
         return
+    from unskew.download._http import MirrorError  # requests, which only downloads need
+
     partial = partial_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if source.size and source.urls:
@@ -46,7 +47,7 @@ def fetch(source: Source, path: str | Path, place: str | Path | None = None) -> 
     for url in sorted(source.urls, key=lambda url: url != resumed_url):
         try:
             _fetch_from(source, url, partial)
-        except _http.MirrorError as error:
+        except MirrorError as error:
             failures.append(f"{urlsplit(url).netloc or url}: {error}")
         else:
             move_into_place(partial, path)
@@ -64,6 +65,8 @@ def _manual_advice(source: Source, place: str | Path) -> str:
 
 def _fetch_from(source: Source, url: str, partial: Path) -> None:
     """Complete and check a partial file; if a resumed file is wrong, download it once more from zero."""
+    from unskew.download import _drive, _http
+
     if url.startswith("drive:"):
         resumed = drive_size(partial) > 0
         _drive.download(source, url.removeprefix("drive:"), partial)

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from tqdm import tqdm
-
 logger = logging.getLogger("unskew")
 
 
@@ -23,6 +21,8 @@ class LinesOnStream(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
+        from tqdm import tqdm  # slow to import, and many commands log nothing
+
         stream = getattr(sys, self.stream_name)
         try:
             tqdm.write(self.format(record), file=stream)
