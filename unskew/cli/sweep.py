@@ -48,8 +48,9 @@ def _sweep(arguments: argparse.Namespace) -> None:
         print(launch.overview(runs))
         return
     report.check_columns(wanted, others=bool(arguments.plugin))
-    if not all(run.is_finished for run in runs):
-        _check_writable(arguments.output)
+    problem = _write_problem(arguments.output)
+    if problem and not all(run.is_finished for run in runs):
+        raise ValueError(f"{problem}; choose another")
     outcomes = list(launch.launch(runs))
     rows = [outcome for outcome in outcomes if isinstance(outcome, dict)]
     if rows:
@@ -61,10 +62,10 @@ def _sweep(arguments: argparse.Namespace) -> None:
     launch.check_outcomes(outcomes, len(runs))
 
 
-def _check_writable(folder: str) -> None:
+def _write_problem(folder: str) -> str:
+    """Return why no run can be written below a folder, which is created; "" if there is no reason."""
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"cannot create the output folder '{folder}' ({error.strerror}); choose another") from error
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"the output folder '{folder}' is not writable; choose another")
+        return f"cannot create the output folder '{folder}' ({error.strerror})"
+    return "" if os.access(folder, os.W_OK) else f"the output folder '{folder}' is not writable"

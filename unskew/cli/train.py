@@ -41,16 +41,18 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     from unskew.runs import evaluate
-    from unskew.runs.run import execute
+    from unskew.runs.run import execute, finished_metrics
 
     described = described_run(arguments)
     if arguments.no_train:
         evaluate.build(described)
         return
     folder: Path | None = described.path
-    earlier = ", finished earlier" if described.is_finished and not arguments.eval_only else ""
+    earlier = ""
     if arguments.eval_only:
         metrics, folder = evaluate.evaluate(described, arguments.model_dir, arguments.load_epoch)
+    elif (finished := finished_metrics(described)) is not None:
+        metrics, earlier = finished, ", finished earlier"
     else:
         metrics = execute(described)
     accuracy = f"accuracy {metrics['accuracy']:.1f}%" if "accuracy" in metrics else "not tested"

@@ -124,7 +124,7 @@ class RunDir:
 
     def check_same(self, cfg: CfgNode) -> None:
         """Raise ``ValueError``, with the keys that differ, if the folder holds a finished run of another config."""
-        if not self.is_finished or self.is_finished_run_of(cfg):
+        if self.is_finished_run_of(cfg) or not self.is_finished:
             return
         difference = self._difference(cfg) or _FILE
         raise ValueError(

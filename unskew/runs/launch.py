@@ -9,7 +9,7 @@ from unskew import config
 from unskew.data.snapshot import Snapshot, with_snapshot
 from unskew.engine.run_dir import RunDir, backbone_label, shots_label
 from unskew.runs import plugins as plugin_files
-from unskew.runs.run import Run, absolute, execute, flat, several
+from unskew.runs.run import Run, absolute, execute, finished_metrics, flat, several
 from unskew.utils.errors import MissingWeightsError, format_error
 from unskew.utils.logging import warnings_once
 
@@ -203,8 +203,9 @@ def launch(runs: Sequence[Run]) -> Iterator[dict | Exception]:
 def _outcome(run: Run) -> tuple[dict | Exception, str]:
     """Return a run's metrics or its error, and a remark if it was finished before."""
     try:
-        earlier = ", finished earlier" if run.is_finished else ""
-        return execute(run, console=False), earlier
+        if (finished := finished_metrics(run)) is not None:
+            return finished, ", finished earlier"
+        return execute(run, console=False), ""
     except Exception as error:  # of any kind: the method may be a plugin
         several = int(os.environ.get("WORLD_SIZE", 1)) > 1
         if os.environ.get("UNSKEW_DEBUG") or (several and not isinstance(error, ValueError | OSError)):

@@ -141,8 +141,12 @@ def is_group(name: str) -> bool:
     return bool(re.fullmatch(f"[dp]_{_GROUP}|d_{_GROUP}_p_{_GROUP}", name))
 
 
-def _unique(values: Iterable[tuple]) -> list[tuple]:
-    return list(dict.fromkeys(values))
+def _grouped(rows: Iterable[dict], keys: Sequence[str]) -> dict[tuple, list[dict]]:
+    """Return rows by their values of some keys, in the order of first appearance."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return groups
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
@@ -179,18 +183,17 @@ def table(
     _warn_of_mixtures(rows)
     parts = []
     where_of, names = (("dataset",), ("trainer", "backbone")) if together else (("dataset", "backbone"), ("trainer",))
-    for place in _unique(_values(row, where_of) for row in rows):
-        group = [row for row in rows if _values(row, where_of) == place]
-        where, shots = ", ".join(place), sorted({row["shots"] for row in group}, key=lambda k: (k < 0, k))
+    for place, group in _grouped(rows, where_of).items():
+        by_shots = {k: same for (k,), same in _grouped(group, ["shots"]).items()}
+        where, shots = ", ".join(place), sorted(by_shots, key=lambda k: (k < 0, k))
         labels = {k: shots_label(k, group[0].get("longtail", False)) for k in shots}
         if not columns:
             title = f"{metric}{_unit(metric)} on {where}, {_seeds(group)}"
             parts.append((title, _grid(group, names, [(labels[k], k, metric) for k in shots], style)))
             continue
         for k in shots:
-            same = [row for row in group if row["shots"] == k]
-            title = f"{where}, {labels[k]}, {_seeds(same)}{_unit(*columns)}"
-            parts.append((title, _grid(same, names, [(_short(name), k, name) for name in columns], style)))
+            title = f"{where}, {labels[k]}, {_seeds(by_shots[k])}{_unit(*columns)}"
+            parts.append((title, _grid(by_shots[k], names, [(_short(name), k, name) for name in columns], style)))
     return "\n\n".join([*(f"{title}\n\n{grid}" for title, grid in parts), *_notes(rows)])
 
 
@@ -249,10 +252,6 @@ def _seeds(rows: Sequence[dict]) -> str:
     return f"seed{'s' if len(seeds) > 1 else ''} {' '.join(map(str, seeds))}"
 
 
-def _values(row: dict, keys: Sequence[str]) -> tuple:
-    return tuple(row[key] for key in keys)
-
-
 def _grid(rows: Sequence[dict], names: Sequence[str], columns: Sequence[tuple[str, int, str]], style: str) -> str:
     """Return a table with one line for each combination of ``names``.
 
@@ -265,14 +264,14 @@ def _grid(rows: Sequence[dict], names: Sequence[str], columns: Sequence[tuple[st
     from tabulate import tabulate
 
     lines = []
-    for line in _unique(_values(row, names) for row in rows):
-        cells = []
+    for line, of_line in _grouped(rows, names).items():
+        by_shots, cells = _grouped(of_line, ["shots"]), []
         for _, shots, metric in columns:
-            same = [row for row in rows if _values(row, names) == line and row["shots"] == shots]
+            same = by_shots.get((shots,), [])
             values = [row[metric] for row in same if isinstance(row.get(metric), int | float)]
             mark = f" {_SKIPPED_MARK}" if any(map(_skipped, same)) else ""
             cells.append(mean_and_deviation(values) + mark if values else "")
-        seen = any(_is_transductive(row) for row in rows if _values(row, names) == line)
+        seen = any(map(_is_transductive, of_line))
         lines.append([f"{line[0]} {_MARK}" if seen else line[0], *line[1:], *cells])
     headers = ["", *names[1:], *(head for head, *_ in columns)]
     return tabulate(lines, headers=headers, tablefmt=style, disable_numparse=True)

@@ -140,7 +140,7 @@ class Run:
         file: Path = getattr(folder, name)
         if file.is_file() and (damage := folder.damage()):
             raise ValueError(f"{damage}; run the same command again")
-        if not (folder.is_finished and file.is_file()):
+        if not (folder.done.is_file() and file.is_file()):
             raise FileNotFoundError(f"'{self.path}' holds no finished run with {file.name}: train the run first")
         return file
 
@@ -259,12 +259,10 @@ def execute(run: Run, console: bool = True) -> dict:
     Raises:
         ValueError: the folder holds a finished run with another config; the message names the keys.
     """
+    if (finished := finished_metrics(run)) is not None:
+        return finished
     cfg = run.config
     folder = RunDir(cfg.OUTPUT_DIR)
-    if folder.is_finished:
-        folder.check_same(cfg)
-        _warn_if_method_changed(cfg, folder)
-        return run.metrics
     check_root(cfg)
     number = number_of_threads(cfg)
     if cfg.RESUME:
@@ -281,6 +279,20 @@ def execute(run: Run, console: bool = True) -> dict:
             write_results(folder, metrics, predictions)
             folder.finish(cfg)
     return metrics
+
+
+def finished_metrics(run: Run) -> dict | None:
+    """Return the metrics of a run that is finished, without PyTorch; ``None`` for other runs.
+
+    Raises:
+        ValueError: the folder holds a finished run with another config; the message names the keys.
+    """
+    folder = RunDir(run.path)
+    if not folder.is_finished:
+        return None
+    folder.check_same(run.config)
+    _warn_if_method_changed(run.config, folder)
+    return run.metrics
 
 
 def write_results(folder: RunDir, metrics: dict, predictions: "Mapping[str, Tensor]") -> None:
