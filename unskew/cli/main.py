@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from unskew import __version__
 from unskew.cli import data, sweep, train
 from unskew.cli.arguments import end_lists, names, take_pairs
+from unskew.runs import libraries
 from unskew.utils import threads
 from unskew.utils.errors import exit_code
 
@@ -23,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or 2 for a user's mistake, which is printed in one line (with UNSKEW_DEBUG set, it raises); see `exit_code`.
     """
     arguments = parse(argv)
+    if argv is None:  # the process is this command's
+        libraries.allow_freezing()
     with threads.override(getattr(arguments, "threads", None)):
         return exit_code(lambda: arguments.command(arguments))
 

@@ -24,7 +24,7 @@ from unskew.engine.run_dir import (
     run_folder,
     trainer_label,
 )
-from unskew.runs import plugins, report
+from unskew.runs import libraries, plugins, report
 from unskew.utils import threads
 from unskew.utils.errors import DAMAGE, format_error
 from unskew.utils.files import expand, write_atomically
@@ -267,6 +267,7 @@ def execute(run: Run, console: bool = True) -> dict:
     number = number_of_threads(cfg)
     if cfg.RESUME:
         RunDir(cfg.RESUME).check_resumable(cfg)
+    libraries.freeze()
     main = int(os.environ.get("RANK", 0)) == 0  # only one of several processes writes
     from unskew.utils.logging import setup_logger, warnings_once
 
@@ -326,7 +327,9 @@ def with_threads(function: Callable[Concatenate[Run, P], R]) -> Callable[Concate
 
     @functools.wraps(function)
     def limited(run: Run, *args: P.args, **kwargs: P.kwargs) -> R:
-        with threads.limit(number_of_threads(run.config)):
+        number = number_of_threads(run.config)
+        libraries.freeze()
+        with threads.limit(number):
             return function(run, *args, **kwargs)
 
     return limited
