@@ -6,8 +6,6 @@ None of them is ever garbage, but each full collection visits them all, and so d
 import gc
 import importlib
 
-from unskew.utils.registry import discover
-
 _may_freeze = False
 
 
@@ -28,8 +26,8 @@ def freeze() -> None:
     _may_freeze = False
     gc.disable()
     try:
-        discover("unskew.trainers")
-        importlib.import_module("open_clip")
+        for name in ("unskew.engine.clip_trainer", "open_clip"):
+            importlib.import_module(name)
     finally:
         gc.freeze()
         gc.enable()

@@ -1,6 +1,7 @@
 """Tables of classes and functions by name.
 
-`discover` imports the modules of a package so that their classes register.
+A table imports the module of a missing name, and `discover` imports all modules of a package, so that their classes
+register.
 """
 
 import contextlib
@@ -46,7 +47,7 @@ class Registry(Generic[Entry]):
 
     Args:
         name: for error messages.
-        package: the package that `get` discovers when a name is missing, such as "unskew.trainers".
+        package: the package that `get` imports from when a name is missing, such as "unskew.trainers".
     """
 
     def __init__(self, name: str, package: str = "") -> None:
@@ -102,10 +103,18 @@ class Registry(Generic[Entry]):
         """
         if name not in self._table and self._package:
             with self.keep_first():  # a script may have registered classes of the same names
-                discover(self._package)
+                self._import(name)
         if name not in self._table:
             raise ValueError(unknown_name(self._name.lower(), name, self._table))
         return self._table[name]
+
+    def _import(self, name: str) -> None:
+        """Import the module of a name, "coop" for "CoOp", and all modules if that one does not register it."""
+        module = str(name).lower()
+        if module in _modules(self._package):
+            importlib.import_module(f"{self._package}.{module}")
+        if name not in self._table:
+            discover(self._package)
 
     def registered_names(self) -> list[str]:
         """Return all names in the order of their registration."""
@@ -133,6 +142,9 @@ def discover(package: str) -> list[ModuleType]:
     Returns:
         The modules, sorted by name.
     """
+    return [importlib.import_module(f"{package}.{name}") for name in _modules(package)]
+
+
+def _modules(package: str) -> list[str]:
     path = importlib.import_module(package).__path__
-    names = sorted(m.name for m in pkgutil.iter_modules(path) if not m.name.startswith("_"))
-    return [importlib.import_module(f"{package}.{name}") for name in names]
+    return sorted(module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_"))
