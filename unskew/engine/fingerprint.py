@@ -113,11 +113,11 @@ def _weights(backbones: Sequence[str]) -> str | None:
 
 def _user_images(root: Path) -> dict[str, str | None]:
     """Return the states of a CSV file or of a folder, and of the images."""
-    from unskew.data.custom_csv import image_paths  # Pillow, which other datasets do not need here
-
     states: dict[str, str | None] = {"DATASET.ROOT (version of its reading)": str(OWN_DATA_VERSION)}
     paths: list[str] = []
     if root.is_file():
+        from unskew.data.custom_csv import image_paths  # NumPy and Pillow, which folders do not need here
+
         states["DATASET.ROOT (content of the CSV file)"] = _sha256(root.read_bytes())
         with contextlib.suppress(ValueError):  # reading the data reports the error
             paths = sorted(set(image_paths(root)))
