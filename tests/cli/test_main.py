@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -53,30 +51,6 @@ def test_a_users_mistake_is_one_line_and_exit_code_two(argv, words, capsys, tmp_
     assert words in said
     assert len(said.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []  # nothing was started
-
-
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ["--help"],
-        ["train", "--help"],
-        ["train", "--wrong"],
-        ["train", "-d", "digits", "-t", "GLAA"],
-        ["train", "-d", "digitz", "-t", "GLA"],
-        ["train", "-d", "digits", "-t", "GLA", "-b", "micr"],
-        ["train", "-d", "digits", "-t", "GLA", "OPTIM.LRR", "1"],
-        ["sweep", "-d", "digits", "-t", "GLA", "Backdoor", "--shots", "all", "--dry-run"],
-        ["table", "tests"],
-    ],
-)
-def test_a_quick_answer_needs_no_heavy_library(argv):
-    code = (
-        "import sys\nfrom unskew.cli.main import main\n"
-        "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
-        "heavy = {'torch', 'torchvision', 'sklearn', 'open_clip', 'pandas', 'scipy', 'PIL'}\n"
-        "sys.exit(not heavy.isdisjoint(sys.modules))"
-    )
-    assert subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, timeout=60).returncode == 0
 
 
 def test_an_output_folder_that_cannot_be_written_is_refused_before_training(tmp_path, capsys):
