@@ -76,3 +76,18 @@ def test_discover_imports_the_modules_of_both_folders():
     names = [module.__name__ for module in discover("unskew.trainers")]
     assert "unskew.trainers.gla" in names
     assert "unskew.datasets.digits" in [module.__name__ for module in discover("unskew.datasets")]
+
+
+@pytest.mark.parametrize(("name", "imported"), [("CoOp", ["CoOp"]), ("Tiny", ["CoOp", "Tiny", "Other"])])
+def test_a_registry_imports_the_module_of_a_name_alone_if_there_is_one(name, imported, tmp_path, monkeypatch):
+    package = f"methods_{name}"
+    (tmp_path / package).mkdir()
+    for module, cls in (("coop", "CoOp"), ("more", "Tiny"), ("other", "Other")):
+        text = f"from registry_of_methods import METHODS\n\n\n@METHODS.register()\nclass {cls}: ...\n"
+        (tmp_path / package / f"{module}.py").write_text(text)
+    home = ModuleType("registry_of_methods")
+    home.METHODS = Registry("METHOD", package)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(sys.modules, home.__name__, home)
+    assert home.METHODS.get(name).__name__ == name
+    assert home.METHODS.registered_names() == imported

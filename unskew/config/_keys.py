@@ -2,13 +2,11 @@
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from yacs.config import CfgNode
 
 from unskew.utils.registry import suggestion
-
-T = TypeVar("T")
 
 
 def flatten(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -20,7 +18,7 @@ def flatten(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def copied(tree: T) -> T:
+def copied(tree: Any) -> Any:
     """Return a copy of a config tree, frozen or not, or of the content of a YAML file; much faster than `deepcopy`."""
     if isinstance(tree, CfgNode):
         node = type(tree).__new__(type(tree))
