@@ -176,7 +176,9 @@ def _add_micro(commands: data.Commands) -> None:
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
-    from unskew.micro import pretrain, weights
+    from unskew.micro import weights
 
     weights.model_config(arguments.name)  # an unknown name stops before a folder is created
+    from unskew.micro import pretrain
+
     pretrain.run(arguments.name, arguments.steps, arguments.out or "output/micro")

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from unskew.micro import downstream, world
 from unskew.utils.registry import unknown_name
 
 if TYPE_CHECKING:
+    import torch
     from open_clip.tokenizer import SimpleTokenizer
 
 MODELS = Path(__file__).resolve().parent / "models"
@@ -56,7 +56,7 @@ def image_stats() -> tuple[tuple[float, ...], tuple[float, ...]]:
     return OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
 
-def true_log_prior(backbone: str, dataset: str) -> torch.Tensor:
+def true_log_prior(backbone: str, dataset: str) -> "torch.Tensor":
     """Return the log label prior of a model's pre-training data.
 
     The factors of an image are independent, so the prior of a class is the product of the pre-training frequencies of
@@ -83,6 +83,8 @@ def true_log_prior(backbone: str, dataset: str) -> torch.Tensor:
             f"the true prior of backbone '{backbone}' on dataset '{dataset}' is unknown; "
             f"use one of {', '.join(NAMES)} on one of {', '.join(downstream.DATASETS)}"
         )
+    import torch  # the names and paths of the models do not need it
+
     frequency = world.frequencies(SEEDS[backbone])
     log_prior = np.zeros(1)
     for factor, values in downstream.factor_values(dataset).items():
