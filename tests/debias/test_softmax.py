@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from unskew.debias import _softmax
 from unskew.debias._softmax import Exponentials, blocks
-from unskew.debias.gla import fit_combination
+from unskew.debias.combination import fit_combination
 from unskew.debias.prior import estimate_log_prior
 from unskew.debias.temperature import fit_temperature
 

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from tabulate import tabulate
 from torch import Tensor
 
-from unskew.debias.cross_fit import FOLDS, cross_fit, cross_predict
+from unskew.debias.cross_fit import FOLDS, cross_fit, cross_scores
 from unskew.debias.gla import GLA
 from unskew.debias.io import Sample, read_prior, read_sample
 from unskew.debias.metrics import group_accuracies, prior_groups
 from unskew.runs import wiseft
 from unskew.utils.files import write_atomically
+from unskew.utils.tensor_files import write_safetensors
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,15 @@ def run(request: Request) -> str:
     gla = _estimator(request, classes)
     wiseft_row, note = _wiseft_row(request, sample) if request.checkpoints else ({}, [])
 
-    # After cross-fitting this fit is only for display: T, q, the combination and the thirds of q.
-    crossed = bool(request.labels and not request.val and _fits_something(gla))
-    plan = cross_fit(gla, sample.zs, sample.ft, sample.labels) if crossed and sample.labels is not None else []
+    # With cross-fitting this fit is for display (T, q, the combination and the thirds of q), and the folds start there.
     gla.fit_zeroshot(source.zs, source.labels).fit_finetuned(source.zs, source.ft, source.labels)
-    parts = cross_predict(plan or [(torch.ones(len(sample.zs), dtype=torch.bool), gla)], *sample[:2], log_target)
+    crossed = bool(request.labels and not request.val and _fits_something(gla))
+    plan = []
+    if crossed and sample.labels is not None:
+        plan = cross_fit(gla, sample.zs, sample.ft, sample.labels, start=gla)
+    predicted, logits = _apply(
+        plan or [(torch.ones(len(sample.zs), dtype=torch.bool), gla)], sample, log_target, request
+    )
     gla.log_q_ = gla.log_q_for(sample.zs)
     gla.converged_ = gla.converged_ and all(fitted.converged_ for _, fitted in plan)
 
@@ -128,11 +132,9 @@ def run(request: Request) -> str:
             "T, q and the combination above are fitted on all samples"
         )
     if sample.labels is not None:
-        rows = _rows(parts, log_target, transported=gla.combine == "otter")
-        predicted = {name: logits.argmax(1) for name, logits in rows.items()} | wiseft_row
-        lines += ["", table(predicted, sample.labels, gla.log_q_)]
-    if request.out:
-        _write(Path(request.out), parts["gla"], gla, lines)
+        lines += ["", table(predicted | wiseft_row, sample.labels, gla.log_q_)]
+    if logits is not None:
+        _write(Path(request.out), logits, gla, lines)
         lines += ["", f"GLA's logits [{len(sample.zs)}, {classes}] and log_q [{classes}] are in '{request.out}'"]
     return "\n".join(lines)
 
@@ -154,11 +156,30 @@ def _fits_something(gla: GLA) -> bool:
     return isinstance(gla.prior, str) or gla.temperature != "none" or gla.combine != "sum"
 
 
+def _apply(
+    plan: Sequence[tuple[Tensor, GLA]], sample: Sample, log_target: Tensor | None, request: Request
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Return the predictions ``[N]`` of each row of the table, and GLA's logits ``[N, C]`` for ``request.out``.
+
+    Of the other logits only a block is in memory.
+    """
+    predicted: dict[str, Tensor] = {}
+    logits: Tensor | None = None
+    for rows, parts in cross_scores(plan, sample.zs, sample.ft, log_target):
+        if sample.labels is not None:
+            for name, scores in _rows(parts, log_target, transported=request.combine == "otter").items():
+                predicted.setdefault(name, torch.empty_like(sample.labels))[rows] = scores.argmax(1)
+        if request.out:
+            logits = parts["gla"].new_empty(sample.zs.shape) if logits is None else logits
+            logits[rows] = parts["gla"]
+    return predicted, logits
+
+
 # --- text and files ------------------------------------------------------------------------------------
 
 
 def _rows(parts: Mapping[str, Tensor], log_target: Tensor | None, transported: bool) -> dict[str, Tensor]:
-    """Return the logits ``[N, C]`` of each row of the table."""
+    """Return the logits ``[n, C]`` of each row of the table."""
     name, debiased = "zero-shot - log q", parts["debiased"]
     if transported:
         name = "zero-shot, transported"
@@ -223,5 +244,5 @@ def _write(path: Path, logits: Tensor, gla: GLA, lines: Sequence[str]) -> None:
         "description": "\n".join(lines),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {"logits": logits.contiguous(), "log_q": gla.log_q_.contiguous()}
-    write_atomically(path, save(tensors, facts))
+    tensors = {"logits": logits, "log_q": gla.log_q_}
+    write_atomically(path, lambda file: write_safetensors(file, tensors, facts))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unskew.debias._validation import check_finite, log_probabilities, recognise
+from unskew.debias._validation import log_probabilities, recognise
 from unskew.debias.combination import SUM, Combination
 
 _LEAST = ("zs_least_", "ft_least_")
@@ -70,6 +70,10 @@ class FittedGLA(torch.nn.Module):
         for name, value in combination._asdict().items():
             self._store(f"{name}_", value)
 
+    @property
+    def _combination(self) -> Combination:
+        return Combination(*(getattr(self, f"{name}_") for name in Combination._fields))
+
     def _number(self, name: str, like: Tensor) -> Tensor:
         number = getattr(self, name)
         return number if number.device.type == "cpu" else number.to(like.device)
@@ -89,23 +93,17 @@ class FittedGLA(torch.nn.Module):
         found = {name: value for name, (value,) in least.items() if value}
         return halves | {name: log_probabilities(halves[name], value) for name, value in found.items()}
 
-    def _as_fitted(self, logits: Tensor, name: str) -> Tensor:
-        """Return the logarithm of probabilities to predict from, even of one row that alone could be a vote."""
-        least = float(getattr(self, f"{name}_least_"))
-        if least and bool(((logits >= 0) & (logits <= 1)).all()):
-            return log_probabilities(logits, least)
-        least = recognise({name: [logits]})[name][0]
-        return log_probabilities(logits, least) if least else logits
+    def _least_of(self, logits: Tensor, name: str) -> float:
+        """Return the number for zeros among probabilities to predict from, and 0 for logits.
 
-    def _scaled(self, logits: Tensor, name: str) -> Tensor:
-        """Check logits and divide them by the temperature of their half."""
-        self._check_fitted()
-        check_finite(logits)
-        if logits.shape[1] != self.n_classes_:
-            raise ValueError(f"{name} has {logits.shape[1]} classes; GLA was fitted on {self.n_classes_}")
-        logits = self._as_fitted(logits, name)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return logits / self._number(f"{name}_temperature_", logits)
+        A row of probabilities that alone could be a vote is recognised if the fit was on probabilities.
+        """
+        least = float(getattr(self, f"{name}_least_"))
+        if least:
+            low, high = logits.aminmax()
+            if bool(low >= 0) and bool(high <= 1):
+                return least
+        return recognise({name: [logits]})[name][0]
 
     def __copy__(self) -> "FittedGLA":
         return copy.deepcopy(self)  # a module's shallow copy would share its fitted numbers

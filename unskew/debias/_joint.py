@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from unskew.debias._softmax import blocks, buffers, some_rows
+from unskew.debias._softmax import Selection, blocks, buffers, some_rows
 
 MAX_STEPS = 200
 
@@ -47,7 +47,11 @@ class LogitSums:
     """
 
     def __init__(
-        self, features: Sequence[Tensor], labels: Tensor | None, counts: Tensor, offsets: Sequence[Tensor] = ()
+        self,
+        features: Sequence[Tensor | Selection],
+        labels: Tensor | None,
+        counts: Tensor,
+        offsets: Sequence[Tensor] = (),
     ) -> None:
         """Select the classes that occur.
 
@@ -58,8 +62,7 @@ class LogitSums:
             offsets: ``[C]`` each, are subtracted from the features.
         """
         classes = counts.nonzero().flatten()
-        everything = len(classes) == len(counts)
-        self._features = [feature if everything else feature[:, classes] for feature in features]
+        self._features = [Selection(feature, None, classes) for feature in features]
         self.counts = counts[classes].double()
         self.log_pi = (self.counts / self.counts.sum()).log()
         self._offsets = [offset[classes].to(self.counts) for offset in offsets]
@@ -70,8 +73,10 @@ class LogitSums:
         self._exponentials: Tensor | None = None
         self._inverse = self.counts.new_empty(len(first))
         self.passes = 0
-        if any(float(torch.stack(feature.aminmax()).abs().max()) > LARGE for feature in self._features):
-            self._highest = torch.stack([feature.amax(1).double() for feature in self._features])  # [J, N]
+        ends = [torch.stack(feature[rows].aminmax()) for feature in self._features for rows in blocks(first)]
+        if float(torch.stack(ends).abs().max()) > LARGE:
+            highest = [[feature[rows].amax(1).double() for rows in blocks(first)] for feature in self._features]
+            self._highest = torch.stack([torch.cat(each) for each in highest])  # [J, N]
         if labels is not None:
             places = torch.searchsorted(classes, labels)
             for rows in blocks(self._features[0]):
@@ -112,8 +117,8 @@ class LogitSums:
         for rows in blocks(self._features[0]):
             parts, product = self._read(rows), self._workspace[-1, : rows.stop - rows.start]
             scores = self._exponentials[rows] if keep and self._exponentials is not None else second[: len(product)]
-            scores.copy_(offset.expand_as(product))
-            for part, weight in zip(parts, weights.tolist(), strict=True):
+            torch.add(offset, parts[0], alpha=float(weights[0]), out=scores)
+            for part, weight in zip(parts[1:], weights[1:].tolist(), strict=True):
                 scores.add_(part, alpha=weight)
             top = scores.amax(1, keepdim=True)
             totals = scores.sub_(top).exp_().sum(1)

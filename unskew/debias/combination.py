@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unskew.debias._joint import LogitSums, Minimum, NormalPenalty, minimise
-from unskew.debias._softmax import Exponentials
+from unskew.debias._softmax import Exponentials, Selection
 from unskew.debias._validation import (
     Array,
     as_logits,
@@ -95,18 +95,28 @@ def combine(
 ) -> Array:
     """Return the weighted logits ``[N, C]`` of both halves; the arguments are those of `adjust`."""
     numpy = uses_numpy(zs=zs, ft=ft, log_q=log_q, log_p=log_p, log_target=log_target)
-    rho, ft_weight, zs_weight, offset = combination
     zs_half, ft_half = as_logits(zs=zs, ft=ft)
-    check_same_shape(zs_half, ft_half)
-    classes, device = zs_half.shape[1], zs_half.device
+    return to_kind(combine_logits(zs_half, ft_half, log_q, combination, log_p, log_target), numpy)
+
+
+def combine_logits(
+    zs: Tensor,
+    ft: Tensor,
+    log_q: object,
+    combination: Combination = SUM,
+    log_p: object = None,
+    log_target: object = None,
+) -> Tensor:
+    """Run `combine` on logits as they are, for instance on a block of rows."""
+    rho, ft_weight, zs_weight, offset = combination
+    check_same_shape(zs, ft)
+    classes, device = zs.shape[1], zs.device
     prior = to_prior(log_q, "log_q", classes, device)
-    ft_half = ft_half - rho * prior
+    ft = ft - rho * prior
     if log_p is not None:
-        ft_half = ft_half - to_prior(log_p, "log_p", classes, device)
-    logits = _adjust(zs_weight * zs_half, ft_weight * ft_half, zs_weight * prior, log_target=log_target)
-    if isinstance(offset, Tensor):
-        logits = logits - offset.to(logits)
-    return to_kind(logits, numpy)
+        ft = ft - to_prior(log_p, "log_p", classes, device)
+    logits = _adjust(zs_weight * zs, ft_weight * ft, zs_weight * prior, log_target=log_target)
+    return logits - offset.to(logits) if isinstance(offset, Tensor) else logits
 
 
 def fit_combination(
@@ -135,24 +145,45 @@ def fit_combination(
     uses_numpy(zs=zs, ft=ft, labels=labels, log_q=log_q, log_p=log_p)
     zs_half, ft_half = as_logits(zs=zs, ft=ft)
     check_same_shape(zs_half, ft_half)
-    classes, device = zs_half.shape[1], zs_half.device
-    prior = to_prior(log_q, "log_q", classes, device)
     scores, targets = check_logits(ft_half, labels, None)
     zs_half = check_logits(zs_half, None, None)[0]
+    return fit_checked(Selection(zs_half), Selection(scores), targets, log_q, log_p, method)
+
+
+def fit_checked(
+    zs: Selection,
+    ft: Selection,
+    labels: Tensor,
+    log_q: object,
+    log_p: object,
+    method: str,
+    start: Combination | None = None,
+) -> Combination:
+    """Run `fit_combination` on checked logits and labels.
+
+    ``start`` is a combination of similar images, where the solvers start. All objectives are convex, so that the start
+    changes the number of steps, but not the result.
+    """
+    classes, device = zs.shape[1], zs.device
+    prior = to_prior(log_q, "log_q", classes, device)
     log_p_term = torch.zeros_like(prior) if log_p is None else to_prior(log_p, "log_p", classes, device)
-    rho = _remaining_bias(scores, targets, prior, log_p_term)
+    rho = _remaining_bias(ft, labels, prior, log_p_term, 0.0 if start is None else float(start.rho))
     offsets = (log_p_term.double() + rho * prior.double(), prior.double())
+    weights = None if start is None else (float(start.ft_weight), float(start.zs_weight))
     if method == "fitted":
         penalty = NormalPenalty((0.5, 0.5), 2 * PULL, MIN_WEIGHT)
-        fit = _fit_weights(zs_half, scores, targets, penalty, offsets)
+        fit = _fit_weights(zs, ft, labels, penalty, offsets, weights=weights)
         return Combination(rho, float(fit.weights[0]), float(fit.weights[1]))
-    present = targets.unique()
+    present = labels.unique()
     if len(present) < 2:
         return MAP_PRIOR._replace(rho=rho)
     means = (float(MAP_PRIOR.ft_weight), float(MAP_PRIOR.zs_weight))
     penalty = NormalPenalty(means, WEIGHT_DEVIATION**-2)
-    fit = _fit_weights(zs_half, scores, targets, penalty, offsets, OFFSET_DEVIATION)
     offset = torch.zeros(classes, dtype=torch.float64, device=device)
+    if start is not None:
+        offset += torch.as_tensor(start.offset).to(offset)
+    fit = _fit_weights(zs, ft, labels, penalty, offsets, OFFSET_DEVIATION, weights, offset[present])
+    offset = torch.zeros_like(offset)
     offset[present] = fit.bias
     return Combination(rho, float(fit.weights[0]), float(fit.weights[1]), offset)
 
@@ -185,8 +216,10 @@ def remaining_bias(logits: Array, labels: Array | Sequence[int], log_q: Array) -
     return _remaining_bias(scores, targets, prior, torch.zeros_like(prior))
 
 
-def _remaining_bias(scores: Tensor, targets: Tensor, prior: Tensor, log_p: Tensor) -> float:
-    """Run `remaining_bias` on logits that contain log p."""
+def _remaining_bias(
+    scores: Tensor | Selection, targets: Tensor, prior: Tensor, log_p: Tensor, start: float = 0.0
+) -> float:
+    """Run `remaining_bias` on logits that contain log p; the search for the root begins at ``start``."""
     prior, log_p = prior.double(), log_p.double()
     present, log_pi = _log_frequencies(targets, scores.shape[1])
     prior = prior - prior[present[0]]  # a uniform prior becomes exactly 0
@@ -199,7 +232,7 @@ def _remaining_bias(scores: Tensor, targets: Tensor, prior: Tensor, log_p: Tenso
         variance = mean @ prior.square() - prior @ exponentials.product(prior)
         return float(mean @ prior) - target, -float(variance)
 
-    return find_decreasing_root(excess, 0.0, 1.0, 0.0)[0]
+    return find_decreasing_root(excess, 0.0, 1.0, start)[0]
 
 
 # --- the weights ------------------------------------------------------------------------------------
@@ -236,15 +269,20 @@ def fit_weights(
 
 
 def _fit_weights(
-    zs: Tensor,
-    ft: Tensor,
+    zs: Tensor | Selection,
+    ft: Tensor | Selection,
     labels: Tensor,
     penalty: NormalPenalty,
     offsets: Sequence[Tensor] = (),
     deviation: float = 0.0,
+    weights: tuple[float, float] | None = None,
+    bias: Tensor | None = None,
 ) -> Minimum:
-    """Fit the weights of ft and zs minus their offsets and, with a ``deviation``, an offset of the present classes."""
+    """Fit the weights of ft and zs minus their offsets and, with a ``deviation``, an offset of the present classes.
+
+    The solver starts at ``weights``, the means of the penalty if omitted, and at ``bias``.
+    """
     counts = labels.bincount(minlength=zs.shape[1])
     data = LogitSums([ft, zs], labels, counts, offsets)
     variances = torch.full_like(data.counts, deviation**2) if deviation else None
-    return minimise(data, data.counts.new_tensor(penalty.means), penalty, variances)
+    return minimise(data, data.counts.new_tensor(weights or penalty.means), penalty, variances, bias=bias)

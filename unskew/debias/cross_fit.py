@@ -1,11 +1,12 @@
 """Cross-fitting of GLA: each sample is adjusted by an estimator that was fitted without it."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from unskew.debias._predicting import Scores, blocks
 from unskew.debias.gla import GLA
 
 FOLDS = 5
@@ -18,8 +19,16 @@ def fold_numbers(labels: Tensor) -> Tensor:
     return folds
 
 
-def cross_fit(estimator: GLA, zs: Tensor, ft: Tensor, y: Tensor) -> list[tuple[Tensor, GLA]]:
+def cross_fit(
+    estimator: GLA, zs: Tensor, ft: Tensor, y: Tensor, *, start: GLA | None = None
+) -> list[tuple[Tensor, GLA]]:
     """Return for each fold its rows ``[N]``, bool, and a copy of the estimator fitted on the other folds.
+
+    The solvers start at the numbers of ``start``, an estimator that was fitted on all samples. It has seen the labels
+    of the fold, but they do not reach the result. Each objective has one minimum: those of log q, the weights and the
+    offsets are strictly convex by their priors, the temperatures of ``confidence`` and ``nll`` and rho are the roots of
+    monotone functions, and the temperature of ``map`` is searched around the best point of a grid. The solvers
+    converge to the minimum for the other folds from any start; the start only decides how many steps they take.
 
     Raises:
         ValueError: Fewer than two samples.
@@ -30,21 +39,26 @@ def cross_fit(estimator: GLA, zs: Tensor, ft: Tensor, y: Tensor) -> list[tuple[T
     plan = []
     for number in folds.unique():
         rows = folds == number
-        fitted = copy.deepcopy(estimator).fit_zeroshot(zs[~rows], y[~rows])
-        plan.append((rows, fitted.fit_finetuned(zs[~rows], ft[~rows], y[~rows])))
+        others = (~rows).nonzero().flatten()
+        labels, zs_others = y[others], zs.index_select(0, others)
+        fitted = copy.deepcopy(estimator).fit_zeroshot(zs_others, labels, start=start)
+        plan.append((rows, fitted.fit_finetuned(zs_others, ft.index_select(0, others), labels, start=start)))
     return plan
 
 
-def cross_predict(
+def cross_scores(
     plan: Sequence[tuple[Tensor, GLA]], zs: Tensor, ft: Tensor, log_target: Tensor | None = None
-) -> dict[str, Tensor]:
-    """Return `GLA.parts` of all samples, each row from the estimator that was fitted without it.
+) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+    """Yield `GLA.parts` block by block with its rows, each row from the estimator that was fitted without it.
 
     An estimator that uses the images to predict sees all samples, without labels.
     """
-    merged: dict[str, Tensor] = {}
-    for rows, fitted in plan:
-        seen = torch.ones_like(rows) if fitted.transductive else rows
-        for name, logits in fitted.parts(zs[seen], ft[seen], log_target=log_target).items():
-            merged.setdefault(name, logits.new_empty(zs.shape))[rows] = logits[rows[seen]]
-    return merged
+    scores = [(members, Scores(fitted, zs, ft, log_target)) for members, fitted in plan]
+    for rows in blocks(zs):
+        merged: dict[str, Tensor] = {}
+        for members, of_fold in scores:
+            places = members[rows].nonzero().flatten()
+            for name, logits in of_fold[places + rows.start].items():
+                shape = rows.stop - rows.start, zs.shape[1]
+                merged.setdefault(name, logits.new_empty(shape))[places] = logits
+        yield rows, merged

@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 
 from unskew.debias import temperature as temperatures
-from unskew.debias._fitted import FittedGLA
+from unskew.debias._predicting import PredictingGLA
+from unskew.debias._softmax import Selection
 from unskew.debias._validation import (
     Array,
+    check_labels,
     check_logits,
     check_same_shape,
-    to_kind,
-    to_logits,
+    log_probabilities,
     to_prior,
     to_tensor,
     uses_numpy,
 )
-from unskew.debias.combination import MAP_PRIOR, SUM, Combination, combine, fit_combination
+from unskew.debias.combination import MAP_PRIOR, SUM, Combination, fit_checked
 from unskew.debias.prior import JOINT, METHODS, PriorEstimate, estimate
-from unskew.debias.temperature import fit_temperature
-from unskew.debias.transport import check_installed, transport_offset
+from unskew.debias.transport import check_installed
 from unskew.utils.registry import unknown_name
 
 logger = logging.getLogger("unskew")
@@ -40,7 +40,7 @@ _CHOICES = {
 }
 
 
-class GLA(FittedGLA):
+class GLA(PredictingGLA):
     """Generalized Logit Adjustment of a zero-shot and a fine-tuned model.
 
     The logits are ``a (ft/T_ft - log p - rho log q) + b (zs/T_zs - log q) + log target``: q is the label prior of the
@@ -189,12 +189,16 @@ class GLA(FittedGLA):
         self._store("ft_temperature_", math.nan)
         return self
 
-    def fit_zeroshot(self, zs: Tensor, y: Tensor | None) -> "GLA":
-        """Fit temperature and log q from zero-shot logits ``[N, C]`` and labels ``[N]``; T_ft becomes 1."""
-        return self._fit_zeroshot(self._recognised(zs=zs)["zs"], y)
+    def fit_zeroshot(self, zs: Tensor, y: Tensor | None, *, start: "GLA | None" = None) -> "GLA":
+        """Fit temperature and log q from zero-shot logits ``[N, C]`` and labels ``[N]``; T_ft becomes 1.
 
-    def _fit_zeroshot(self, zs: Tensor, y: Tensor | None) -> "GLA":
-        fit = self._estimate_prior(zs, y)
+        ``start`` is an estimator that was fitted on similar images. The solvers start at its numbers and take fewer
+        steps to the same result.
+        """
+        return self._fit_zeroshot(self._recognised(zs=zs)["zs"], y, start)
+
+    def _fit_zeroshot(self, zs: Tensor, y: Tensor | None, start: "GLA | None" = None) -> "GLA":
+        fit = self._estimate_prior(zs, y, None if start is None else (float(start.zs_temperature_), start.log_q_))
         log_q = fit.log_q
         self.converged_, self.log_q_deviation_ = fit.converged, fit.deviation
         self.log_evidence_, self.no_bias_ = fit.log_evidence, fit.no_bias
@@ -211,161 +215,63 @@ class GLA(FittedGLA):
     def _prior_combination(self) -> Combination:
         return MAP_PRIOR if self.combine in ("map", "otter") else SUM
 
-    @property
-    def _estimates_on_prediction(self) -> bool:
-        return isinstance(self.prior, str) and self.prior == "unlabelled"
-
-    @property
-    def transductive(self) -> bool:
-        """True if the prediction of an image depends on the other images of the call."""
-        return self._estimates_on_prediction or self.combine == "otter"
-
-    def _estimate_prior(self, zs: Tensor, y: Tensor | None) -> PriorEstimate[Tensor]:
+    def _estimate_prior(
+        self, zs: Tensor, y: Tensor | None, start: tuple[float, Tensor] | None
+    ) -> PriorEstimate[Tensor]:
         """Return the estimate of log q with the temperature of the zero-shot logits."""
         self.assumes_uniform_ = False
         self.method_ = self.prior if isinstance(self.prior, str) else "given"
         if isinstance(self.prior, str):
             self.assumes_uniform_ = self.prior == "unlabelled" or (y is None and self.prior != "eigen")
             if self.prior == "map":
-                return estimate(zs, y, "map", logit_scale=self.logit_scale)
+                return estimate(zs, y, "map", logit_scale=self.logit_scale, start=start)
         known = self._estimates_on_prediction and self.logit_scale == "model"
-        temperature = 1.0 if known else self._fit_temperature(zs, y)
+        temperature = 1.0 if known else self._fit_temperature(zs, y, None if start is None else start[0])
         if not isinstance(self.prior, str):
             log_q = to_prior(self.prior, "prior", zs.shape[1], zs.device).clone()
             return PriorEstimate(log_q, True, math.nan, 0, math.nan, temperature)
         self.method_ = "em" if y is None and self.prior == "convex" else self.prior
-        fit = estimate(zs / temperature, y, self.method_, self.strength)
+        fit = estimate(zs / temperature, y, self.method_, self.strength, start=start)
         return dataclasses.replace(fit, temperature=temperature)
 
-    def fit_finetuned(self, zs: Tensor, ft: Tensor, y: Tensor | None) -> "GLA":
+    def fit_finetuned(self, zs: Tensor, ft: Tensor, y: Tensor | None, *, start: "GLA | None" = None) -> "GLA":
         """Fit the rest on held-out images, given a fitted zero-shot half: T_ft, rho and the weights.
 
         Args:
             zs: ``[N, C]``, zero-shot logits.
             ft: ``[N, C]``, fine-tuned logits, which contain ``log_p_``.
             y: ``[N]``; without labels T_ft is 1 and the weights are those of their prior, or of the paper's sum.
+            start: As in `fit_zeroshot`.
         """
         self._check_fitted()
-        return self._fit_finetuned(self._as_fitted(zs, "zs"), self._recognised(ft=ft)["ft"], y)
+        if least := self._least_of(zs, "zs"):
+            zs = log_probabilities(zs, least)
+        return self._fit_finetuned(zs, self._recognised(ft=ft)["ft"], y, start)
 
-    def _fit_finetuned(self, zs: Tensor, ft: Tensor, y: Tensor | None) -> "GLA":
-        self._store_combination(self._fit_temperature(ft, y), self._prior_combination)
+    def _fit_finetuned(self, zs: Tensor, ft: Tensor, y: Tensor | None, start: "GLA | None" = None) -> "GLA":
+        near = None if start is None else float(start.ft_temperature_)
+        self._store_combination(self._fit_temperature(ft, y, near), self._prior_combination)
         if self.combine != "sum" and y is not None:
-            zs, ft = zs / self.zs_temperature_, ft / self.ft_temperature_
+            zs, ft = check_logits(zs, None, None)[0], check_logits(ft, None, None)[0]
+            check_same_shape(zs, ft)
+            zs_half = Selection(zs, temperature=self.zs_temperature_.to(zs.device))
+            ft_half = Selection(ft, temperature=self.ft_temperature_.to(ft.device))
             method = "fitted" if self.combine == "fitted" else "map"
-            combination = fit_combination(zs, ft, y, self.log_q_, self.log_p_, method=method)
+            first = None if start is None else start._combination
+            labels = check_labels(y, ft)
+            combination = fit_checked(zs_half, ft_half, labels, self.log_q_, self.log_p_, method, first)
             self._store_combination(float(self.ft_temperature_), combination)
         return self
 
-    def _fit_temperature(self, logits: Tensor, labels: Tensor | None) -> float:
+    def _fit_temperature(self, logits: Tensor, labels: Tensor | None, start: float | None) -> float:
         if self.temperature == "none" or labels is None:
             return 1.0
+        logits, labels = check_logits(logits, labels, None)
         known = self.temperature != "map" or self.logit_scale == "model"
-        expected = 1.0 if known else fit_temperature(logits, labels, method="confidence")
-        return fit_temperature(logits, labels, method=self.temperature, expected=expected)
+        expected = 1.0 if known else temperatures.fit(logits, labels, start=start)
+        return temperatures.fit(logits, labels, self.temperature, expected, start)
 
-    # --- prediction ---------------------------------------------------------------------------------
-
-    def parts(self, zs: Array, ft: Array | None = None, *, log_target: Array | None = None) -> dict[str, Array]:
-        """Return the logits ``[N, C]`` of each part by name.
-
-        ``zs`` and ``ft`` are the calibrated halves, ``ensemble`` is their sum, ``debiased`` is ``zs`` minus log q (with
-        ``otter``, minus the offset of its transport), and ``gla`` is `decision_function`. Without ``ft`` there are only
-        ``zs`` and ``debiased``.
-        """
-        numpy = uses_numpy(zs=zs, ft=ft, log_target=log_target)
-        scores = self._parts(to_logits(zs), None if ft is None else to_logits(ft), log_target)
-        return {name: to_kind(logits, numpy) for name, logits in scores.items()}
-
-    def _parts(self, zs: Tensor, ft: Tensor | None, log_target: Any) -> dict[str, Tensor]:
-        zs = self._scaled(zs, "zs")
-        target = None if log_target is None else to_prior(log_target, "log_target", self.n_classes_, zs.device)
-        log_q, transported = self._log_q_for(zs), self.combine == "otter"
-        debiased = self._transport(zs, target) if transported else (zs - log_q).to(zs.dtype)
-        if ft is None:
-            return {"zs": zs, "debiased": debiased}
-        ft = self._scaled_finetuned(ft, zs)
-        gla = self._combined(zs, ft, log_q, None if transported else target)
-        gla = self._transport(gla, target) if transported else gla
-        return {"zs": zs, "ft": ft, "ensemble": ft + zs, "debiased": debiased, "gla": gla}
-
-    def _combined(self, zs: Tensor, ft: Tensor, log_q: Tensor, target: Tensor | None = None) -> Tensor:
-        """Return the weighted sum ``[N, C]`` of both calibrated halves."""
-        combination = Combination(*(self._number(f"{name}_", zs) for name in Combination._fields))
-        logits = combine(zs, ft, log_q, combination, self.log_p_.to(zs.device), target)
-        return logits.to(torch.promote_types(zs.dtype, ft.dtype))
-
-    def _transport(self, logits: Tensor, target: Tensor | None) -> Tensor:
-        logger.info(f"optimal transport of {len(logits):,} images, unlabelled, to the target class frequency")
-        return logits - transport_offset(logits, target)
-
-    def _log_q_for(self, zs: Tensor) -> Tensor:
-        """Return `log_q_for` of calibrated logits."""
-        if not self._estimates_on_prediction:
-            return self.log_q_.to(zs.device)
-        log_q = estimate(zs, None, "unlabelled").log_q
-        ratio = float((log_q.max() - log_q.min()).exp())
-        logger.info(
-            f"class bias of {len(zs):,} images to predict, unlabelled, assuming a uniform class frequency: "
-            f"max/min {ratio:.3g}"
-        )
-        return log_q
-
-    def log_q_for(self, zs: Array) -> Array:
-        """Return the log q ``[C]`` that predictions of zero-shot logits ``[N, C]`` subtract.
-
-        It is ``log_q_``, and with the prior ``unlabelled`` an estimate on these images.
-        """
-        return to_kind(self._log_q_for(self._scaled(to_logits(zs), "zs")), uses_numpy(zs=zs))
-
-    def fitted_logits(self, zs: Tensor, ft: Tensor) -> Tensor:
-        """Return the logits ``[N, C]`` for a uniform target by the fitted numbers alone, without transport."""
-        zs = self._scaled(zs, "zs")
-        return self._combined(zs, self._scaled_finetuned(ft, zs), self.log_q_.to(zs.device))
-
-    def _scaled_finetuned(self, ft: Tensor, zs: Tensor) -> Tensor:
-        if self.ft_temperature_.isnan():
-            raise ValueError("only the zero-shot half is fitted: pass ft to fit, or omit it here")
-        ft = self._scaled(ft, "ft")
-        check_same_shape(zs, ft)
-        return ft
-
-    def decision_function(self, zs: Array, ft: Array | None = None, *, log_target: Array | None = None) -> Array:
-        """Return GLA's logits ``[N, C]``.
-
-        Args:
-            zs: ``[N, C]``, zero-shot logits; with ``unlabelled`` and ``otter``, of all images to predict.
-            ft: ``[N, C]``, fine-tuned logits; without them the result is ``zs/T_zs - log q``, or with ``otter``
-                ``zs/T_zs`` minus the offset of its transport.
-            log_target: ``[C]``, log prior of the images to predict; uniform if omitted.
-
-        Raises:
-            ValueError: Not fitted; shapes that do not fit; logits that are not finite; mixed kinds of arrays.
-        """
-        numpy = uses_numpy(zs=zs, ft=ft, log_target=log_target)
-        scores = self._parts(to_logits(zs), None if ft is None else to_logits(ft), log_target)
-        if ft is not None:
-            return to_kind(scores["gla"], numpy)
-        logits = scores["debiased"]
-        if log_target is not None and self.combine != "otter":
-            logits = logits + to_prior(log_target, "log_target", self.n_classes_, logits)
-        return to_kind(logits, numpy)
-
-    def predict_proba(self, zs: Array, ft: Array | None = None, *, log_target: Array | None = None) -> Array:
-        """Return class probabilities ``[N, C]``; the arguments are those of `decision_function`."""
-        logits = self.decision_function(zs, ft, log_target=log_target)
-        return to_kind(to_tensor(logits).softmax(1), uses_numpy(zs=zs, ft=ft, log_target=log_target))
-
-    def predict(self, zs: Array, ft: Array | None = None, *, log_target: Array | None = None) -> Array:
-        """Return labels ``[N]``; the arguments are those of `decision_function`."""
-        logits = self.decision_function(zs, ft, log_target=log_target)
-        return to_kind(to_tensor(logits).argmax(1), uses_numpy(zs=zs, ft=ft, log_target=log_target))
-
-    def forward(self, zs: Tensor, ft: Tensor | None = None) -> Tensor:
-        """Return `decision_function`."""
-        return self.decision_function(zs, ft)
-
-    # --- text and parameters --------------------------------------------------------------------------------------
+    # --- text and parameters ------------------------------------------------------------------------
 
     def summary(self) -> str:
         """Return the temperatures, the prior and the combination as three lines of text."""

@@ -165,7 +165,7 @@ def _check(flag: str, spec: str, logits: Tensor, labels: Tensor | None = None) -
     if labels is not None and labels.dtype in (torch.uint16, torch.uint32, torch.uint64):
         labels = labels.long()  # PyTorch cannot compare these
     try:
-        return check_logits(logits, labels)[1]
+        return check_logits(logits, labels, None)[1]
     except ValueError as error:
         raise ValueError(f"{flag} '{spec}': {error}") from None
 

@@ -70,6 +70,7 @@ def fit_joint(
     no_bias: float = NO_BIAS,
     scale_strength: float = SCALE_STRENGTH,
     shared: Sequence[float] = SHARED,
+    start: tuple[float, Tensor] | None = None,
 ) -> JointPosterior:
     """Fit temperature T and bias beta by maximum a posteriori, and average over "no bias" by its evidence.
 
@@ -91,6 +92,8 @@ def fit_joint(
         no_bias: Prior probability of "no bias".
         scale_strength: K, pseudo-samples that hold s at s_0.
         shared: Candidates in [0, 1) of the share of the prior variance that follows the similarity of the classes.
+        start: Temperature and log q ``[C]`` at which the solver starts, s_0 and no bias if omitted. The objective is
+            jointly convex in s and b, so that the start changes the number of steps, but not the minimum.
 
     Raises:
         ValueError: ``deviation^2`` is at most 1/n_c for a class.
@@ -111,7 +114,12 @@ def fit_joint(
     if (variances <= 0).any():
         raise ValueError(f"deviation^2 = {deviation**2:g} must be above 1 / images per class, 1/{int(observed.min())}")
     data, penalty = LogitSums([logits], labels, counts), ScalePenalty(scale, scale_strength)
-    fit = minimise(data, observed.new_tensor([scale]), penalty, variances, fixed=labels is None)
+    s_start, bias_start = scale, None
+    if start is not None:
+        log_q = start[1].to(observed)[present]
+        s_start = scale if labels is None else 1 / start[0]
+        bias_start = (log_q - log_q.mean()) * variances / deviation**2
+    fit = minimise(data, observed.new_tensor([s_start]), penalty, variances, fixed=labels is None, bias=bias_start)
     curvature = Curvature(fit, data, None if labels is None else penalty)
     estimate, covariance = curvature.posterior(variances, design, deviation, shared)
     log_evidence, probability, s = math.nan, 0.0, float(fit.weights)

@@ -68,12 +68,26 @@ def fit_temperature(
         raise ValueError(f"expected must be a temperature above 0 (got {expected!r})")
     uses_numpy(logits=logits, labels=labels)
     tensor, label_tensor = check_logits(as_logits(logits=logits)[0], labels, None)
-    if tensor.shape[1] == 1:
+    return fit(tensor, label_tensor, method, expected)
+
+
+def fit(
+    logits: Tensor, labels: Tensor, method: str = "confidence", expected: float = 1.0, start: float | None = None
+) -> float:
+    """Run `fit_temperature` on checked tensors; the search for the root may start at a temperature near it.
+
+    The result does not depend on ``start``: the root of ``confidence`` and ``nll`` is the only one, and the grid of
+    ``map`` selects the root before the search starts.
+    """
+    if logits.shape[1] == 1:
         return 1.0  # the probability is 1 at every T
-    return _fit_map(tensor, label_tensor, expected) if method == "map" else _fit(tensor, label_tensor, method)
+    log_start = None if start is None else math.log(start)
+    if method == "map":
+        return _fit_map(logits, labels, expected, log_start)
+    return _fit(logits, labels, method, 0.0 if log_start is None else log_start)
 
 
-def _fit(logits: Tensor, labels: Tensor, method: str) -> float:
+def _fit(logits: Tensor, labels: Tensor, method: str, log_start: float) -> float:
     samples, classes = logits.shape
     highest, predicted = logits.max(1)
     if method == "confidence":
@@ -90,7 +104,7 @@ def _fit(logits: Tensor, labels: Tensor, method: str) -> float:
     unit = spread(logits) or 1.0
     ends = [unit * end for end in RANGE]
     low, high = map(math.log, ends)
-    log_t, has_root = find_decreasing_root(excess, low, high, min(max(0.0, low), high))
+    log_t, has_root = find_decreasing_root(excess, low, high, min(max(log_start, low), high))
     if has_root:
         return math.exp(log_t)
     end = ends[log_t == high]
@@ -99,7 +113,7 @@ def _fit(logits: Tensor, labels: Tensor, method: str) -> float:
     return end
 
 
-def _fit_map(logits: Tensor, labels: Tensor, expected: float) -> float:
+def _fit_map(logits: Tensor, labels: Tensor, expected: float, log_start: float | None) -> float:
     highest = logits.amax(1)
     target = float((logits.gather(1, labels[:, None])[:, 0].double() - highest).mean())
     samples, expected_log, unit = len(logits), math.log(expected), spread(logits) or 1.0
@@ -118,8 +132,10 @@ def _fit_map(logits: Tensor, labels: Tensor, expected: float) -> float:
         excess, precision = samples * s * (value - target), LOG_DEVIATION**-2
         return excess - precision * (log_t - expected_log), -excess - samples * s**2 * slope - precision
 
-    start, step = min(grid, key=objective), grid[1] - grid[0]
-    log_t, has_root = find_decreasing_root(descent, start - 2 * step, start + 2 * step, start)
+    best, step = min(grid, key=objective), grid[1] - grid[0]
+    low, high = best - 2 * step, best + 2 * step
+    start = best if log_start is None else min(max(log_start, low), high)
+    log_t, has_root = find_decreasing_root(descent, low, high, start)
     if not has_root:  # the few samples were misleading
         log_t, _ = find_decreasing_root(descent, grid[0] - step, grid[-1] + step, log_t)
     return math.exp(log_t)

@@ -1,8 +1,10 @@
-"""Reading of tensors from files that others wrote: no code runs, and a small file takes little memory."""
+"""Files of tensors. Reading those of others runs no code, and a small file takes little memory."""
 
+import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -22,15 +24,17 @@ NUMBERS = (
 def read_npy(path: Path) -> np.ndarray:
     """Return the array in a ``.npy`` file; its header may not claim more bytes than the file has.
 
+    The memory is that of the file: pages are read when they are used, and writing to the array changes no file.
+
     Raises:
         ValueError: the file holds Python objects or several arrays; other exceptions are in `DAMAGE`.
     """
     check_regular(path)
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    array = np.load(path, mmap_mode="c", allow_pickle=False)
     if not isinstance(array, np.ndarray):
         array.close()
         raise ValueError("it holds several arrays; save one array with numpy.save")
-    return np.array(array, dtype=array.dtype.newbyteorder("="))
+    return np.asarray(array, dtype=array.dtype.newbyteorder("="))
 
 
 def read_torch(path: Path) -> Any:
@@ -53,6 +57,25 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """
     check_regular(path)
     return load_file(path)
+
+
+# Types of the tensors that are written, by their names in the safetensors format.
+_NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
+
+
+def write_safetensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors to an open file in the safetensors format, straight from their memory."""
+    ordered = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))  # so that all data are aligned
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, tensor in ordered.items():
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for tensor in ordered.values():
+        file.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def check_dense(tensor: Tensor) -> Tensor:
