@@ -19,6 +19,9 @@ MAX_STEPS = 200
 # Newton decrement in nats at which the next step, which squares the error, is the last.
 LAST_STEP = 1e-8
 
+# The same for a fit that starts near its minimum, so that no trace of the start is left in the sums of the last point.
+LAST_STEP_NEAR = 1e-12
+
 # Images that the correlation of the classes is computed from.
 MOST_CORRELATED = 2048
 
@@ -241,6 +244,7 @@ def minimise(
     *,
     fixed: bool = False,
     bias: Tensor | None = None,
+    last_step: float = LAST_STEP,
 ) -> Minimum:
     """Minimise ``sum_i CE(sum_j w_j F_ij - b + log pi, y_i) + penalty(w) + 1/2 sum_c b_c^2 / variances_c``.
 
@@ -251,6 +255,7 @@ def minimise(
         variances: ``[c]`` of the normal prior on b; None fixes b at its start.
         fixed: Whether w keeps its start.
         bias: ``[c]``, start of b; zeros if omitted.
+        last_step: Newton decrement in nats at which the next step is the last.
     """
     bias = torch.zeros_like(data.counts) if bias is None else bias
     precision = None if variances is None else 1 / variances
@@ -259,7 +264,7 @@ def minimise(
     last = math.inf
     for step_number in range(1, MAX_STEPS + 1):
         weight_step, bias_step, decrement = problem.newton_step(weights, bias, sums, last)
-        if decrement <= LAST_STEP:
+        if decrement <= last_step:
             weights, bias = (weights + weight_step).clamp(min=penalty.least), bias + bias_step
             return Minimum(weights, bias, sums, value, step_number, True)
         scale = penalty.longest(weights, weight_step)

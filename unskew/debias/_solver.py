@@ -162,18 +162,16 @@ class BiasProblem:
         return step if gradient @ step < 0 else -gradient / self.frequencies, float(first)
 
 
-def solve(problem: BiasProblem, start: Tensor | None = None) -> tuple[Tensor, Point, bool]:
+def solve(problem: BiasProblem) -> tuple[Tensor, Point, bool]:
     """Return the bias at the minimum, its `Point`, and whether the solver converged.
 
     Very spread logits are first softened by a temperature tau that falls to 1: at a scale of 100 the objective
-    is nearly piecewise linear, and Newton steps from a distant start do not help. A ``start`` ``[n]`` near the minimum
-    replaces this phase; the objective is convex, so the minimum is the same.
+    is nearly piecewise linear, and Newton steps from a distant start do not help.
     """
-    bias = soften(problem) if start is None else start
+    bias = soften(problem)
     tolerance = 1e-10 * max(1.0, problem.weight)
     bias, point = descend(problem, bias, 1.0, tolerance)
-    converged = bool((point.gradient.abs() <= tolerance).all())
-    return (bias, point, converged) if converged or start is None else solve(problem)
+    return bias, point, bool((point.gradient.abs() <= tolerance).all())
 
 
 def soften(problem: BiasProblem) -> Tensor:

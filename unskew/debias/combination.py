@@ -161,13 +161,14 @@ def fit_checked(
 ) -> Combination:
     """Run `fit_combination` on checked logits and labels.
 
-    ``start`` is a combination of similar images, where the solvers start. All objectives are convex, so that the start
-    changes the number of steps, but not the result.
+    ``start`` is a combination of similar images, at whose weights and offset the solver starts. Their objective is
+    strictly convex by its priors, so that the start changes the number of steps, but not the result. The search for rho
+    always starts at 0: without a prior, images of one class leave rho undetermined.
     """
     classes, device = zs.shape[1], zs.device
     prior = to_prior(log_q, "log_q", classes, device)
     log_p_term = torch.zeros_like(prior) if log_p is None else to_prior(log_p, "log_p", classes, device)
-    rho = _remaining_bias(ft, labels, prior, log_p_term, 0.0 if start is None else float(start.rho))
+    rho = _remaining_bias(ft, labels, prior, log_p_term)
     offsets = (log_p_term.double() + rho * prior.double(), prior.double())
     weights = None if start is None else (float(start.ft_weight), float(start.zs_weight))
     if method == "fitted":
@@ -216,10 +217,8 @@ def remaining_bias(logits: Array, labels: Array | Sequence[int], log_q: Array) -
     return _remaining_bias(scores, targets, prior, torch.zeros_like(prior))
 
 
-def _remaining_bias(
-    scores: Tensor | Selection, targets: Tensor, prior: Tensor, log_p: Tensor, start: float = 0.0
-) -> float:
-    """Run `remaining_bias` on logits that contain log p; the search for the root begins at ``start``."""
+def _remaining_bias(scores: Tensor | Selection, targets: Tensor, prior: Tensor, log_p: Tensor) -> float:
+    """Run `remaining_bias` on logits that contain log p."""
     prior, log_p = prior.double(), log_p.double()
     present, log_pi = _log_frequencies(targets, scores.shape[1])
     prior = prior - prior[present[0]]  # a uniform prior becomes exactly 0
@@ -232,7 +231,7 @@ def _remaining_bias(
         variance = mean @ prior.square() - prior @ exponentials.product(prior)
         return float(mean @ prior) - target, -float(variance)
 
-    return find_decreasing_root(excess, 0.0, 1.0, start)[0]
+    return find_decreasing_root(excess, 0.0, 1.0, 0.0)[0]
 
 
 # --- the weights ------------------------------------------------------------------------------------

@@ -25,10 +25,11 @@ def cross_fit(
     """Return for each fold its rows ``[N]``, bool, and a copy of the estimator fitted on the other folds.
 
     The solvers start at the numbers of ``start``, an estimator that was fitted on all samples. It has seen the labels
-    of the fold, but they do not reach the result. Each objective has one minimum: those of log q, the weights and the
-    offsets are strictly convex by their priors, the temperatures of ``confidence`` and ``nll`` and rho are the roots of
-    monotone functions, and the temperature of ``map`` is searched around the best point of a grid. The solvers
-    converge to the minimum for the other folds from any start; the start only decides how many steps they take.
+    of the fold, but they do not reach the result, because each solver that uses the start converges to the one minimum
+    for the other folds from any start. The objectives of ``map`` for log q, the weights and the offsets are strictly
+    convex by their priors. The temperatures of ``confidence`` and ``nll`` are roots of monotone functions. The
+    objective of the temperature of ``map`` is not convex: a grid selects the interval, in which the start is only the
+    first point. The other estimators of log q, and rho, may have no unique minimum and start from scratch.
 
     Raises:
         ValueError: Fewer than two samples.
@@ -39,11 +40,15 @@ def cross_fit(
     plan = []
     for number in folds.unique():
         rows = folds == number
-        others = (~rows).nonzero().flatten()
-        labels, zs_others = y[others], zs.index_select(0, others)
-        fitted = copy.deepcopy(estimator).fit_zeroshot(zs_others, labels, start=start)
-        plan.append((rows, fitted.fit_finetuned(zs_others, ft.index_select(0, others), labels, start=start)))
+        plan.append((rows, _fit_on(copy.deepcopy(estimator), (~rows).nonzero().flatten(), zs, ft, y, start)))
     return plan
+
+
+def _fit_on(estimator: GLA, rows: Tensor, zs: Tensor, ft: Tensor, y: Tensor, start: GLA | None) -> GLA:
+    """Fit on some rows; their copies are freed before those of the next fold are made."""
+    zs, labels = zs.index_select(0, rows), y[rows]
+    estimator.fit_zeroshot(zs, labels, start=start)
+    return estimator.fit_finetuned(zs, ft.index_select(0, rows), labels, start=start)
 
 
 def cross_scores(

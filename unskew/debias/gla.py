@@ -226,12 +226,13 @@ class GLA(PredictingGLA):
             if self.prior == "map":
                 return estimate(zs, y, "map", logit_scale=self.logit_scale, start=start)
         known = self._estimates_on_prediction and self.logit_scale == "model"
-        temperature = 1.0 if known else self._fit_temperature(zs, y, None if start is None else start[0])
+        temperature = 1.0 if known else self._fit_temperature(zs, y)
         if not isinstance(self.prior, str):
             log_q = to_prior(self.prior, "prior", zs.shape[1], zs.device).clone()
             return PriorEstimate(log_q, True, math.nan, 0, math.nan, temperature)
         self.method_ = "em" if y is None and self.prior == "convex" else self.prior
-        fit = estimate(zs / temperature, y, self.method_, self.strength, start=start)
+        near = None if start is None else (1.0, start[1])
+        fit = estimate(zs / temperature, y, self.method_, self.strength, start=near)
         return dataclasses.replace(fit, temperature=temperature)
 
     def fit_finetuned(self, zs: Tensor, ft: Tensor, y: Tensor | None, *, start: "GLA | None" = None) -> "GLA":
@@ -263,7 +264,7 @@ class GLA(PredictingGLA):
             self._store_combination(float(self.ft_temperature_), combination)
         return self
 
-    def _fit_temperature(self, logits: Tensor, labels: Tensor | None, start: float | None) -> float:
+    def _fit_temperature(self, logits: Tensor, labels: Tensor | None, start: float | None = None) -> float:
         if self.temperature == "none" or labels is None:
             return 1.0
         logits, labels = check_logits(logits, labels, None)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unskew.debias._joint import LogitSums, ScalePenalty, minimise
+from unskew.debias._joint import LAST_STEP, LAST_STEP_NEAR, LogitSums, ScalePenalty, minimise
 from unskew.debias._posterior import Curvature
 
 # Standard deviation of the normal prior on the bias of a class, in nats.
@@ -119,7 +119,8 @@ def fit_joint(
         log_q = start[1].to(observed)[present]
         s_start = scale if labels is None else 1 / start[0]
         bias_start = (log_q - log_q.mean()) * variances / deviation**2
-    fit = minimise(data, observed.new_tensor([s_start]), penalty, variances, fixed=labels is None, bias=bias_start)
+    weights, last_step = observed.new_tensor([s_start]), LAST_STEP if start is None else LAST_STEP_NEAR
+    fit = minimise(data, weights, penalty, variances, fixed=labels is None, bias=bias_start, last_step=last_step)
     curvature = Curvature(fit, data, None if labels is None else penalty)
     estimate, covariance = curvature.posterior(variances, design, deviation, shared)
     log_evidence, probability, s = math.nan, 0.0, float(fit.weights)

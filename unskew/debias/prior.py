@@ -7,7 +7,7 @@ label frequencies are known (GLA, arXiv 2310.08106).
 import dataclasses
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Generic
@@ -151,9 +151,8 @@ def estimate(
 ) -> PriorEstimate[Tensor]:
     """Run `estimate_log_prior` on a tensor, as it is: of any scale, for instance divided by a temperature.
 
-    ``start`` is a temperature and a log q ``[C]``, for example of a fit on similar images. The iterations start there
-    and take fewer steps to the same result, because the objectives are convex; the methods without iterations ignore
-    it.
+    ``start`` is a temperature and a log q ``[C]``, for example of a fit on similar images, at which `fit_joint` starts.
+    The other methods ignore it: at strength 0 the minimum of ``convex`` need not be unique.
     """
     tensor, label_tensor = check_logits(logits, labels, None)
     strength = 1.0 if strength is None else strength
@@ -161,10 +160,8 @@ def estimate(
         raise ValueError(f"method '{method}' needs labels; pass labels, or choose map, em or eigen")
     if method in JOINT:
         fit = _map(tensor, label_tensor if method == "map" else None, logit_scale, start)
-    elif method in ("convex", "em"):
-        fit = _convex(tensor, label_tensor, strength, start)
     else:
-        fit = {"eigen": _eigen, "released": _released}[method](tensor, label_tensor, strength)
+        fit = _WITH_STRENGTH[method](tensor, label_tensor, strength)
     precision = torch.promote_types(logits.dtype, torch.float32)
     deviation = None if fit.deviation is None else fit.deviation.to(logits.device, precision)
     return dataclasses.replace(fit, log_q=fit.log_q.to(logits.device, precision), deviation=deviation)
@@ -183,9 +180,8 @@ def _map(
         scale = 1 / calibrated if logit_scale == "unknown" else 1.0
     fit = fit_joint(logits, labels, scale=scale, start=start)
     unlike = calibrated is not None and not 1 / MOST_RATIO < fit.temperature / calibrated < MOST_RATIO
-    if (
-        unlike and labels is not None and not torch.equal(logits.argmax(1), labels)
-    ):  # a calibration of separable labels says little
+    # A calibration of separable labels says little.
+    if unlike and labels is not None and not torch.equal(logits.argmax(1), labels):
         logger.warning(
             f"the temperature that is fitted with the class bias is {fit.temperature:.3g}, that of a calibration "
             f"{calibrated:.3g}: check the logits for classes of another scale"
@@ -203,9 +199,7 @@ def _map(
     )
 
 
-def _convex(
-    logits: Tensor, labels: Tensor | None, strength: float | str, start: tuple[float, Tensor] | None
-) -> PriorEstimate[Tensor]:
+def _convex(logits: Tensor, labels: Tensor | None, strength: float | str) -> PriorEstimate[Tensor]:
     if labels is None:
         if isinstance(strength, str):
             raise ValueError("strength 'cv' needs labels; pass a number instead")
@@ -215,7 +209,7 @@ def _convex(
         _check_counts(labels.bincount(minlength=logits.shape[1]), strength)
         sample = ObservedClasses.of(logits, labels)
     problem = BiasProblem(sample, sample.weight(strength))
-    bias, point, converged = solve(problem, None if start is None else start[1].double()[sample.classes])
+    bias, point, converged = solve(problem)
     if not converged:
         logger.warning(
             f"the label prior did not converge in {problem.passes} passes "
@@ -292,7 +286,14 @@ def _released(logits: Tensor, labels: Tensor | None, strength: float | str) -> P
     return PriorEstimate((q / q.sum()).log(), converged, float(objective), RELEASED_STEPS + 1, 0.0)
 
 
+_WITH_STRENGTH: dict[str, Callable[[Tensor, Tensor | None, float | str], PriorEstimate[Tensor]]] = {
+    "convex": _convex,
+    "em": _convex,
+    "eigen": _eigen,
+    "released": _released,
+}
+
 # Methods that estimate log q by `fit_joint`; they have no strength.
 JOINT = ("map", "unlabelled")
 
-METHODS = (*JOINT, "convex", "em", "eigen", "released")
+METHODS = (*JOINT, *_WITH_STRENGTH)
