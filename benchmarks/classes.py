@@ -2,9 +2,12 @@
 
     python benchmarks/classes.py FOLDER --classes 1000
 
-A class is a random pattern of 8 x 8 colours, an image is this pattern with random colours added to each of its cells,
-enlarged to 32 x 32 pixels. A class has the same images whatever the number of classes. Its name is three words that
-the `micro` models know.
+A class is a random pattern of 8 x 8 colours. An image is this pattern plus noise in each of its cells, enlarged to
+32 x 32 pixels; the noise is weaker in some images and stronger in others. A class has the same images whatever the
+number of classes. Its name is three words that the `micro` models know, without a relation to its images.
+
+The default noise was chosen for LinearProbe on `micro` at 1,000 classes: a solver that stops too early (scikit-learn's
+default tolerance, C = 10 reached from smaller values) has 92.6% on test, its converged solution for C = 100 has 97.3%.
 """
 
 import argparse
@@ -16,7 +19,7 @@ from PIL import Image
 
 CELLS = 8
 PER_CELL = 4  # pixels
-NOISE = 0.21
+NOISE = 0.2  # mean standard deviation, relative to the patterns
 COUNTS = {"train": 16, "val": 10, "test": 20}  # images per class
 WORDS = (
     "small large tiny good bad bright dark blurry clean dirty old new nice weird cool black white grey".split(),
@@ -38,7 +41,8 @@ def draw(label: int, count: int, noise: float = NOISE) -> np.ndarray:
     """Draw images of a class: uint8 [count, 32, 32, 3]."""
     rng = np.random.default_rng([17, label])
     pattern = rng.standard_normal((1, CELLS, CELLS, 3))
-    cells = np.clip(0.5 + 0.25 * (pattern + noise * rng.standard_normal((count, CELLS, CELLS, 3))), 0, 1)
+    scale = noise * rng.uniform(0.5, 1.5, (count, 1, 1, 1))
+    cells = np.clip(0.5 + 0.25 * (pattern + scale * rng.standard_normal((count, CELLS, CELLS, 3))), 0, 1)
     return (cells * 255).astype(np.uint8).repeat(PER_CELL, 1).repeat(PER_CELL, 2)
 
 
@@ -49,7 +53,7 @@ def write(root: Path, classes: int, counts: dict[str, int], noise: float = NOISE
         root: the folder of the data set.
         classes: the number of classes.
         counts: images per class of each split.
-        noise: standard deviation of an image's cells, relative to that of the patterns.
+        noise: see `NOISE`.
     """
     if root.exists():
         return root

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,91 @@ def test_prior(tmp_path):
         # The plain way knows no bounds of the weights, which bind on so few images.
         tolerance = 1e-4 if name == "map" else 1e-5
         assert name == "combination" or row["difference"] is None or row["difference"] < tolerance
+
+
+# --- many classes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_imagenet_size(tmp_path):
+    sizes = ["--classes", "20", "--train", "8", "--val", "2", "--test", "2", "--data", str(tmp_path / "data")]
+    flags = [*sizes, "--trainers", "LinearProbe", "GLA", "--sweep"]
+    _, rows = run_quickly("imagenet_size.py", flags, tmp_path)
+    names = [(row["name"], row["classes"]) for row in rows]
+    runs = [("LinearProbe", 20), ("GLA", 20), ("LinearProbe", 6), ("LinearProbe", 2)]
+    assert names == [*runs, ("sweep of 40 runs", 20), ("the same sweep, finished", 20)]
+    for row in rows:
+        assert sum(row["phases"].values()) == pytest.approx(row["cpu"])
+        assert all(value > 0 for value in row["phases"].values())
+    probe, gla, *_, sweep, again = rows
+    assert probe["accuracy"] > 90 and probe["checkpoint_bytes"] > 20 * 65 * 4
+    assert gla["predictions_bytes"] > 2 * 40 * 20 * 4 > probe["predictions_bytes"] > 40 * 20 * 4
+    assert sweep["counts"]["builds"] >= 1 and sweep["phases"]["training"] > 0
+    assert "builds" not in again["counts"] and "training" not in again["phases"]
+    compared, again = run_quickly(
+        "imagenet_size.py", [*sizes, "--trainers", "GLA", "--before", str(tmp_path / "rows.json")], tmp_path
+    )
+    assert len(again) == 1 and f"{gla['accuracy']:.3g} " in compared and " → " in compared
+
+
+def test_images_of_many_classes(benchmark, tmp_path):
+    classes = benchmark("classes")
+    counts = {"train": 2, "test": 1}
+    small, large = (classes.write(tmp_path / str(count), count, counts) for count in (3, 5))
+    files = sorted(path.relative_to(small) for path in small.rglob("*.png"))
+    assert len(files) == 9 and len(list(large.rglob("*.png"))) == 15
+    assert all((small / file).read_bytes() == (large / file).read_bytes() for file in files)
+    assert len({(small / file).read_bytes() for file in files}) == 9
+    assert len(set(classes.class_names(5000))) == 5000
+
+
+@pytest.fixture
+def watch(benchmark, monkeypatch):
+    """A watch and its clock, which tests set."""
+    phases, clock = benchmark("phases"), {"now": 1.0}
+    monkeypatch.setattr(phases.time, "process_time", lambda: clock["now"])
+    return phases.Watch(), clock
+
+
+def test_a_nested_phase_keeps_its_time(watch):
+    watch, clock = watch
+
+    def spend(seconds, then=lambda: None):
+        clock["now"] += seconds
+        then()
+        clock["now"] += seconds
+
+    inner = watch.phase("images", lambda: spend(0.5))
+    watch.phase("training", lambda: spend(2, inner))()
+    watch.phase("groups", lambda: spend(4, inner))()
+    spend(16)
+    phases = watch.result()["phases"]
+    assert phases == {"imports": 1, "training": 4, "images": 1, "groups": 9, "rest": 32}
+
+
+def test_counts_are_without_imports(watch):
+    watch, _ = watch
+    call = watch.count("calls", lambda value: 2 * value)
+    assert call(3) == 6 and watch.phase("imports", call)(value=4) == 8
+    assert watch.result()["counts"] == {"calls": 1}
+
+
+@pytest.mark.parametrize("table", ["PHASES", "COUNTED"])
+def test_the_measured_functions_exist(benchmark, table):
+    phases = benchmark("phases")
+    for target in (target for targets in getattr(phases, table).values() for target in targets):
+        place, path = (
+            target.replace("engine.*", "engine.trainer").replace("trainers.*", "trainers.tipadapter").split(":")
+        )
+        assert phases._found(importlib.import_module(place), path), target
+
+
+def test_only_functions_of_the_named_module_are_wrapped(benchmark, watch):
+    watch, _ = watch
+    module = types.ModuleType("unskew.engine.testing")
+    module.evaluate, module.other = (lambda: 1), (lambda: 2)
+    before = dict(vars(module))
+    watch.wrap(module)
+    assert {name for name, value in vars(module).items() if value is not before[name]} == {"evaluate"}
+    assert module.evaluate() == 1
+    assert "test" in watch.result()["phases"]
