@@ -19,11 +19,13 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import classes
 import phases
-from measure import machine, mib, table, write
+from measure import machine, mib, write
+from tabulate import tabulate
 
 import unskew
 
@@ -92,18 +94,18 @@ def measure_sweep(arguments: argparse.Namespace) -> list[dict]:
 
 def measure_all(arguments: argparse.Namespace) -> list[dict]:
     """Measure all rows; report one that fails and continue. The file of numbers is written after each row."""
+    calls = {FIRST: lambda: measure_sweep(arguments)} if arguments.sweep else {}
+    sizes = [(name, size) for name in arguments.trainers for size in (1.0, *SIZES.get(name, ()))]
+    for name, size in sizes:
+        count = max(2, round(size * arguments.classes))
+        calls[f"{name}, {count:,} classes"] = partial(lambda *given: [measure_run(*given)], name, count, arguments)
     rows: list[dict] = []
-    sizes = [(name, 1.0) for name in arguments.trainers]
-    sizes += [(name, size) for name in arguments.trainers for size in SIZES.get(name, ())]
-    calls = [lambda n=name, s=size: [measure_run(n, round(s * arguments.classes), arguments)] for name, size in sizes]
-    for label, call in zip([*sizes, FIRST], [*calls, lambda: measure_sweep(arguments)], strict=True):
-        if label == FIRST and not arguments.sweep:
-            continue
+    for label, call in calls.items():
         print(f"measure {label}", file=sys.stderr, flush=True)
         try:
             rows += call()
         except RuntimeError as error:
-            print(f"{label} failed: {error}", file=sys.stderr)
+            print(f"{label} failed: {error}", file=sys.stderr, flush=True)
         write(arguments.json, rows)
     return rows
 
@@ -111,44 +113,50 @@ def measure_all(arguments: argparse.Namespace) -> list[dict]:
 # --- tables -------------------------------------------------------------------------------------------
 
 
-def shown(row: dict | None) -> dict:
-    """Return the numbers of a row in the units of the tables, also its phases and counts; none for ``None``."""
-    if row is None:
-        return {}
+def numbers(row: dict) -> dict[str, float | None]:
+    """Return all numbers of a row by their names in the tables."""
     sizes = {"peak": "peak_bytes", "predictions": "predictions_bytes", "checkpoints": "checkpoint_bytes"}
-    numbers = {name: mib(row.get(key)) for name, key in sizes.items()}
-    numbers |= {name: row.get(name) for name in ("seconds", "cpu", "accuracy")}
-    return {**numbers, **{name: row["phases"].get(name, 0.0) for name in phases.NAMES}, **row["counts"]}
+    spent = {name: row["phases"].get(name, 0.0) for name in phases.NAMES}
+    others = row["cpu"] - sum(spent[name] for name in ("training", "images", "imports"))
+    return {
+        **{name: row.get(name) for name in ("seconds", "cpu", "accuracy")},
+        **{name: mib(row.get(key)) for name, key in sizes.items()},
+        **spent,
+        **{name: row["counts"].get(name, 0) for name in phases.COUNTS},
+        "outside training (%)": 100 * (1 - spent["training"] / row["cpu"]),
+        "neither training, images nor imports (%)": 100 * others / row["cpu"],
+    }
 
 
-def cell(now: float | None, before: float | None, compared: bool) -> str:
-    """Format a number, or two of them as "before → now"; "–" for one that was not measured."""
-    texts = ["–" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in (before, now)]
-    return texts[1] if not compared or texts[0] == texts[1] else " → ".join(texts)
+def text(number: float | None) -> str:
+    return "–" if number is None else f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
 
 
-def compare(rows: Sequence[dict], before: Sequence[dict]) -> list[dict]:
-    """Return the cells of each row, of all columns; with the numbers ``before`` if there are any."""
-    earlier = {(row["name"], row["classes"]): row for row in before}
-    cells = []
-    for row in rows:
-        now, then = shown(row), shown(earlier.get((row["name"], row["classes"])))
-        names = {**COLUMNS, **dict.fromkeys((*phases.NAMES, *phases.COUNTS))}
-        numbers = {name: cell(now.get(name, 0), then.get(name), bool(before)) for name in names}
-        cells.append({"name": row["name"], "classes": f"{row['classes']:,}", **numbers})
-    return cells
+def cells(row: dict, before: Sequence[dict]) -> dict[str, str]:
+    """Return the texts of a row's numbers; with the same row ``before``, as "before → now" where they differ."""
+    earlier = [numbers(other) for other in before if (other["name"], other["classes"]) == (row["name"], row["classes"])]
+    texts = {"name": row["name"], "classes": f"{row['classes']:,}"}
+    for name, number in numbers(row).items():
+        both = [text(then[name]) for then in earlier[:1]] + [text(number)]
+        texts[name] = " → ".join(dict.fromkeys(both))
+    return texts
 
 
 def print_tables(rows: Sequence[dict], before: Sequence[dict]) -> None:
-    """Print the table of the runs, that of their phases in CPU seconds, and that of the counts."""
-    cells = compare(rows, before)
+    """Print the runs, the CPU seconds of their phases, and the phases and counts of the sweeps, a column for each."""
+    shown = [cells(row, before) for row in rows]
     heads = {"name": "", "classes": "classes"}
-    for columns in (COLUMNS, {name: name for name in phases.NAMES}, {name: name for name in phases.COUNTS}):
-        print(f"\n{table(cells, {**heads, **columns})}")
-    for row in rows:
-        if row["name"] == FIRST:
-            outside = 1 - row["phases"].get("training", 0) / row["cpu"]
-            print(f"\n{FIRST}: {outside:.0%} of the CPU seconds are outside training")
+    print_table(shown, heads | COLUMNS)
+    print_table(shown, heads | {name: name for name in phases.NAMES})
+    if sweeps := [row for row in shown if row["name"] in (FIRST, AGAIN)]:
+        names = [name for name in numbers(rows[0]) if name not in COLUMNS]
+        turned = [{"name": name, **{row["name"]: row[name] for row in sweeps}} for name in names]
+        print_table(turned, {"name": ""} | {row["name"]: row["name"] for row in sweeps})
+
+
+def print_table(rows: Sequence[dict], columns: dict[str, str]) -> None:
+    lines = [[row[key] for key in columns] for row in rows]
+    print("\n" + tabulate(lines, list(columns.values()), "github", disable_numparse=True))
 
 
 def main() -> None:
@@ -165,11 +173,11 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="the file of an earlier call, to compare with")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides")
     arguments = parser.parse_args()
+    before = json.loads(arguments.before.read_text())["rows"] if arguments.before else []
     with tempfile.TemporaryDirectory() as temporary:
         arguments.data = (arguments.data or Path(temporary)).resolve()
         print(f"{machine()}\n{Path(unskew.__file__).parent}", file=sys.stderr)
         rows = measure_all(arguments)
-    before = json.loads(arguments.before.read_text())["rows"] if arguments.before else []
     print(f"{arguments.classes:,} classes, {machine()}")
     print_tables(rows, before)
 
