@@ -8,9 +8,9 @@ runs on all of them with `micro`, from an empty cache, in a process of its own w
 epoch in batches of 512, since the steps are not the subject; searches and fits have their default sizes. LinearProbe
 also runs at 300 and 100 classes, and ZeroshotCLIP at 5,000 classes with 4 val and 4 test images.
 
-`--sweep` adds one process with 40 runs from an empty cache: ZeroshotCLIP, TaskRes, CLIPAdapter and Ensemble (on TaskRes)
-with 1, 2, 4, 8 and 16 shots and seeds 1 and 2. An epoch has 1 to 31 short steps, so nearly all of the time is spent
-outside them. Then the same command runs again and finds all runs finished.
+`--sweep` adds one process with 40 runs from an empty cache: ZeroshotCLIP, TaskRes, CLIPAdapter and Ensemble (on
+TaskRes) with 1, 2, 4, 8 and 16 shots and seeds 1 and 2. An epoch has 1 to 31 short steps, so nearly all of the time is
+spent outside them. Then the same command runs again and finds all runs finished.
 
 To compare two versions of the code, set PYTHONPATH to each in turn; the second call prints both.
 """
