@@ -27,7 +27,7 @@ from unskew.clip._weights import (
     resolve,
     spelling,
 )
-from unskew.data.images import file_key
+from unskew.data.images import file_keys
 from unskew.micro import weights as micro
 from unskew.utils.errors import DAMAGE, MissingWeightsError
 from unskew.utils.logging import warn_once
@@ -212,7 +212,7 @@ def weights_state(name: str) -> tuple[str | int, ...]:
     source = resolve(name)
     file = find_or_download(name, source.arch, source.tag) if source.tag else source.file
     beside = sorted(path for path in source.folder.iterdir() if path.is_file()) if source.folder else []
-    return name, *(file_key(str(path)) for path in ([file] if file else []) + beside)
+    return name, *file_keys([str(path) for path in ([file] if file else []) + beside]).tolist()
 
 
 _in_memory: weakref.WeakSet[Backbone] = weakref.WeakSet()

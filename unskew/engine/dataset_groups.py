@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 from unskew import config
 from unskew.clip import backbones, text
 from unskew.data.dataset import DatasetBase, Datum, build_dataset
-from unskew.data.images import file_key
+from unskew.data.images import file_keys
 from unskew.data.sampling import sample_for_logits, sample_up_to
 from unskew.debias.metrics import prior_groups
 from unskew.debias.prior import estimate
@@ -113,7 +113,7 @@ def _stored_log_q(cfg: CfgNode, device: str | torch.device) -> Tensor:
     train = sample_up_to(dataset.train_x, SHOTS, random.Random(SEED)) if cfg.DATASET.LONGTAIL else dataset.train_x
     items = sample_for_logits([*train, *(dataset.val or [])], dataset.num_classes, random.Random(0))
     settings = {
-        "images": _digest([[file_key(item.impath), item.label] for item in items]),
+        "images": _digest([file_keys([item.impath for item in items]).tolist(), [item.label for item in items]]),
         "backbone": weights,
         "device": torch.device(device).type,
         "input": [[key, value] for key, value in config.flatten(cfg.INPUT)],
