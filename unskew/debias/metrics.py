@@ -8,6 +8,7 @@ from torch import Tensor
 
 from unskew.debias._validation import Array, as_logits, to_kind, to_tensor, uses_numpy
 from unskew.debias.losses import cross_entropy
+from unskew.utils.blocks import row_blocks
 
 MANY, FEW = 100, 20  # training images per class: more than MANY, fewer than FEW
 
@@ -83,13 +84,24 @@ def class_accuracies(correct: Tensor, labels: Tensor, num_classes: int) -> Tenso
 
 
 def _calibration_error(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the expected calibration error in [0, 1] (Guo et al. 2017): the mean |accuracy - confidence| over bins."""
+    """Return the expected calibration error in [0, 1] (Guo et al. 2017, Eq. 3) of softmax(logits).
+
+    It is the sum over bins of the share of a bin's images times |accuracy - mean confidence|. Bin m holds the
+    confidences in [(m-1)/M, m/M), and a confidence of exactly 1 has a bin of its own, as in torchmetrics.
+    """
     if logits.shape[1] == 1:  # one class: always correct, with confidence 1
         return logits.new_zeros(())
-    from torchmetrics.functional.classification import multiclass_calibration_error
-
-    probabilities = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1).float()
-    return multiclass_calibration_error(probabilities, labels, logits.shape[1], n_bins=ECE_BINS, norm="l1")
+    precision = torch.promote_types(logits.dtype, torch.float32)
+    confidence, correct = torch.empty(2, len(labels), device=logits.device)  # [N] each
+    for rows in row_blocks(*logits.shape):
+        confidence[rows], predicted = logits[rows].to(precision).softmax(1).float().max(1)
+        correct[rows] = (predicted == labels[rows]).float()
+    edges = torch.linspace(0, 1, ECE_BINS + 1, device=logits.device)
+    bins = torch.bucketize(confidence, edges, right=True) - 1
+    terms = torch.stack([torch.ones_like(confidence), correct, confidence])  # [3, N]
+    images, hits, total = terms.new_zeros(3, len(edges)).index_add_(1, bins, terms)
+    gaps = (hits / images - total / images).nan_to_num().abs()  # NaN in empty bins
+    return (gaps * (images / images.sum())).sum()
 
 
 def classification_metrics(logits: Array, labels: Array | Sequence[int]) -> dict[str, float]:
@@ -112,7 +124,7 @@ def classification_metrics(logits: Array, labels: Array | Sequence[int]) -> dict
     (scores,), targets = as_logits(logits=logits), to_tensor(labels)
     if targets.is_floating_point():
         raise ValueError(f"labels must be integers (got {targets.dtype})")
-    return _metrics(scores, targets)
+    return _metrics(scores, targets.long())  # a byte cannot be compared with more than 255 classes
 
 
 def _metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
@@ -122,7 +134,7 @@ def _metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
             f"(got {list(logits.shape)} and {list(labels.shape)})"
         )
     num_classes = logits.shape[1]
-    bad = torch.stack([~(logits < math.inf).all(), (labels < 0).any() | (labels >= num_classes).any()])
+    bad = torch.stack([~(logits.amax() < math.inf), (labels < 0).any() | (labels >= num_classes).any()])
     if bad.any():
         columns = f"labels must be in 0..{num_classes - 1}, the columns of logits"
         problem = "the logits hold NaN or infinity" if bad[0] else columns
@@ -131,7 +143,7 @@ def _metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
     correct = predicted == labels
     accuracy, recall = correct.double().mean(), class_accuracies(correct, labels, num_classes)
     true_counts, predicted_counts = (torch.bincount(each, minlength=num_classes) for each in (labels, predicted))
-    # torchmetrics gives a class that is predicted but has no image F1 0 and accuracy 0.
+    # A class that is predicted but has no image is NaN in both means and does not count.
     f1, balanced = (2 * recall * true_counts / (true_counts + predicted_counts)).nanmean(), recall.nanmean()
     ece = _calibration_error(logits, labels).double()
     values = (100 * torch.stack([accuracy, 1 - accuracy, f1, balanced, ece])).tolist()  # the one synchronisation
