@@ -13,7 +13,10 @@ OPTIMIZERS: tuple[str, ...] = ("adam", "amsgrad", "sgd", "rmsprop", "radam", "ad
 SCHEDULERS: tuple[str, ...] = ("single_step", "multi_step", "cosine")
 WARMUPS: tuple[str, ...] = ("constant", "linear")
 
-_CHOICES = {"TEST.FINAL_MODEL": ("last_step", "best_val"), "TEST.SPLIT": ("test", "val"), "TEST.CROPS": (1, 5, 10)}
+_CHOICES = {
+    **{"TEST.FINAL_MODEL": ("last_step", "best_val"), "TEST.SPLIT": ("test", "val"), "TEST.CROPS": (1, 5, 10)},
+    "TEST.PARTS_DTYPE": ("float32", "float16"),
+}
 
 _LEAST = {
     **dict.fromkeys(("OPTIM.LR", "OPTIM.WARMUP_CONS_LR", "OPTIM.WARMUP_MIN_LR", "OPTIM.WEIGHT_DECAY"), 0),

@@ -140,6 +140,7 @@ def _default_tree() -> CfgNode:
             SPLIT="test",
             FINAL_MODEL="last_step",
             CROPS=1,  # logits are averaged over so many crops of an image: 1, 5 or 10
+            PARTS_DTYPE="float32",  # of the logits in predictions.safetensors except the prediction, or float16
         ),
         TRAINER=_node(
             NAME="",

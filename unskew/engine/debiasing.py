@@ -22,6 +22,7 @@ from unskew.engine import checkpoint
 from unskew.engine.checkpoint import class_fingerprint
 from unskew.engine.clip_trainer import CLIPTrainer
 from unskew.engine.run_dir import RunDir
+from unskew.utils.derived_tensors import Sum
 from unskew.utils.files import write_atomically
 
 logger = logging.getLogger("unskew")
@@ -83,6 +84,11 @@ class SavedGLA(GLA):
         """Return the saved scalars by key of the checkpoint."""
         values = {key: getattr(self, name) for key, name in self.keys.items() if key != "classes"}
         return {key: float(value) for key, value in values.items() if value.dim() == 0}
+
+    def sums(self) -> dict[str, Sum]:
+        """Return the terms of the parts that are sums, see `Prediction`."""
+        ensemble: dict[str, Sum] = {"ensemble": ("ft", "zs")}
+        return ensemble if self.transductive else {**ensemble, "debiased": ("zs", -self.log_q_)}
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         for key, name in self.keys.items():

@@ -13,6 +13,7 @@ from yacs.config import CfgNode
 
 from unskew.data.dataset import Datum
 from unskew.debias.metrics import class_accuracies, classification_metrics, group_accuracies
+from unskew.utils.derived_tensors import Sum, memory_of
 from unskew.utils.files import write_atomically
 from unskew.utils.registry import Registry
 
@@ -26,6 +27,13 @@ def labels_of(items: Sequence[Datum]) -> Tensor:
     return torch.tensor([item.label for item in items], dtype=torch.long)
 
 
+def _whole(batches: list[Tensor]) -> Tensor:
+    """Join batches to one, in their list too, so that no later call copies them."""
+    if len(batches) > 1:
+        batches[:] = [torch.cat(batches)]
+    return batches[0]
+
+
 def build_evaluator(cfg: CfgNode, lab2cname: Mapping[int, str] | None = None, **kwargs: Any) -> "EvaluatorBase":
     """Build the evaluator that ``cfg.TEST.EVALUATOR`` names."""
     return EVALUATOR_REGISTRY.get(cfg.TEST.EVALUATOR)(cfg, lab2cname=lab2cname, **kwargs)
@@ -36,9 +44,11 @@ class EvaluatorBase:
 
     Attributes:
         groups: class indices [G] by name; the accuracy of each group is reported too.
+        sums: the terms of further logits that are sums, by name, see `unskew.engine.prediction.Prediction`.
     """
 
     groups: Mapping[str, Tensor] = {}
+    sums: Mapping[str, Sum] = {}
 
     def __init__(self, cfg: CfgNode, lab2cname: Mapping[int, str] | None = None, **kwargs: Any) -> None:
         self.cfg = cfg
@@ -102,15 +112,21 @@ class Classification(EvaluatorBase):
             self._extra.setdefault(name, []).append(scores.detach())
 
     def predictions(self) -> dict[str, Tensor]:
-        """Return ``logits`` [N, C], ``labels`` [N] and further logits by name."""
+        """Return ``logits`` [N, C], ``labels`` [N] and further logits by name, on the CPU.
+
+        Names of the same tensor keep sharing it.
+        """
         if not getattr(self, "_logits", None):  # a subclass replaced `process` and keeps only counts
             return {}
-        parts = {"logits": self._logits, "labels": self._labels, **self._extra}
-        return {name: torch.cat(tensors).cpu().contiguous() for name, tensors in parts.items()}
+        batches = {"logits": self._logits, "labels": self._labels, **self._extra}
+        tensors = {name: _whole(rows) for name, rows in batches.items()}
+        distinct = {memory_of(tensor): tensor for tensor in tensors.values()}
+        distinct = {key: tensor.cpu().contiguous() for key, tensor in distinct.items()}
+        return {name: distinct[memory_of(tensor)] for name, tensor in tensors.items()}
 
     def per_class_accuracy(self) -> list[float | None]:
         """Return the accuracy of each class in percent, by label; ``None`` for a class without images."""
-        logits, labels = torch.cat(self._logits), torch.cat(self._labels)
+        logits, labels = _whole(self._logits), _whole(self._labels)
         accuracies = 100 * class_accuracies(logits.argmax(1) == labels, labels, logits.shape[1])
         return [None if math.isnan(value) else value for value in accuracies.tolist()]
 
@@ -122,7 +138,7 @@ class Classification(EvaluatorBase):
         """
         if not self._labels:
             raise ValueError("no predictions to evaluate: the split is empty")
-        logits, labels = torch.cat(self._logits), torch.cat(self._labels)  # [N, C], [N]
+        logits, labels = _whole(self._logits), _whole(self._labels)  # [N, C], [N]
         results = OrderedDict(classification_metrics(logits, labels))
         total = len(labels)
         lines = [
@@ -136,7 +152,7 @@ class Classification(EvaluatorBase):
             f"* ece: {results['ece']:.1f}%",
         ]
         for name, parts in self._extra.items():
-            accuracy = 100 * (torch.cat(parts).argmax(1) == labels).double().mean().item()
+            accuracy = 100 * (_whole(parts).argmax(1) == labels).double().mean().item()
             results[f"{name}_accuracy"] = accuracy
             lines.append(f"* {name} accuracy: {accuracy:.1f}%")
         if self.groups:

@@ -15,10 +15,10 @@ from unskew.data.image_folders import user_images
 from unskew.data.snapshot import State, file_state, file_states, remember
 from unskew.utils.files import expand
 
-# Keys that change where a run is or how much it prints, but not its result.
+# Keys that change where a run is, or how much it prints or keeps, but not its result.
 NOT_IDENTITY = (
     *("OUTPUT_DIR", "RESUME", "VERBOSE", "USE_CUDA", "DATASET.ROOT", "DATALOADER.NUM_WORKERS", "TRAIN.KEEP"),
-    "TRAINER.BACKDOOR.MEMBERS_DIR",
+    *("TEST.PARTS_DTYPE", "TRAINER.BACKDOOR.MEMBERS_DIR"),
 )
 
 # It changes with the reading of the user's images, so that runs with another order of the classes are other runs.

@@ -10,6 +10,8 @@ from tqdm import tqdm
 
 from unskew.engine.accelerator import gather_shares, share_of
 from unskew.engine.evaluator import labels_of
+from unskew.engine.prediction import Prediction
+from unskew.utils.derived_tensors import memory_of
 
 if TYPE_CHECKING:
     from unskew.engine.trainer import SimpleTrainer
@@ -31,13 +33,17 @@ def predict_images(trainer: "SimpleTrainer", paths: Sequence[str]) -> Tensor:
         raise ValueError("there are no images to predict: give at least one path")
     count = len(trainer.dm.tfm_crops)
     names = ["img", *(f"img{number}" for number in range(2, count + 1))]
-    loader = trainer.dm.path_loader(share_of(paths, trainer.accelerator))
-    batches = []
+    share = share_of(paths, trainer.accelerator)
+    loader = trainer.dm.path_loader(share)
+    logits, done = torch.empty(0), 0
     for batch in tqdm(loader, desc="predict", delay=2, leave=False, disable=None):
         crops = (trainer.parse_batch_test({**batch, "img": batch[name]})[0] for name in names)
         with trainer.accelerator.autocast():
-            batches.append(sum(map(trainer.model_inference, crops)) / count)  # [B, C]
-    logits = torch.cat(batches).float()  # type: ignore[arg-type]  # sum() of tensors is a tensor
+            mean: Tensor = sum(map(trainer.model_inference, crops)) / count  # type: ignore[assignment]  # [B, C]
+        if not done:
+            logits = torch.empty(len(share), *mean.shape[1:], device=mean.device)
+        logits[done : done + len(mean)] = mean
+        done += len(mean)
     return gather_shares(logits, trainer.accelerator, len(paths))
 
 
@@ -58,15 +64,27 @@ def evaluate(trainer: "SimpleTrainer", split: str) -> dict[str, float]:
     logger.info(f"Evaluate on the *{split}* set")
     groups = trainer.class_groups() if split == "test" else {}  # needs its memory before the logits need theirs
     prediction = trainer.predict_parts([item.impath for item in items])
-    logits, parts = prediction.logits, prediction.parts
     labels = labels_of(items)  # [N]
     classes = getattr(trainer.dm.dataset, "test_classes", None) if split == "test" else None
     if classes is not None:
         labels = torch.searchsorted(torch.tensor(classes), labels)
-        logits, parts = logits[:, classes], {name: part[:, classes] for name, part in parts.items()}
+        prediction = _among(prediction, classes)
+    logits, parts = prediction.logits, prediction.parts
     evaluator = trainer.evaluator
     evaluator.reset()
-    evaluator.groups = groups
+    evaluator.groups, evaluator.sums = groups, prediction.sums
     # Dassl's evaluators take no further logits
     evaluator.process(logits, labels.to(logits.device), **({"extra": parts} if parts else {}))
     return dict(evaluator.evaluate())
+
+
+def _among(prediction: Prediction, classes: Sequence[int]) -> Prediction:
+    """Return a prediction among some of the classes; parts that are the same tensor stay so."""
+    distinct = {memory_of(logits): logits for logits in (prediction.logits, *prediction.parts.values())}
+    chosen = {key: logits[:, classes] for key, logits in distinct.items()}
+    parts = {name: chosen[memory_of(part)] for name, part in prediction.parts.items()}
+    sums = {
+        name: (first, second[classes] if isinstance(second, Tensor) else second)
+        for name, (first, second) in prediction.sums.items()
+    }
+    return Prediction(chosen[memory_of(prediction.logits)], parts, sums)

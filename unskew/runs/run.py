@@ -27,12 +27,13 @@ from unskew.engine.run_dir import (
 from unskew.runs import libraries, plugins, report
 from unskew.utils import threads
 from unskew.utils.errors import DAMAGE, format_error
-from unskew.utils.files import expand, write_atomically
+from unskew.utils.files import expand
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from unskew.engine.trainer import SimpleTrainer
+    from unskew.utils.derived_tensors import Sum
 
 logger = logging.getLogger("unskew")
 
@@ -122,11 +123,11 @@ class Run:
     @property
     def predictions(self) -> "dict[str, Tensor]":
         """The finished run's ``logits`` [N, C] and ``labels`` [N] of the test images, and what else it saved."""
-        from unskew.utils.tensor_files import read_safetensors
+        from unskew.runs import predictions
 
         file = self._file("predictions")
         try:
-            return read_safetensors(file)
+            return predictions.read(file)
         except PermissionError:
             raise
         except DAMAGE as error:
@@ -296,12 +297,12 @@ def finished_metrics(run: Run) -> dict | None:
     return run.metrics
 
 
-def write_results(folder: RunDir, metrics: dict, predictions: "Mapping[str, Tensor]") -> None:
-    """Write ``predictions.safetensors``, unless there are none, and ``metrics.json``."""
-    from safetensors.torch import save
+def write_results(folder: RunDir, metrics: dict, content: "Mapping[str, Tensor | Sum]") -> None:
+    """Write ``predictions.safetensors``, unless there are no predictions, and ``metrics.json``."""
+    from unskew.runs import predictions
 
-    if predictions:
-        write_atomically(folder.predictions, save(dict(predictions)))
+    if content:
+        predictions.write(folder.predictions, content)
     report.write_metrics(folder.metrics, metrics)
 
 
@@ -341,7 +342,7 @@ def check_root(cfg: CfgNode) -> None:
         raise FileNotFoundError(f"there is no '{cfg.DATASET.ROOT}': give your own images with --root")
 
 
-def _train_and_test(cfg: CfgNode, folder: RunDir | None) -> "tuple[dict, dict[str, Tensor]]":
+def _train_and_test(cfg: CfgNode, folder: RunDir | None) -> "tuple[dict, dict[str, Tensor | Sum]]":
     """Return the metrics and the predictions of a new run; prepare its folder, if this process writes it."""
     from unskew.engine.trainer import build_trainer
     from unskew.utils.seeds import set_random_seed
@@ -360,14 +361,16 @@ def _train_and_test(cfg: CfgNode, folder: RunDir | None) -> "tuple[dict, dict[st
     return results_of(trainer, cfg, seconds=round(time.perf_counter() - started, 2))
 
 
-def results_of(trainer: "SimpleTrainer", cfg: CfgNode, **more: object) -> "tuple[dict, dict[str, Tensor]]":
-    """Return the metrics and the predictions of a trainer's last test.
+def results_of(trainer: "SimpleTrainer", cfg: CfgNode, **more: object) -> "tuple[dict, dict[str, Tensor | Sum]]":
+    """Return the metrics of a trainer's last test and the content of its file of predictions.
 
     Args:
         trainer: the trainer; a plugin's may lack everything that Dassl's trainers lack.
         cfg: the run's config.
         **more: further values for ``metrics.json``.
     """
+    from unskew.runs import predictions
+
     results = {name: float(value) for name, value in trainer.results.items()}  # a plugin's values may be tensors
     metrics = {**_describe(cfg), **results, **more, **_versions()}
     if getattr(trainer, "transductive", False):
@@ -375,12 +378,12 @@ def results_of(trainer: "SimpleTrainer", cfg: CfgNode, **more: object) -> "tuple
     dataset = getattr(getattr(trainer, "dm", None), "dataset", None)
     if skipped := getattr(dataset, "unreadable_test", None):
         metrics |= {"unreadable_test": len(skipped), "unreadable_test_names": skipped}
-    predictions: dict[str, Tensor] = getattr(trainer.evaluator, "predictions", dict)() if results else {}
-    if predictions:
+    content = predictions.collect(trainer.evaluator, cfg.TEST.PARTS_DTYPE) if results else {}
+    if content:
         metrics["per_class_accuracy"] = trainer.evaluator.per_class_accuracy()
     names = trainer.test_names()
     metrics["classnames"] = [names[label] for label in sorted(names)]
-    return metrics, {name: tensor.clone() for name, tensor in predictions.items()}  # the format forbids shared memory
+    return metrics, content
 
 
 _warned: set[Path] = set()

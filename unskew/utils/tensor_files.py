@@ -8,17 +8,22 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
+from unskew.utils.derived_tensors import evaluate
 from unskew.utils.errors import check_regular
 from unskew.utils.safe_pickle import check_torch_file
 
+# Types of tensors by their names in the safetensors format.
+_NAMES = {
+    **{torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64", torch.bool: "BOOL"},
+    **{torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64"},
+    **{torch.uint16: "U16", torch.uint32: "U32", torch.uint64: "U64"},
+}
+
 # Types that hold numbers and that PyTorch can compare and convert.
-NUMBERS = (
-    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
-    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64),
-)
+NUMBERS = tuple(dtype for dtype in _NAMES if dtype != torch.bool)
 
 
 def read_npy(path: Path) -> np.ndarray:
@@ -50,13 +55,30 @@ def read_torch(path: Path) -> Any:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors in a ``.safetensors`` file.
+    """Return the tensors in a ``.safetensors`` file, also those that its formulas give, see `derived_tensors`.
 
     Raises:
         ValueError: the path is no regular file; the exceptions of a damaged file are in `DAMAGE`.
     """
     check_regular(path)
-    return load_file(path)
+    with safe_open(path, framework="pt") as file:
+        held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # the file is no dict
+        return evaluate(held, file.metadata() or {})
+
+
+def write_safetensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors to an open file in the safetensors format, straight from their memory."""
+    ordered = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))  # so that all data are aligned
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, tensor in ordered.items():
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for tensor in ordered.values():
+        file.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 # Types of the tensors that are written, by their names in the safetensors format.
