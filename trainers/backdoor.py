@@ -17,7 +17,7 @@ from unskew.debias.temperature import fit_temperature
 from unskew.engine.dataset_groups import dataset_groups
 from unskew.engine.debiasing import FittedTerms, check_prior, matches_classes
 from unskew.engine.evaluator import labels_of
-from unskew.engine.prediction import Prediction
+from unskew.engine.prediction import Prediction, in_blocks
 from unskew.engine.run_dir import RunDir, path_safe
 from unskew.engine.trainer import TRAINER_REGISTRY, SimpleTrainer, build_trainer
 from unskew.utils.seeds import derive_seed, set_random_seed
@@ -237,7 +237,13 @@ class Backdoor(SimpleTrainer):
 
     def _all_logits(self, paths: Sequence[str]) -> Tensor:
         """Return the logits [M, N, C] of all members, before temperature scaling."""
-        return torch.stack([self.member_logits(member, paths) for member in self.members])
+        logits = torch.empty(0)
+        for number, member in enumerate(self.members):
+            rows = self.member_logits(member, paths)
+            if number == 0:
+                logits = rows.new_empty(len(self.members), *rows.shape)
+            logits[number] = rows
+        return logits
 
     # --- training -----------------------------------------------------------------------------------
 
@@ -281,10 +287,16 @@ class Backdoor(SimpleTrainer):
     @torch.no_grad()
     def predict_parts(self, paths: Sequence[str]) -> Prediction:
         """Return the combined logits, with the calibrated logits of each member as parts."""
-        logits = self._all_logits(paths) / self.terms.temperatures[:, None, None]
+        logits = self._all_logits(paths)
+        logits /= self.terms.temperatures[:, None, None]
         parts = {path_safe(member.name): part for member, part in zip(self.members, logits, strict=True)}
-        combined = combine_members(logits, self.terms.weights, self.node.COMBINE) / self.terms.temperature
-        return Prediction(combined, {**parts, "backdoor": combined})
+
+        def combine(rows: slice) -> dict[str, Tensor]:
+            mean = combine_members(logits[:, rows], self.terms.weights, self.node.COMBINE)
+            return {"backdoor": mean / self.terms.temperature}
+
+        combined = in_blocks(combine, len(paths), logits.shape[0] * logits.shape[2])
+        return Prediction(combined["backdoor"], {**parts, **combined})
 
     def predict(self, paths: Sequence[str]) -> Tensor:
         return self.predict_parts(paths).logits

@@ -18,6 +18,7 @@ from unskew.engine.checkpoint import bind_to_classes
 from unskew.engine.dataset_groups import dataset_groups
 from unskew.engine.feature_loader import FeatureLoader
 from unskew.engine.optim import build_lr_scheduler, build_optimizer
+from unskew.engine.prediction import in_blocks
 from unskew.engine.trainer import TrainerX
 
 
@@ -127,8 +128,13 @@ class CLIPTrainer(TrainerX):
 
     def _mean_over_crops(self, logits_of: Callable[[Tensor], Tensor], paths: Sequence[str]) -> Tensor:
         """Return logits [N, C] averaged over ``TEST.CROPS`` views of each image."""
-        crops = [self._extract(paths, transform) for transform in self.dm.tfm_crops]
-        return logits_of(torch.cat(crops)).unflatten(0, (len(crops), -1)).mean(0)
+        crops = [self._extract(paths, transform) for transform in self.dm.tfm_crops]  # [N, D] each
+
+        def mean(rows: slice) -> dict[str, Tensor]:
+            logits = logits_of(torch.cat([crop[rows] for crop in crops])).unflatten(0, (len(crops), -1))
+            return {"logits": logits.mean(0) if len(crops) > 1 else logits[0]}
+
+        return in_blocks(mean, len(paths), len(crops) * self.num_classes)["logits"]
 
     # --- training and prediction --------------------------------------------------------------------
 
