@@ -81,25 +81,6 @@ def write_safetensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: M
         file.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
-# Types of the tensors that are written, by their names in the safetensors format.
-_NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
-
-
-def write_safetensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors to an open file in the safetensors format, straight from their memory."""
-    ordered = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))  # so that all data are aligned
-    header: dict[str, object] = {"__metadata__": dict(metadata)}
-    end = 0
-    for name, tensor in ordered.items():
-        begin, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little") + text)
-    for tensor in ordered.values():
-        file.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-
-
 def check_dense(tensor: Tensor) -> Tensor:
     """Return a tensor's data if it holds real numbers, each of them once in its memory.
 
