@@ -2,18 +2,21 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from unskew.engine.evaluator import EvaluatorBase
 from unskew.utils.blocks import row_blocks
 from unskew.utils.derived_tensors import Sum, full_precision, memory_of, split
 from unskew.utils.files import write_atomically
 from unskew.utils.tensor_files import read_safetensors, write_safetensors
 
+if TYPE_CHECKING:
+    from unskew.engine.evaluator import EvaluatorBase
 
-def collect(evaluator: EvaluatorBase, dtype: str) -> dict[str, Tensor | Sum]:
+
+def collect(evaluator: "EvaluatorBase", dtype: str) -> dict[str, Tensor | Sum]:
     """Return the content of the file after a test; a plugin's evaluator may keep no predictions.
 
     Args:
