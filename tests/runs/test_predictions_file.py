@@ -150,7 +150,14 @@ def judge(parts, sums, dtype="float32"):
 def test_only_exact_sums_are_left_out():
     zs, ft, row = torch.randn(6, 4), torch.randn(6, 4), torch.randn(4)
     parts = {"zs": zs, "ft": ft, "near": torch.nextafter(zs + ft, zs), "debiased": zs + row}
-    sums = {"near": ("zs", "ft"), "debiased": ("zs", row), "gone": ("zs", "ft"), "ft": ("lost", row)}
+    parts |= {"last": ft + row, "of": zs + row + row}
+    sums = {
+        "near": ("zs", "ft"),
+        "debiased": ("zs", row),
+        "gone": ("zs", "zs"),
+        "last": ("lost", row),
+        "of": ("debiased", row),
+    }
     content, logits = judge(parts, sums)
     assert [name for name, value in content.items() if isinstance(value, tuple)] == ["debiased"]
     assert content["logits"].data_ptr() == logits.data_ptr()  # no copy

@@ -24,23 +24,28 @@ def collect(evaluator: "EvaluatorBase", dtype: str) -> dict[str, Tensor | Sum]:
         dtype: ``TEST.PARTS_DTYPE``, the type of all logits except the prediction.
     """
     predictions: dict[str, Tensor] = getattr(evaluator, "predictions", dict)()
-    sums = {name: terms for name, terms in getattr(evaluator, "sums", {}).items() if _is_sum(predictions, name, *terms)}
+    declared: Mapping[str, Sum] = getattr(evaluator, "sums", {})
+    terms = {name: tensor for name, tensor in predictions.items() if name not in declared}
+    sums = {
+        name: declared[name]
+        for name, tensor in predictions.items()
+        if name in declared and _is_sum(tensor, terms, *declared[name])
+    }
     tensors = {name: tensor for name, tensor in predictions.items() if name not in sums}
     if dtype == "float16" and "logits" in tensors:
         tensors = _in_float16(tensors)
     return {**tensors, **sums}
 
 
-def _is_sum(tensors: Mapping[str, Tensor], name: str, first: str, second: str | Tensor) -> bool:
+def _is_sum(whole: Tensor, tensors: Mapping[str, Tensor], first: str, second: str | Tensor) -> bool:
     """Return whether a tensor is the sum of its terms to the bit; an evaluator may have changed or dropped one."""
-    term = second.cpu() if isinstance(second, Tensor) else tensors.get(second)
-    if name not in tensors or first not in tensors or term is None:
+    base, term = tensors.get(first), second.cpu() if isinstance(second, Tensor) else tensors.get(second)
+    if base is None or term is None:
         return False
-    whole, base = tensors[name], tensors[first]
-    blocks = row_blocks(len(whole), whole[0].numel())
     per_row = term.ndim == whole.ndim
     return all(
-        torch.equal(whole[rows], (base[rows] + (term[rows] if per_row else term)).to(base.dtype)) for rows in blocks
+        torch.equal(whole[rows], (base[rows] + (term[rows] if per_row else term)).to(base.dtype))
+        for rows in row_blocks(len(whole), whole[0].numel())
     )
 
 
