@@ -190,3 +190,21 @@ def test_writing_takes_no_memory(tmp_path):
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "predictions.safetensors")]
     assert int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) < 40
     assert (tmp_path / "predictions.safetensors").stat().st_size < 241e6
+
+
+def test_no_part_is_lost_when_an_evaluator_changes_shapes_or_sums_depend_on_sums(tmp_path):
+    zs, ft, row = torch.randn(6, 4), torch.randn(6, 4), torch.randn(4)
+    tensors = {"logits": ft, "zs": zs, "a": zs + ft, "b": (zs + ft) + row, "cut": (zs + row)[:, :2], "few": zs[:2]}
+    sums = {"a": ("zs", "logits"), "b": ("a", row), "cut": ("zs", row), "few": ("zs", "logits"), "lost": ("few", row)}
+    evaluator = SimpleNamespace(predictions=lambda: tensors, sums=sums)
+    predictions.write(tmp_path / "a.safetensors", predictions.collect(evaluator, "float32"))
+    found = predictions.read(tmp_path / "a.safetensors")
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
+def test_a_sum_of_tensors_of_other_shapes_is_no_sum():
+    parts = {"zs": torch.ones(6, 4), "s": torch.ones(6, 2)}
+    for terms in (("zs", torch.ones(3)), ("zs", "few")):
+        evaluator = SimpleNamespace(predictions=lambda: {**parts, "few": torch.ones(2, 4)}, sums={"s": terms})
+        assert predictions.collect(evaluator, "float32").keys() == {"zs", "s", "few"}

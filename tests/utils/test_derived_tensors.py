@@ -80,3 +80,26 @@ def test_other_metadata_are_ignored(formulas, tmp_path):
     save_file(held, tmp_path / "a.safetensors", formulas)
     found = read_safetensors(tmp_path / "a.safetensors")
     assert found.keys() == held.keys() and all(torch.equal(found[name], tensor) for name, tensor in held.items())
+
+
+def test_sums_that_readers_cannot_compute_are_not_expressible():
+    names = ["a", "b + c", "s", "t", "u", "v", "v.term", *(f"x{n}" for n in range(100))]
+    sums = {"s": ("a", ROW), "t": ("s", "a"), "u": ("b + c", ROW), "v": ("a", ROW), "missing": ("a", ROW)}
+    assert derived_tensors.expressible(sums, names) == {"s": ("a", ROW)}
+    assert derived_tensors.expressible({"s": ("a", "missing")}, names) == {}
+    many = {f"x{n}": ("a", "a") for n in range(100)}
+    path_content = {"a": A, **derived_tensors.expressible(many, names)}
+    assert derived_tensors.evaluate(*derived_tensors.split(path_content)).keys() == path_content.keys()
+
+
+def test_a_name_with_a_plus_can_have_a_second_name(tmp_path):
+    found = read_safetensors(write(tmp_path / "a.safetensors", {"x + y": A, "z": A}))
+    assert found.keys() == {"x + y", "z"} and torch.equal(found["z"], A)
+
+
+def test_names_and_metadata_that_are_not_utf8_leave_a_readable_file(tmp_path):
+    path = tmp_path / "a.safetensors"
+    with path.open("wb") as file:
+        write_safetensors(file, {"part\udcff": A}, {"other": "part\udcff", "note\udcff": "x"})
+    found = read_safetensors(path)
+    assert found.keys() == {r"part\udcff", "other"} and torch.equal(found["other"], A)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unskew.utils.blocks import row_blocks
-from unskew.utils.derived_tensors import Sum, full_precision, memory_of, split
+from unskew.utils.derived_tensors import Sum, expressible, full_precision, memory_of, split
 from unskew.utils.files import write_atomically
 from unskew.utils.tensor_files import read_safetensors, write_safetensors
 
@@ -24,28 +24,27 @@ def collect(evaluator: "EvaluatorBase", dtype: str) -> dict[str, Tensor | Sum]:
         dtype: ``TEST.PARTS_DTYPE``, the type of all logits except the prediction.
     """
     predictions: dict[str, Tensor] = getattr(evaluator, "predictions", dict)()
-    declared: Mapping[str, Sum] = getattr(evaluator, "sums", {})
-    terms = {name: tensor for name, tensor in predictions.items() if name not in declared}
-    sums = {
-        name: declared[name]
-        for name, tensor in predictions.items()
-        if name in declared and _is_sum(tensor, terms, *declared[name])
-    }
+    sums = expressible(getattr(evaluator, "sums", {}), predictions)
+    sums = {name: terms for name, terms in sums.items() if _is_sum(predictions, name, *terms)}
     tensors = {name: tensor for name, tensor in predictions.items() if name not in sums}
     if dtype == "float16" and "logits" in tensors:
         tensors = _in_float16(tensors)
     return {**tensors, **sums}
 
 
-def _is_sum(whole: Tensor, tensors: Mapping[str, Tensor], first: str, second: str | Tensor) -> bool:
+def _is_sum(tensors: Mapping[str, Tensor], name: str, first: str, second: str | Tensor) -> bool:
     """Return whether a tensor is the sum of its terms to the bit; an evaluator may have changed or dropped one."""
-    base, term = tensors.get(first), second.cpu() if isinstance(second, Tensor) else tensors.get(second)
-    if base is None or term is None:
+    whole, base = tensors[name], tensors[first]
+    term = second.cpu() if isinstance(second, Tensor) else tensors[second]
+    if not whole.numel() or (whole.shape, whole.dtype) != (base.shape, base.dtype):
         return False
+    if term.shape not in (whole.shape, whole.shape[1:]):
+        return False
+    blocks = row_blocks(len(whole), whole[0].numel())
     per_row = term.ndim == whole.ndim
     return all(
         torch.equal(whole[rows], (base[rows] + (term[rows] if per_row else term)).to(base.dtype))
-        for rows in row_blocks(len(whole), whole[0].numel())
+        for rows in blocks
     )
 
 

@@ -3,13 +3,16 @@
 The metadata of a safetensors file have a formula for each, "name" or "name + name".
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 # The terms of a tensor that is exactly their sum: the first by name, the second by name or, for each column, itself.
 Sum = tuple[str, str | Tensor]
+
+_PLUS = " + "
 
 # Ending of the name under which a file holds the second term of a sum.
 _TERM = ".term"
@@ -18,10 +21,26 @@ _TERM = ".term"
 _MOST_SUMS = 64
 
 
+def expressible(sums: Mapping[str, Sum], names: Collection[str]) -> dict[str, Sum]:
+    """Return the sums that `evaluate` can give back: their terms are no sums, and there are not too many.
+
+    Args:
+        sums: terms by name.
+        names: all names of the file.
+    """
+
+    def fits(name: str, first: str, second: str | Tensor) -> bool:
+        terms = [first] if isinstance(second, Tensor) else [first, second]
+        known = all(term in names and term not in sums and _PLUS not in term for term in terms)
+        return known and name in names and name + _TERM not in names
+
+    return dict(islice(((name, terms) for name, terms in sums.items() if fits(name, *terms)), _MOST_SUMS))
+
+
 def split(content: Mapping[str, Tensor | Sum]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors that a file must hold, and the formulas of the other names; `evaluate` is the inverse.
 
-    A tensor that has several names is held under the first.
+    A tensor that has several names is held under the first. The sums must be `expressible`.
     """
     held: dict[str, Tensor] = {}
     formulas: dict[str, str] = {}
@@ -29,7 +48,7 @@ def split(content: Mapping[str, Tensor | Sum]) -> tuple[dict[str, Tensor], dict[
     for name, value in content.items():
         if isinstance(value, Tensor):
             owner = owners.setdefault(memory_of(value), name)
-            if owner == name:
+            if owner == name or _PLUS in owner:
                 held[name] = value
             else:
                 formulas[name] = owner
@@ -37,13 +56,13 @@ def split(content: Mapping[str, Tensor | Sum]) -> tuple[dict[str, Tensor], dict[
             first, second = value
             if isinstance(second, Tensor):
                 held[name + _TERM], second = second, name + _TERM
-            formulas[name] = f"{first} + {second}"
+            formulas[name] = f"{first}{_PLUS}{second}"
     return held, formulas
 
 
 def evaluate(held: Mapping[str, Tensor], formulas: Mapping[str, str]) -> dict[str, Tensor]:
     """Return the tensors of a file by name, with those of the formulas; ignore the metadata of other programs."""
-    terms = {name: formula.split(" + ") for name, formula in formulas.items()}
+    terms = {name: formula.split(_PLUS) for name, formula in formulas.items()}
     named = {name: held[names[0]] for name, names in terms.items() if len(names) == 1 and names[0] in held}
     tensors = {**named, **held}
     sums = {name: names for name, names in terms.items() if len(names) == 2 and {*names} <= tensors.keys()}

@@ -67,18 +67,27 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_safetensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors to an open file in the safetensors format, straight from their memory."""
+    """Write tensors to an open file in the safetensors format, straight from their memory.
+
+    Bytes of names and metadata that are not UTF-8, as in some paths, are written as escapes: readers want UTF-8.
+    """
     ordered = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))  # so that all data are aligned
-    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    header: dict[str, object] = {}
+    if metadata:
+        header["__metadata__"] = {_utf8(key): _utf8(value) for key, value in metadata.items()}
     end = 0
     for name, tensor in ordered.items():
         begin, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [begin, end]}
+        header[_utf8(name)] = {"dtype": _NAMES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
     for tensor in ordered.values():
         file.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+
+
+def _utf8(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
 
 
 def check_dense(tensor: Tensor) -> Tensor:
