@@ -3,10 +3,12 @@
 import os
 import random
 import threading
+from pathlib import Path
 
 import pytest
 from trees import TREES, load, put, write
 
+from unskew.data.custom_csv import image_paths, read_csv
 from unskew.data.dataset import Datum
 from unskew.data.image_folders import list_images, list_subfolder
 from unskew.data.images import file_keys
@@ -233,3 +235,14 @@ def test_the_list_of_a_subfolder_is_that_of_the_folder_itself(linked, tmp_path):
     found = list_subfolder(train, above, tmp_path / "cache")
     assert found == list_images(train) and list(found) == list(list_images(train))
     assert ("owl" in found) == linked and not found["empty"] and found["zoo"] == ["b/5.jpg"]
+
+
+def test_paths_and_labels_of_a_csv_file_are_of_one_reading(tmp_path):
+    file = tmp_path / "images.csv"
+    lines = [f"{name}{n}.jpg,{name}" for name in "ab" for n in range(4)]
+    file.write_text("\n".join(["path,label", *lines]))
+    with Snapshot().used():
+        image_paths(file)
+        file.write_text("\n".join(["path,label", *lines[::-1]]))
+        items = [item for split in read_csv(file).values() for item in split]
+    assert len(items) == 8 and all(Path(item.impath).name[0] == item.classname for item in items)

@@ -69,13 +69,14 @@ def image_paths(file: Path, rows: Mapping[int, Mapping[str, str]] | None = None)
 
     Args:
         file: the CSV file.
-        rows: its content, if it has been read.
+        rows: its content, if it has been read. It may be newer than the snapshot, and must then fit its labels.
     """
 
     def texts() -> list[str]:
         return [row["path"] for row in (rows or _rows(file)).values()]
 
-    return [_image_path(file.parent, text) for text in remember(("paths", os.path.realpath(file)), texts)]
+    known = remember(("paths", os.path.realpath(file)), texts)
+    return [_image_path(file.parent, text) for text in (texts() if rows else known)]
 
 
 def _image_path(folder: Path, text: str) -> str:
