@@ -43,8 +43,7 @@ def _is_sum(tensors: Mapping[str, Tensor], name: str, first: str, second: str | 
     blocks = row_blocks(len(whole), whole[0].numel())
     per_row = term.ndim == whole.ndim
     return all(
-        torch.equal(whole[rows], (base[rows] + (term[rows] if per_row else term)).to(base.dtype))
-        for rows in blocks
+        torch.equal(whole[rows], (base[rows] + (term[rows] if per_row else term)).to(base.dtype)) for rows in blocks
     )
 
 
