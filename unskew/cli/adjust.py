@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unskew.debias.cross_fit import FOLDS, cross_fit, cross_scores
 from unskew.debias.gla import GLA
-from unskew.debias.io import Sample, read_prior, read_sample
+from unskew.debias.io import Sample, read_prior, read_sample, split_spec
 from unskew.debias.metrics import group_accuracies, prior_groups
 from unskew.runs import wiseft
 from unskew.utils.files import write_atomically
@@ -77,7 +77,7 @@ class Request:
         if self.checkpoints and not self.labels:
             raise ValueError("--checkpoints adds a row of accuracies, which needs --labels")
         if self.out:
-            _check_out(Path(self.out))
+            _check_out(Path(self.out), [self.zeroshot, self.finetuned, self.labels, *self.val])
 
     @property
     def fits_on_labels(self) -> bool:
@@ -85,12 +85,15 @@ class Request:
         return bool(self.val or self.labels)
 
 
-def _check_out(path: Path) -> None:
+def _check_out(path: Path, inputs: Sequence[str]) -> None:
     folder = next(parent for parent in path.absolute().parents if parent.exists())  # the others can be created
     if path.suffix != ".safetensors" or path.is_dir():
         raise ValueError(f"--out '{path}' must be a .safetensors file")
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise ValueError(f"--out '{path}' cannot be written: '{folder}' is not a writable folder")
+    sources = [split_spec(spec)[0] for spec in inputs]
+    if path.exists() and any(source.exists() and source.samefile(path) for source in sources):
+        raise ValueError(f"--out '{path}' is one of the files to read: choose another name")
 
 
 def run(request: Request) -> str:

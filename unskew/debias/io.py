@@ -184,10 +184,7 @@ def read_tensor(spec: str, preferred: Sequence[str] = ()) -> Tensor:
         FileNotFoundError: No such file.
         ValueError: Another format, a damaged file, Python objects in the file, no such key, or an ambiguous choice.
     """
-    path, key = Path(spec), ""
-    head, _, tail = spec.rpartition(":")
-    if Path(head).suffix in _READERS and not path.is_file():
-        path, key = Path(head), tail
+    path, key = split_spec(spec)
     if path.suffix not in _READERS:
         raise ValueError(f"'{path}' must be a {', '.join(_READERS)} file; pickles are refused")
     if not path.exists():
@@ -203,6 +200,14 @@ def read_tensor(spec: str, preferred: Sequence[str] = ()) -> Tensor:
     content = content if isinstance(content, Mapping) else {"": content}
     tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
     return _pick(path, tensors, key, preferred)
+
+
+def split_spec(spec: str) -> tuple[Path, str]:
+    """Return the file and the key of a spec of `read_tensor`; the key is empty if there is none."""
+    head, _, key = spec.rpartition(":")
+    if Path(head).suffix in _READERS and not Path(spec).is_file():
+        return Path(head), key
+    return Path(spec), ""
 
 
 def _reason(error: Exception) -> str:
