@@ -31,24 +31,30 @@ def cross_fit(
     objective of the temperature of ``map`` is not convex: a grid selects the interval, in which the start is only the
     first point. The other estimators of log q, and rho, may have no unique minimum and start from scratch.
 
+    Probabilities are recognised in all samples at once, so that all folds read them alike: a single row that does not
+    sum to one makes the array logits, also for the folds without that row.
+
     Raises:
         ValueError: Fewer than two samples.
     """
     if len(zs) < 2:
         raise ValueError("a single sample cannot be cross-fitted: fit on other samples (--val-zeroshot and so on)")
+    estimator = copy.deepcopy(estimator)
+    halves = estimator._recognised(zs=zs, ft=ft)
     folds = fold_numbers(y)
     plan = []
     for number in folds.unique():
         rows = folds == number
-        plan.append((rows, _fit_on(copy.deepcopy(estimator), (~rows).nonzero().flatten(), zs, ft, y, start)))
+        others = (~rows).nonzero().flatten()
+        plan.append((rows, _fit_on(copy.deepcopy(estimator), others, halves["zs"], halves["ft"], y, start)))
     return plan
 
 
 def _fit_on(estimator: GLA, rows: Tensor, zs: Tensor, ft: Tensor, y: Tensor, start: GLA | None) -> GLA:
-    """Fit on some rows; their copies are freed before those of the next fold are made."""
+    """Fit on some rows of logits; their copies are freed before those of the next fold are made."""
     zs, labels = zs.index_select(0, rows), y[rows]
-    estimator.fit_zeroshot(zs, labels, start=start)
-    return estimator.fit_finetuned(zs, ft.index_select(0, rows), labels, start=start)
+    estimator._fit_zeroshot(zs, labels, start)
+    return estimator._fit_finetuned(zs, ft.index_select(0, rows), labels, start)
 
 
 def cross_scores(
