@@ -24,10 +24,10 @@ import numpy.typing as npt
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from unskew.utils.files import cache_home, cache_problem, warn_of_cache, write_atomically, write_json
+from unskew.utils.tensor_files import write_safetensors
 
 logger = logging.getLogger("unskew")
 
@@ -164,22 +164,22 @@ class RowStore:
         """Keep new rows [n, V, D], on disk where possible."""
         rows = rows.contiguous()
         checksum = _checksum(self._settings, keys, rows)
-        content = save({"keys": torch.from_numpy(keys), "rows": rows}, {"checksum": checksum})
+        tensors = {"keys": torch.from_numpy(keys), "rows": rows}
         name = f"{len(self._known_files):06d}-{os.urandom(4).hex()}.safetensors"
-        if path := self._write(name, content):
+        if path := self._write(name, tensors, checksum):
             self._known_files.add(name)
             self._append(_read(path))
         else:
             self._append(_Block(None, keys, rows, checksum))
 
-    def _write(self, name: str, content: bytes) -> Path | None:
+    def _write(self, name: str, tensors: Mapping[str, Tensor], checksum: str) -> Path | None:
         if self.folder is None:
             return None
-        path = self.folder / name
+        path, size = self.folder / name, sum(tensor.nbytes for tensor in tensors.values())
         try:
-            if shutil.disk_usage(self.folder).free < 2 * len(content):
+            if shutil.disk_usage(self.folder).free < 2 * size:
                 raise OSError("its disk is nearly full")
-            write_atomically(path, content)
+            write_atomically(path, lambda file: write_safetensors(file, tensors, {"checksum": checksum}))
         except OSError as error:
             self._use_memory(error)
             return None
