@@ -17,9 +17,10 @@ from unskew.debias.temperature import fit_temperature
 from unskew.engine.dataset_groups import dataset_groups
 from unskew.engine.debiasing import FittedTerms, check_prior, matches_classes
 from unskew.engine.evaluator import labels_of
-from unskew.engine.prediction import Prediction, in_blocks
+from unskew.engine.prediction import Prediction
 from unskew.engine.run_dir import RunDir, path_safe
 from unskew.engine.trainer import TRAINER_REGISTRY, SimpleTrainer, build_trainer
+from unskew.utils.blocks import in_blocks, row_blocks
 from unskew.utils.seeds import derive_seed, set_random_seed
 
 logger = logging.getLogger("unskew")
@@ -295,7 +296,7 @@ class Backdoor(SimpleTrainer):
             mean = combine_members(logits[:, rows], self.terms.weights, self.node.COMBINE)
             return {"backdoor": mean / self.terms.temperature}
 
-        combined = in_blocks(combine, len(paths), logits.shape[0] * logits.shape[2])
+        combined = in_blocks(combine, row_blocks(len(paths), logits.shape[0] * logits.shape[2]))
         return Prediction(combined["backdoor"], {**parts, **combined})
 
     def predict(self, paths: Sequence[str]) -> Tensor:

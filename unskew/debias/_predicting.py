@@ -1,7 +1,7 @@
 """Prediction by a fitted GLA, in blocks of rows, so that temporaries need little memory."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from unskew.debias._validation import (
 from unskew.debias.combination import Combination, combine_logits
 from unskew.debias.prior import estimate
 from unskew.debias.transport import transport_offset
+from unskew.utils.blocks import in_blocks, row_blocks
 
 logger = logging.getLogger("unskew")
 
@@ -30,10 +31,10 @@ PARTS = ("zs", "ft", "ensemble", "debiased", "gla")
 BLOCK = 2**20  # elements of a block of rows: ten temporaries take 40 megabytes in float32
 
 
-def blocks(logits: Tensor) -> Iterator[slice]:
+def blocks(logits: Tensor) -> list[slice]:
     """Return the rows of ``[N, C]`` as slices."""
-    step = max(1, (BLOCK if logits.device.type == "cpu" else DEVICE_BLOCK) // logits.shape[1])
-    return (slice(start, min(start + step, len(logits))) for start in range(0, len(logits), step))
+    samples, classes = logits.shape
+    return row_blocks(samples, classes, BLOCK if logits.device.type == "cpu" else DEVICE_BLOCK)
 
 
 class PredictingGLA(FittedGLA):
@@ -113,7 +114,7 @@ class PredictingGLA(FittedGLA):
                 logits = logits + to_prior(log_target, "log_target", self.n_classes_, logits)
             return {name: function(logits)}
 
-        return to_kind(collect(decide, scores.logits)[name], numpy)
+        return to_kind(in_blocks(decide, blocks(scores.logits))[name], numpy)
 
 
 class Scores:
@@ -169,7 +170,7 @@ class Scores:
     def _estimate(self) -> Tensor:
         if not self._gla._estimates_on_prediction:
             return self._gla.log_q_
-        zs = collect(lambda rows: {"zs": self._zs[rows]}, self.logits)["zs"]
+        zs = in_blocks(lambda rows: {"zs": self._zs[rows]}, blocks(self.logits))["zs"]
         log_q = estimate(zs, None, "unlabelled").log_q
         ratio = float((log_q.max() - log_q.min()).exp())
         logger.info(
@@ -206,7 +207,7 @@ class Scores:
 
     def whole(self) -> dict[str, Tensor]:
         """Return the parts ``[N, C]`` of all rows by name."""
-        return collect(self.__getitem__, self.logits)
+        return in_blocks(self.__getitem__, blocks(self.logits))
 
 
 class _Half:
@@ -222,15 +223,3 @@ class _Half:
 
     def __getitem__(self, rows: slice | Tensor) -> Tensor:
         return log_probabilities(self._logits[rows], self._least) / self._temperature
-
-
-def collect(function: Callable[[slice], dict[str, Tensor]], logits: Tensor) -> dict[str, Tensor]:
-    """Join the results of a function of the rows of logits ``[N, C]``, block by block."""
-    whole: dict[str, Tensor] = {}
-    for rows in blocks(logits):
-        found = function(rows)
-        if rows.stop - rows.start == len(logits):
-            return found
-        for name, values in found.items():
-            whole.setdefault(name, values.new_empty(len(logits), *values.shape[1:]))[rows] = values
-    return whole

@@ -18,8 +18,8 @@ from unskew.engine.checkpoint import bind_to_classes
 from unskew.engine.dataset_groups import dataset_groups
 from unskew.engine.feature_loader import FeatureLoader
 from unskew.engine.optim import build_lr_scheduler, build_optimizer
-from unskew.engine.prediction import in_blocks
 from unskew.engine.trainer import TrainerX
+from unskew.utils.blocks import in_blocks, row_blocks
 
 
 class CLIPTrainer(TrainerX):
@@ -134,7 +134,7 @@ class CLIPTrainer(TrainerX):
             logits = logits_of(torch.cat([crop[rows] for crop in crops])).unflatten(0, (len(crops), -1))
             return {"logits": logits.mean(0) if len(crops) > 1 else logits[0]}
 
-        return in_blocks(mean, len(paths), len(crops) * self.num_classes)["logits"]
+        return in_blocks(mean, row_blocks(len(paths), len(crops) * self.num_classes))["logits"]
 
     # --- training and prediction --------------------------------------------------------------------
 

@@ -1,11 +1,10 @@
-"""Predictions of trainers that combine several models, and predictions in blocks of rows."""
+"""Predictions of trainers that combine several models."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from unskew.utils.blocks import row_blocks
 from unskew.utils.derived_tensors import Sum
 
 
@@ -24,25 +23,3 @@ class Prediction:
     logits: Tensor
     parts: Mapping[str, Tensor] = field(default_factory=dict)
     sums: Mapping[str, Sum] = field(default_factory=dict)
-
-
-def in_blocks(function: Callable[[slice], Mapping[str, Tensor]], rows: int, columns: int) -> dict[str, Tensor]:
-    """Return the tensors [N, ...] that a function gives for all rows, computed block by block.
-
-    Only the results have the size of all rows; what the function computes on its way has the size of a block.
-
-    Args:
-        function: returns tensors [B, ...] by name for a block of B rows.
-        rows: N.
-        columns: the numbers that the function computes for each row, about.
-    """
-    blocks = row_blocks(rows, columns)
-    if len(blocks) == 1:
-        return dict(function(blocks[0]))
-    results: dict[str, Tensor] = {}
-    for block in blocks:
-        for name, part in function(block).items():
-            if name not in results:
-                results[name] = part.new_empty(rows, *part.shape[1:])
-            results[name][block] = part
-    return results
