@@ -122,7 +122,7 @@ def _cache_settings(
 ) -> dict[str, object] | None:
     """Return all that decides the bits of an ensemble; ``None`` for a tower that is being trained, or has hooks.
 
-    The weights in memory count, not the backbone's id alone: somebody may have changed them since they were loaded.
+    The weights in memory count, not the backbone's id alone: a caller may have changed them since they were loaded.
     """
     tower = {key: value for key, value in backbone.model.state_dict().items() if not key.startswith("visual.")}
     trained = any(weight.requires_grad for key, weight in backbone.model.named_parameters() if key in tower)
