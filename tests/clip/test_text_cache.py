@@ -132,3 +132,17 @@ def test_without_a_place_to_write_a_classifier_is_kept_in_memory(cache, encoded,
     rows = [text.zeroshot_classifier(backbone, NAMES, TEMPLATES) for _ in range(2)]
     assert torch.equal(*rows) and len(encoded) == 6
     assert len(warned()) == 1 and "in memory" in warned()[0]
+
+
+def test_a_classifier_of_a_patched_tower_is_not_cached(cache, backbone):
+    mlp = backbone.resblocks[0].mlp
+    plain, forward = text.zeroshot_classifier(backbone, NAMES, TEMPLATES), mlp.forward
+    mlp.forward = lambda x: 2 * forward(x)
+    patched = text.zeroshot_classifier(backbone, NAMES, TEMPLATES)
+    assert torch.equal(patched, text._ensemble(backbone, NAMES, TEMPLATES)) and not torch.equal(patched, plain)
+
+
+def test_class_names_may_hold_bytes_that_are_not_utf8(cache, backbone):
+    names = ["a\udcffb", "c"]
+    expected = text._ensemble(backbone, names, TEMPLATES)
+    assert torch.equal(text.zeroshot_classifier(backbone, names, TEMPLATES), expected)

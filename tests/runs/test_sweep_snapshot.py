@@ -11,9 +11,11 @@ import pictures
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import unskew
 from unskew.data import custom_csv
+from unskew.micro.weights import model_path
 from unskew.runs.launch import launch, overview, plan
 from unskew.runs.run import execute
 
@@ -141,3 +143,15 @@ def test_a_change_during_a_sweep_is_noticed_by_the_next_sweep(tmp_path):
     assert torch.equal(runs[0].predictions["logits"], runs[1].predictions["logits"])
     for outcome in launch(runs):
         assert isinstance(outcome, ValueError) and "sizes and times" in str(outcome)
+
+
+def test_weights_that_are_replaced_within_a_sweep_are_loaded_again(tmp_path):
+    weights = tmp_path / "w.safetensors"
+    content = load_file(model_path("micro"))
+    save_file(content, weights)
+    name, output = f"micro@{weights}", str(tmp_path / "out")
+    outcomes = launch([unskew.Run("digits", "ZeroshotCLIP", name, 1, seed, output=output) for seed in (1, 2)])
+    next(outcomes)
+    save_file({key: 1.5 * value if "visual" in key else value for key, value in content.items()}, weights)
+    changed = unskew.train("digits", "ZeroshotCLIP", backbone=name, shots=1, seed=2, folder=str(tmp_path / "changed"))
+    assert next(outcomes)["accuracy"] == changed.metrics["accuracy"]

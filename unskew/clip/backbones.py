@@ -4,6 +4,7 @@ import contextlib
 import functools
 import gc
 import logging
+import os
 import pickle
 import re
 import warnings
@@ -27,7 +28,7 @@ from unskew.clip._weights import (
     resolve,
     spelling,
 )
-from unskew.data.images import file_keys
+from unskew.data.snapshot import file_state
 from unskew.micro import weights as micro
 from unskew.utils.errors import DAMAGE, MissingWeightsError
 from unskew.utils.logging import warn_once
@@ -202,7 +203,9 @@ def load_backbone(name: str, precision: str = "fp32", device: str | torch.device
 
 
 def weights_state(name: str) -> tuple[str | int, ...]:
-    """Return the name of a backbone and keys of its files, which change with the files, without loading it.
+    """Return the name of a backbone, and the paths and present states of its files, without loading it.
+
+    A snapshot of the data does not count: the fingerprint of each run of a sweep has the present state of the weights.
 
     Raises:
         ValueError: see `load_backbone`.
@@ -212,7 +215,8 @@ def weights_state(name: str) -> tuple[str | int, ...]:
     source = resolve(name)
     file = find_or_download(name, source.arch, source.tag) if source.tag else source.file
     beside = sorted(path for path in source.folder.iterdir() if path.is_file()) if source.folder else []
-    return name, *file_keys([str(path) for path in ([file] if file else []) + beside]).tolist()
+    paths = [os.path.abspath(path) for path in ([file] if file else []) + beside]
+    return name, *(part for path in paths for part in (path, *(file_state(path) or ())))
 
 
 _in_memory: weakref.WeakSet[Backbone] = weakref.WeakSet()

@@ -120,18 +120,22 @@ def zeroshot_classifier(backbone: Backbone, classnames: Sequence[str], templates
 def _cache_settings(
     backbone: Backbone, classnames: Sequence[str], templates: Sequence[str]
 ) -> dict[str, object] | None:
-    """Return all that decides the bits of an ensemble; ``None`` for a tower that is being trained, or has hooks.
+    """Return all that decides the bits of an ensemble; ``None`` for a tower that is trained, hooked or patched.
 
     The weights in memory count, not the backbone's id alone: a caller may have changed them since they were loaded.
     """
     tower = {key: value for key, value in backbone.model.state_dict().items() if not key.startswith("visual.")}
     trained = any(weight.requires_grad for key, weight in backbone.model.named_parameters() if key in tower)
-    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in backbone.modules())
+    hooked = any(
+        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in backbone.modules()
+    )
     if trained or hooked or type(backbone) is not Backbone:
         return None
     device = backbone.device.type
     every_word = " ".join([*templates, *classnames])
-    tokens = backbone.tokenizer([every_word], len(every_word.encode()) + 16)  # one text: 5,000 take ten times longer
+    tokens = backbone.tokenizer(
+        [every_word], len(every_word.encode(errors="surrogatepass")) + 16
+    )  # one text: 5,000 take ten times longer
     return {
         "backbone": backbone.id,
         "modules": hashlib.sha256(repr(backbone.model).encode()).hexdigest(),
