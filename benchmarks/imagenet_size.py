@@ -130,7 +130,7 @@ def numbers(row: dict) -> dict[str, float | None]:
 
 
 def text(number: float | None) -> str:
-    return "–" if number is None else f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
+    return "–" if number is None else f"{number:,.0f}" if abs(number) >= 100 else f"{round(number, 2):.3g}"
 
 
 def cells(row: dict, before: Sequence[dict]) -> dict[str, str]:
