@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from trees import TREES, load, put, write
 
+from unskew import config
 from unskew.data.custom_csv import image_paths, read_csv
 from unskew.data.dataset import Datum
 from unskew.data.image_folders import list_images, list_subfolder
 from unskew.data.images import file_keys
+from unskew.data.published import PublishedDataset
 from unskew.data.snapshot import Snapshot, file_states, remember, with_snapshot
 from unskew.engine import fingerprint
 from unskew.runs.run import Run
@@ -246,3 +248,18 @@ def test_paths_and_labels_of_a_csv_file_are_of_one_reading(tmp_path):
         file.write_text("\n".join(["path,label", *lines[::-1]]))
         items = [item for split in read_csv(file).values() for item in split]
     assert len(items) == 8 and all(Path(item.impath).name[0] == item.classname for item in items)
+
+
+def test_a_plugins_dataset_is_read_in_each_run():
+    class Plugin(PublishedDataset):
+        @classmethod
+        def read(cls, cfg, root):
+            items = [Datum(f"{n}.png", n % 2, 0, "ab"[n % 2]) for n in range(20)]
+            random.Random(cfg.SEED).shuffle(items)
+            return items[:10], items[10:15], items[15:]
+
+    cfg = config.load("digits", "micro", "ZeroshotCLIP")
+    cfgs = [config.derive(cfg, {"SEED": seed, "DATASET.NAME": "Plugin"}) for seed in (1, 2)]
+    with Snapshot().used():
+        first, second = (Plugin.splits(cfg, Path("data")) for cfg in cfgs)
+    assert first != second and second == Plugin.splits(cfgs[1], Path("data"))

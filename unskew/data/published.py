@@ -7,7 +7,7 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
-from unskew.config import flatten
+from unskew.config import flatten, names
 from unskew.data.dataset import DatasetBase, Datum
 from unskew.data.fewshot import SELECTION, select
 from unskew.data.image_folders import list_images, listed_items
@@ -82,6 +82,7 @@ class PublishedDataset(DatasetBase):
         """Return all images of train, val and test, from the split file if there is one, else from `read`.
 
         Within a snapshot, see `unskew.data.snapshot`, they are read once for all runs, whatever `select` draws of them.
+        The `read` of a plugin may depend on the seed or draw at random, so it is called in each run.
         """
         path = root / cls.split_file
         if cls.split_file and path.is_file():
@@ -91,6 +92,8 @@ class PublishedDataset(DatasetBase):
                 f"there is no '{path}', so the images are split at random: do not compare accuracies with published "
                 f"ones. Download the file with `unskew data prepare {cfg.DATASET.NAME}`"
             )
+        if cfg.DATASET.NAME not in names("datasets"):
+            return cls._read(cfg, root)
         settings = [(key, value) for key, value in flatten(cfg.DATASET) if key not in SELECTION]
         return read_once((cls, root, repr(settings)), lambda: cls._read(cfg, root))
 
