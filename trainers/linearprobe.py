@@ -2,23 +2,25 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from tqdm import tqdm
 
+from unskew.clip.logistic import logistic_path
+from unskew.data.dataset import Datum
 from unskew.engine.checkpoint import bind_to_classes
 from unskew.engine.clip_trainer import CLIPTrainer
 from unskew.engine.trainer import TRAINER_REGISTRY
 
 CANDIDATES = tuple(10.0**power for power in range(-2, 5))
 
+ROWS = 2**12  # val images whose logits are in memory at once
+
 
 @TRAINER_REGISTRY.register()
 class LinearProbe(CLIPTrainer):
-    """Multinomial logistic regression (L2, L-BFGS) on normalised features of the images, without augmentation."""
+    """Multinomial logistic regression (L2) on normalised features of the images, without augmentation."""
 
     def build_model(self) -> None:
         with torch.device(self.device):
@@ -29,38 +31,33 @@ class LinearProbe(CLIPTrainer):
     def logits(self, image_features: Tensor) -> Tensor:
         return self.head(F.normalize(image_features, dim=-1))
 
+    @torch.no_grad()
     def train(self) -> None:
         self.before_train()
         candidates: Sequence[float] = CANDIDATES if self.dataset.val else (1.0,)
         if self.node.C:
             candidates = (self.node.C,)
-        paths, labels = self.labelled(self.dataset.train_x)
-        inputs, targets = F.normalize(self.encode(paths), dim=-1).cpu().numpy(), labels.cpu().numpy()
-        best_accuracy, model = -1.0, LogisticRegression(max_iter=2000, warm_start=True)
-        for candidate in tqdm(candidates, desc="linear probe", delay=2, leave=False, disable=None):
-            model.set_params(C=candidate).fit(inputs, targets)
-            accuracy = self._val_accuracy(model) if len(candidates) > 1 else 0.0
-            if accuracy > best_accuracy:  # of equal accuracies, the stronger regularisation wins
-                best_accuracy, weight, bias = accuracy, *self._weights_of(model)
-        with torch.no_grad():
-            self.head.weight.copy_(torch.from_numpy(weight))
-            self.head.bias.copy_(torch.from_numpy(bias))
+        models = logistic_path(*self._inputs(self.dataset.train_x), self.num_classes, candidates)
+        val = self._inputs(self.dataset.val) if len(candidates) > 1 else None
+        best_correct = -1
+        for weight, bias in tqdm(
+            models, desc="linear probe", total=len(candidates), delay=2, leave=False, disable=None
+        ):
+            correct = 0 if val is None else correct_of(weight, bias, *val)
+            if correct > best_correct:  # of equal accuracies, the stronger regularisation wins
+                best_correct = correct
+                self.head.weight.copy_(weight)
+                self.head.bias.copy_(bias)
         self.save_model(0, self.output_dir)
         self.after_train()
 
-    def _val_accuracy(self, model: LogisticRegression) -> float:
-        paths, labels = self.labelled(self.dataset.val)
-        return model.score(F.normalize(self.encode(paths), dim=-1).cpu().numpy(), labels.cpu().numpy())
+    def _inputs(self, items: Sequence[Datum]) -> tuple[Tensor, Tensor]:
+        """Return normalised features [N, D] and labels [N]."""
+        paths, labels = self.labelled(items)
+        return F.normalize(self.encode(paths), dim=-1), labels
 
-    def _weights_of(self, model: LogisticRegression) -> tuple[np.ndarray, np.ndarray]:
-        """Return weights [C, D] and biases [C] of all classes.
 
-        scikit-learn has one row for two classes and none for a class without images.
-        """
-        rows, bias = model.coef_, model.intercept_
-        if len(model.classes_) == 2:
-            rows, bias = np.concatenate([-rows, rows]) / 2, np.concatenate([-bias, bias]) / 2
-        weight = np.zeros((self.num_classes, rows.shape[1]))
-        full_bias = np.full(self.num_classes, bias.min() - 10.0)
-        weight[model.classes_], full_bias[model.classes_] = rows, bias
-        return weight, full_bias
+def correct_of(weight: Tensor, bias: Tensor, features: Tensor, labels: Tensor) -> int:
+    """Return the number of correct predictions, in blocks of rows, so that memory does not grow with the images."""
+    blocks = zip(features.split(ROWS), labels.split(ROWS), strict=True)
+    return sum(int((F.linear(x, weight, bias).argmax(1) == y).sum()) for x, y in blocks)

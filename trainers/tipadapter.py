@@ -1,26 +1,30 @@
 """Tip-Adapter: a cache of the training images added to zero-shot CLIP (Zhang et al., ECCV 2022, arXiv 2111.03930)."""
 
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from unskew.debias.losses import cross_entropy
 from unskew.engine.checkpoint import bind_to_classes
 from unskew.engine.clip_trainer import CLIPTrainer
 from unskew.engine.trainer import TRAINER_REGISTRY
 
 logger = logging.getLogger("unskew")
 
+BLOCK = 2**21  # affinities of a block of images, so that they stay in a processor's cache
+
+DEVICE_BLOCK = 2**27  # the same on an accelerator
+
 
 class Cache(nn.Module):
     """The logits alpha * exp(-beta (1 - f K^T)) L, with keys K and one-hot labels L (the paper's section 3.1).
 
-    alpha and beta are buffers, so that a checkpoint holds the values that the search found.
+    The product with L is a sum over the keys of each class, so L itself is never built. alpha and beta are buffers, so
+    that a checkpoint holds the values that the search found.
 
     Args:
         labels: [S], labels of the S training images.
@@ -31,65 +35,155 @@ class Cache(nn.Module):
 
     Attributes:
         keys: [S, D], zero until the trainer fills them.
-        values: [S, C], one-hot labels.
+        labels: [S].
     """
 
-    values: Tensor
+    labels: Tensor
     alpha: Tensor
     beta: Tensor
 
     def __init__(self, labels: Tensor, num_classes: int, width: int, alpha: float, beta: float) -> None:
         super().__init__()
+        self.num_classes = num_classes
         self.keys = nn.Parameter(torch.zeros(len(labels), width))
-        self.register_buffer("values", F.one_hot(labels, num_classes).float())
+        self.register_buffer("labels", labels)
         self.register_buffer("alpha", torch.tensor(alpha))
         self.register_buffer("beta", torch.tensor(beta))
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Load a cache of any size into an empty one, which datasets with only test images have."""
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict, strict: bool, missing_keys: list[str],
+        unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        """Load a cache of any size into an empty one, which datasets with only test images have.
+
+        Older checkpoints hold the one-hot labels [S, C] as ``values``.
+        """
+        values = state_dict.get(f"{prefix}values")
+        if values is not None and values.shape[1:] == (self.num_classes,):
+            state_dict[f"{prefix}labels"] = state_dict.pop(f"{prefix}values").argmax(1)
+        labels = state_dict.get(f"{prefix}labels", self.labels)
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+            error_msgs.append(f"labels must be from 0 to {self.num_classes - 1}")
         if not len(self.keys) and f"{prefix}keys" in state_dict:
             count = len(state_dict[f"{prefix}keys"])
             self.keys.data = self.keys.new_zeros(count, self.keys.shape[1])
-            self.values = self.values.new_zeros(count, self.values.shape[1])
-        super()._load_from_state_dict(state_dict, prefix, *args)
+            self.labels = self.labels.new_zeros(count)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def forward(self, image_features: Tensor) -> Tensor:
         """Return the cache's logits [B, C] of normalised features [B, D]."""
-        return self.alpha * cache_logits(image_features @ self.keys.T, self.values, self.beta)
+        if torch.is_grad_enabled():
+            return self._logits(image_features)
+        return torch.cat([self._logits(block) for block in image_features.split(block_rows(self.keys))])
+
+    def _logits(self, image_features: Tensor) -> Tensor:
+        affinities = (self.beta * (image_features @ self.keys.T - 1)).exp().float()  # [B, S]
+        zeros = affinities.new_zeros(len(affinities), self.num_classes)
+        return self.alpha * zeros.index_add(1, self.labels, affinities)
 
 
-def cache_logits(cosines: Tensor, values: Tensor, beta: float | Tensor) -> Tensor:
-    """Return exp(-beta (1 - cosines)) values, [B, C], of cosines [B, S] and values [S, C]."""
-    return (beta * (cosines - 1)).exp() @ values
+def block_rows(keys: Tensor) -> int:
+    """Return the number of images whose affinities with the keys [S, D] are computed at once."""
+    return max(1, (BLOCK if keys.device.type == "cpu" else DEVICE_BLOCK) // max(1, len(keys)))
+
+
+# --- the search -------------------------------------------------------------------------------------
+
+
+class Block(NamedTuple):
+    """Some of the images of val."""
+
+    zeroshot: Tensor  # [B, C], zero-shot logits
+    cosines: Tensor  # [S, B], of the keys and the images
+    labels: Tensor  # [B]
+
+    def caches(self, support: Tensor, betas: Sequence[float]) -> Iterator[Tensor]:
+        """Yield the cache's logits [B, C] for alpha = 1 and each beta, from the labels [S] of the keys."""
+        shifted, affinities = self.cosines - 1, torch.empty_like(self.cosines)
+        sums = self.zeroshot.new_empty(self.zeroshot.shape[::-1])  # [C, B]; rows are faster to add than columns
+        for beta in betas:
+            torch.mul(shifted, beta, out=affinities).exp_()
+            yield sums.zero_().index_add_(0, support, affinities).T.contiguous()
 
 
 def search_scales(
-    zeroshot: Tensor, cosines: Tensor, values: Tensor, labels: Tensor, alphas: Sequence[float], betas: Sequence[float]
+    blocks: Callable[[], Iterable[Block]], support: Tensor, alphas: Sequence[float], betas: Sequence[float]
 ) -> tuple[float, float]:
-    """Return the (alpha, beta) with the highest accuracy of ``zeroshot + alpha * cache_logits(...)``.
+    """Return the (alpha, beta) with the highest accuracy of the zero-shot logits + alpha * the cache's logits.
 
-    A few-shot val split is small, so many pairs have the same accuracy; of these, the lowest cross entropy wins.
+    A few-shot val split is small, so many pairs have the same accuracy; of these, the lowest cross entropy wins, and
+    then the first, with the alphas in the inner loop.
 
     Args:
-        zeroshot: [N, C], zero-shot logits.
-        cosines: [N, S], cosines of the images and the keys.
-        values: [S, C], one-hot labels of the keys.
-        labels: [N].
+        blocks: a function that yields the images, of which one block is in memory at a time.
+        support: [S], labels of the keys.
         alphas: candidates for alpha.
         betas: candidates for beta.
     """
-    best, best_correct, best_loss = (alphas[0], betas[0]), -1, torch.inf
-    for beta in betas:
-        cache = cache_logits(cosines, values, beta)
-        for alpha in alphas:
-            logits = zeroshot + alpha * cache  # [N, C]
-            correct = int((logits.argmax(1) == labels).sum())
-            if correct < best_correct:
-                continue
-            loss = cross_entropy(logits, labels).item()
-            if correct > best_correct or loss < best_loss:
-                best, best_correct, best_loss = (alpha, beta), correct, loss
-    return best
+    correct = torch.zeros(len(betas), len(alphas), dtype=torch.long)
+    for block in blocks():
+        for counts, cache in zip(correct, block.caches(support, betas), strict=True):
+            counts += correct_by_alpha(block.zeroshot, cache, block.labels, alphas)
+    tied = (correct == correct.max()).nonzero().tolist()
+    losses = mean_losses(blocks, support, [(betas[b], alphas[a]) for b, a in tied]) if len(tied) > 1 else [0.0]
+    best, alpha = tied[losses.index(min(losses))]
+    return alphas[alpha], betas[best]
+
+
+def correct_by_alpha(zeroshot: Tensor, cache: Tensor, labels: Tensor, alphas: Sequence[float]) -> Tensor:
+    """Return the number of correct predictions [A] of ``zeroshot + alpha * cache`` for each alpha.
+
+    The logits are linear in alpha, so a class that wins at two alphas wins at all between them: only images whose
+    prediction differs at the ends of an interval of alphas are predicted inside it.
+
+    Args:
+        zeroshot: [B, C].
+        cache: [B, C].
+        labels: [B].
+        alphas: [A], in any order.
+    """
+    order = sorted(range(len(alphas)), key=alphas.__getitem__)
+    counts = torch.zeros(len(alphas), dtype=torch.long)
+
+    def predict(place: int, zeroshot: Tensor, cache: Tensor, labels: Tensor) -> Tensor:
+        """Return the predictions and count the correct ones."""
+        predicted = (zeroshot + alphas[order[place]] * cache).argmax(1)
+        counts[order[place]] += int((predicted == labels).sum())
+        return predicted
+
+    data, last = (zeroshot, cache, labels), len(order) - 1
+    low = predict(0, *data)
+    intervals = [(0, last, data, low, predict(last, *data))] if last else []
+    while intervals:
+        first, last, data, low, high = intervals.pop()
+        if last - first < 2:
+            continue
+        changed = low != high
+        counts[order[first + 1 : last]] += int(((low == data[2]) & ~changed).sum())
+        rows = changed.nonzero()[:, 0]
+        if len(rows):
+            data, low, high = (data[0][rows], data[1][rows], data[2][rows]), low[rows], high[rows]
+            middle = (first + last) // 2
+            between = predict(middle, *data)
+            intervals += [(first, middle, data, low, between), (middle, last, data, between, high)]
+    return counts
+
+
+def mean_losses(
+    blocks: Callable[[], Iterable[Block]], support: Tensor, pairs: Sequence[tuple[float, float]]
+) -> list[float]:
+    """Return the cross entropy, in float32, of each pair (beta, alpha); equal betas follow each other."""
+    by_beta = {beta: [place for place, pair in enumerate(pairs) if pair[0] == beta] for beta, _ in pairs}
+    totals, count = [0.0] * len(pairs), 0
+    for block in blocks():
+        count += len(block.labels)
+        for places, cache in zip(by_beta.values(), block.caches(support, list(by_beta)), strict=True):
+            for place in places:
+                logits = block.zeroshot + pairs[place][1] * cache
+                totals[place] += F.cross_entropy(logits, block.labels, reduction="sum").item()
+    return torch.tensor([total / count for total in totals]).tolist()
 
 
 @TRAINER_REGISTRY.register()
@@ -141,15 +235,19 @@ class TipAdapter(CLIPTrainer):
         """Choose alpha and beta on val; without val, keep those of the config."""
         if not self.dataset.val:
             return
-        paths, labels = self.labelled(self.dataset.val)
-        image_features = F.normalize(self.encode(paths), dim=-1)
-        zeroshot = self.cosine_logits(image_features, self.zeroshot_weights)
         betas, alphas = (
             [0.1 + i * (top - 0.1) / steps for i in range(steps)]
             for top, steps in zip(self.node.SEARCH_SCALE, self.node.SEARCH_STEP, strict=True)
         )
-        cosines = image_features @ self.cache.keys.T
-        alpha, beta = search_scales(zeroshot, cosines, self.cache.values, labels, alphas, betas)
+        alpha, beta = search_scales(self._val_blocks, self.cache.labels, alphas, betas)
         logger.info(f"{type(self).__name__}: alpha {alpha:.3g} and beta {beta:.3g} are the best on val")
         self.cache.alpha.fill_(alpha)
         self.cache.beta.fill_(beta)
+
+    def _val_blocks(self) -> Iterator[Block]:
+        paths, labels = self.labelled(self.dataset.val)
+        rows = block_rows(self.cache.keys)
+        for features, targets in zip(self.encode(paths).split(rows), labels.split(rows), strict=True):
+            features = F.normalize(features, dim=-1)
+            zeroshot = self.cosine_logits(features, self.zeroshot_weights)
+            yield Block(zeroshot, self.cache.keys @ features.T, targets)

@@ -151,36 +151,6 @@ def test_a_loss_that_is_not_finite_stops_the_training(data_root, tmp_path):
             trainer.train()
 
 
-# --- LinearProbe ------------------------------------------------------------------------------------
-
-
-def test_linear_probe_equals_scikit_learns_logistic_regression(data_root, tmp_path):
-    from sklearn.linear_model import LogisticRegression
-
-    trainer = build("LinearProbe", data_root, tmp_path, "TRAINER.LINEARPROBE.C", 10.0, shots=4)
-    trainer.train()
-    paths, labels = trainer.labelled(trainer.dataset.train_x)
-    model = LogisticRegression(C=10.0, max_iter=2000).fit(
-        F.normalize(trainer.encode(paths), dim=-1).numpy(), labels.numpy()
-    )
-    test = F.normalize(trainer.encode(some_paths(trainer)), dim=-1).numpy()
-    torch.testing.assert_close(
-        trainer.predict(some_paths(trainer)),
-        torch.from_numpy(model.decision_function(test)).float(),
-        rtol=1e-2,
-        atol=1e-2,
-    )
-
-
-def test_linear_probe_handles_two_classes(data_root, tmp_path):
-    trainer = build("LinearProbe", data_root, tmp_path, "DATASET.SUBSAMPLE_CLASSES", "base")
-    keep = [item for item in trainer.dataset.train_x if item.label < 2]  # three classes have no image
-    trainer.dataset.train_x[:], trainer.dataset.val[:] = keep, []
-    trainer.train()
-    predicted = trainer.predict([item.impath for item in keep]).argmax(1)
-    assert torch.equal(predicted, torch.tensor([item.label for item in keep]))
-
-
 # --- nodes, bases and class trees -------------------------------------------------------------------
 
 
