@@ -130,15 +130,18 @@ class RowStore:
 
     def missing(self, keys: Keys) -> npt.NDArray[np.bool_]:
         """Return a mask [n] of the ``keys`` [n] that have no row. Damaged files with their rows are dropped."""
-        while True:
-            numbers = np.unique(self._places[np.isin(self._keys, keys), 0])
+        while len(self._keys):
+            places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+            found = self._keys[places] == keys
+            numbers = np.unique(self._places[places[found], 0])
             damaged = [number for number in numbers if not self._is_sound(self._blocks[number])]
             if not damaged:
-                return ~np.isin(keys, self._keys)
+                return ~found
             blocks = [block for number, block in enumerate(self._blocks) if number not in damaged]
             self._forget_blocks()
             for block in blocks:
                 self._append(block)
+        return np.ones(len(keys), bool)
 
     def _is_sound(self, block: _Block) -> bool:
         """Return whether a block equals what was written; check each file once, and drop a damaged one."""
