@@ -74,14 +74,17 @@ class Cache(nn.Module):
 
     def forward(self, image_features: Tensor) -> Tensor:
         """Return the cache's logits [B, C] of normalised features [B, D]."""
+        logits = image_features.new_zeros(len(image_features), self.num_classes, dtype=torch.float32)
         if torch.is_grad_enabled():
-            return self._logits(image_features)
-        return torch.cat([self._logits(block) for block in image_features.split(block_rows(self.keys))])
+            return self.alpha * logits.index_add(1, self.labels, self._affinities(image_features))
+        rows = block_rows(self.keys)
+        for block, features in zip(logits.split(rows), image_features.split(rows), strict=True):
+            block.index_add_(1, self.labels, self._affinities(features))
+        return logits.mul_(self.alpha)
 
-    def _logits(self, image_features: Tensor) -> Tensor:
-        affinities = (self.beta * (image_features @ self.keys.T - 1)).exp().float()  # [B, S]
-        zeros = affinities.new_zeros(len(affinities), self.num_classes)
-        return self.alpha * zeros.index_add(1, self.labels, affinities)
+    def _affinities(self, image_features: Tensor) -> Tensor:
+        """Return exp(-beta (1 - cosine)) of images and keys, [B, S]."""
+        return (self.beta * (image_features @ self.keys.T - 1)).exp().float()
 
 
 def block_rows(keys: Tensor) -> int:

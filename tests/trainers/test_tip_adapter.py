@@ -84,8 +84,10 @@ def test_logits_do_not_depend_on_the_block(monkeypatch):
     with torch.no_grad():
         whole = cache(images)
         monkeypatch.setattr(tipadapter, "BLOCK", 7 * len(keys))
-        sizes, logits = [], Cache._logits
-        monkeypatch.setattr(Cache, "_logits", lambda self, images: (sizes.append(len(images)), logits(self, images))[1])
+        sizes, old = [], Cache._affinities
+        monkeypatch.setattr(
+            Cache, "_affinities", lambda self, images: (sizes.append(len(images)), old(self, images))[1]
+        )
         torch.testing.assert_close(cache(images), whole, rtol=1e-6, atol=1e-7)
         assert sizes == [7] * 8 + [4]
         assert cache(images[:0]).shape == (0, 12)

@@ -20,6 +20,8 @@ TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-2}  # of the weights, relati
 
 STEPS = 1000  # for one C; 2 to 20 are usual, and hundreds at a large C if the classes overlap
 
+REFRESH = 32  # steps after which the logits are computed again, since their rounding errors add up
+
 NEIGHBOURS = 32  # samples per class in the preconditioner
 
 SAMPLE = 2048  # samples for the start at the next C
@@ -93,7 +95,8 @@ class Solver:
     """Preconditioned conjugate gradients for features [N, R] on their principal axes, with warm starts.
 
     Each step minimises the objective's quadratic model over the plane of the preconditioned gradient and the last step.
-    This is the method of conjugate gradients with the Hessian of each point; it takes two products of matrices.
+    This is the method of conjugate gradients in its locally optimal form (Knyazev, SIAM J. Sci. Comput. 23, 2001), with
+    the Hessian of each point. It takes two products of matrices per step.
 
     Attributes:
         theta: [C, R + 1 or more], weights, biases, and columns of 0 that align the rows in memory.
@@ -124,13 +127,19 @@ class Solver:
         """
         self.extrapolate(penalty)
         point, last, known = self.evaluate(penalty), torch.zeros_like(self.theta), torch.zeros_like(self.theta[:, 0])
-        for _ in range(STEPS):
+        for number in range(STEPS):
+            if number % REFRESH == REFRESH - 1:
+                self._fill(self.logits, self.theta)
+                point = self.evaluate(penalty)
             if (point.curvature - known).abs().sum() > 0.1 * known.sum():
                 precondition, known = self.preconditioner(point.curvature, penalty), point.curvature
             direction = precondition(point.gradient)
             if point.error <= self.tolerance:
                 break
-            point, last = self.step(point, direction, last, penalty)
+            point, step = self.step(point, direction, last, penalty)
+            if step is None:
+                break
+            last = step
         self.theta = self.theta - direction  # a better solution, free of charge; `extrapolate` computes its logits
         return self.theta[:, : self.width + 1], point.error <= self.tolerance
 
@@ -176,8 +185,12 @@ class Solver:
 
     # --- a step -------------------------------------------------------------------------------------
 
-    def step(self, point: Point, direction: Tensor, last: Tensor, penalty: float) -> tuple[Point, Tensor]:
-        """Go to the minimum over the plane of a direction and the last step; return the new point and the step."""
+    def step(self, point: Point, direction: Tensor, last: Tensor, penalty: float) -> tuple[Point, Tensor | None]:
+        """Go to the minimum over the plane of a direction and the last step.
+
+        Returns:
+            The new point, and the step, or None if no step lowers the objective.
+        """
         self._fill(self.directions[0], direction)
         plane = [direction, last]
         hessian = penalty * self._products(plane)
@@ -188,15 +201,17 @@ class Solver:
         first, second = newton_step(slopes, hessian).tolist()
         step = (first * direction).add_(last, alpha=second)
         change = self.directions[1].mul_(second).add_(self.directions[0], alpha=first)
-        rounding = 10 * torch.finfo(step.dtype).eps * abs(point.objective)
+        slope = float(first * slopes[0] + second * slopes[1])
         scale, moved = 1.0, 1.0
-        while True:
+        while scale > 1e-6:
             self.theta.add_(step, alpha=moved)
             self.logits.add_(change, alpha=moved)
             new = self.evaluate(penalty)
-            if new.objective <= point.objective + rounding or scale < 1e-6:
+            # Near the minimum the objective's change is lost in rounding; its slope along the step is not.
+            if new.objective <= (1 + 1e-4) * point.objective and dot(new.gradient, step) <= 0.5 * abs(slope):
                 return new, step
             scale, moved = scale / 2, -scale / 2
+        return new, None
 
     def _products(self, plane: Sequence[Tensor]) -> Tensor:
         """Return the products [2, 2] of the weights of two directions."""
