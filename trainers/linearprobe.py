@@ -12,10 +12,9 @@ from unskew.data.dataset import Datum
 from unskew.engine.checkpoint import bind_to_classes
 from unskew.engine.clip_trainer import CLIPTrainer
 from unskew.engine.trainer import TRAINER_REGISTRY
+from unskew.utils.blocks import row_blocks
 
 CANDIDATES = tuple(10.0**power for power in range(-2, 5))
-
-ROWS = 2**12  # val images whose logits are in memory at once
 
 
 @TRAINER_REGISTRY.register()
@@ -59,5 +58,5 @@ class LinearProbe(CLIPTrainer):
 
 def correct_of(weight: Tensor, bias: Tensor, features: Tensor, labels: Tensor) -> int:
     """Return the number of correct predictions, in blocks of rows, so that memory does not grow with the images."""
-    blocks = zip(features.split(ROWS), labels.split(ROWS), strict=True)
-    return sum(int((F.linear(x, weight, bias).argmax(1) == y).sum()) for x, y in blocks)
+    blocks = row_blocks(len(features), len(weight))
+    return sum(int((F.linear(features[rows], weight, bias).argmax(1) == labels[rows]).sum()) for rows in blocks)

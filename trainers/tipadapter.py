@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 from unskew.engine.checkpoint import bind_to_classes
 from unskew.engine.clip_trainer import CLIPTrainer
 from unskew.engine.trainer import TRAINER_REGISTRY
+from unskew.utils.blocks import row_blocks
 
 logger = logging.getLogger("unskew")
 
@@ -77,9 +78,8 @@ class Cache(nn.Module):
         logits = image_features.new_zeros(len(image_features), self.num_classes, dtype=torch.float32)
         if torch.is_grad_enabled():
             return self.alpha * logits.index_add(1, self.labels, self._affinities(image_features))
-        rows = block_rows(self.keys)
-        for block, features in zip(logits.split(rows), image_features.split(rows), strict=True):
-            block.index_add_(1, self.labels, self._affinities(features))
+        for rows in image_blocks(len(logits), self.keys):
+            logits[rows].index_add_(1, self.labels, self._affinities(image_features[rows]))
         return logits.mul_(self.alpha)
 
     def _affinities(self, image_features: Tensor) -> Tensor:
@@ -87,9 +87,9 @@ class Cache(nn.Module):
         return (self.beta * (image_features @ self.keys.T - 1)).exp().float()
 
 
-def block_rows(keys: Tensor) -> int:
-    """Return the number of images whose affinities with the keys [S, D] are computed at once."""
-    return max(1, (BLOCK if keys.device.type == "cpu" else DEVICE_BLOCK) // max(1, len(keys)))
+def image_blocks(count: int, keys: Tensor) -> list[slice]:
+    """Return the images whose affinities with the keys [S, D] are computed at once, as slices."""
+    return row_blocks(count, len(keys), BLOCK if keys.device.type == "cpu" else DEVICE_BLOCK)
 
 
 # --- the search -------------------------------------------------------------------------------------
@@ -249,8 +249,8 @@ class TipAdapter(CLIPTrainer):
 
     def _val_blocks(self) -> Iterator[Block]:
         paths, labels = self.labelled(self.dataset.val)
-        rows = block_rows(self.cache.keys)
-        for features, targets in zip(self.encode(paths).split(rows), labels.split(rows), strict=True):
-            features = F.normalize(features, dim=-1)
+        encoded = self.encode(paths)
+        for rows in image_blocks(len(paths), self.cache.keys):
+            features = F.normalize(encoded[rows], dim=-1)
             zeroshot = self.cosine_logits(features, self.zeroshot_weights)
-            yield Block(zeroshot, self.cache.keys @ features.T, targets)
+            yield Block(zeroshot, self.cache.keys @ features.T, labels[rows])

@@ -106,6 +106,15 @@ def test_large_problems_in_float32_predict_like_the_solution(monkeypatch):
     assert products[0].products < 90  # scikit-learn's default would take hundreds
 
 
+def test_rounding_does_not_stop_float32_where_many_steps_are_needed(monkeypatch, warned):
+    features, labels = draw([16] * 40, 16, 4.0)  # the classes overlap, so that a large C needs hundreds of steps
+    exact = list(logistic_path(features.double(), labels, 40, STRENGTHS))
+    monkeypatch.setattr(logistic, "DOUBLE", 0)
+    for found, expected in zip(logistic_path(features, labels, 40, STRENGTHS), exact, strict=True):
+        assert relative(found[0], expected[0]) < 1e-2
+    assert not warned()
+
+
 def test_each_strength_has_a_solution_of_its_own_with_many_classes():
     """scikit-learn's tolerance depends on the number of classes: from C = 10 on, it returns one model."""
     features, labels = draw([4] * 200, 32, 0.8)
@@ -118,7 +127,7 @@ def test_a_solver_that_does_not_converge_gives_one_warning(monkeypatch, warned):
     monkeypatch.setattr(logistic, "STEPS", 1)
     list(logistic_path(features, labels, 3, [1.0, 1e4]))
     (warning,) = warned()
-    assert "10000" in warning
+    assert "10000" in warning and "C = 1," in warning
 
 
 @pytest.mark.parametrize(

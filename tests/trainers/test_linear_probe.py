@@ -47,7 +47,7 @@ def test_the_strength_with_the_best_accuracy_on_val_wins_and_then_the_smaller(da
     scores = [score for score, _ in accuracies]
     best = scores.index(max(scores))
     assert min(scores) < max(scores)
-    monkeypatch.setattr(linearprobe, "ROWS", 7)
+    monkeypatch.setattr("unskew.utils.blocks.MOST_NUMBERS", 70)
     trainer.train()
     np.testing.assert_allclose(trainer.head.weight, accuracies[best][1], rtol=1e-4, atol=1e-4)
 

@@ -89,7 +89,7 @@ def test_logits_do_not_depend_on_the_block(monkeypatch):
             Cache, "_affinities", lambda self, images: (sizes.append(len(images)), old(self, images))[1]
         )
         torch.testing.assert_close(cache(images), whole, rtol=1e-6, atol=1e-7)
-        assert sizes == [7] * 8 + [4]
+        assert sum(sizes) == 60 and max(sizes) == 7
         assert cache(images[:0]).shape == (0, 12)
 
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unskew.utils.blocks import row_blocks
+
 logger = logging.getLogger("unskew")
 
 DOUBLE = 2**20  # most logits [N, C] of a problem that is solved in float64; larger ones take float32
@@ -19,6 +21,8 @@ DOUBLE = 2**20  # most logits [N, C] of a problem that is solved in float64; lar
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-2}  # of the weights, relative; see `Point.error`
 
 STEPS = 1000  # for one C; 2 to 20 are usual, and hundreds at a large C if the classes overlap
+
+STALLED = 96  # steps in which the error must halve; if it does not, rounding allows no better solution
 
 REFRESH = 32  # steps after which the logits are computed again, since their rounding errors add up
 
@@ -37,9 +41,11 @@ def logistic_path(
     """Yield the weights [C, D] and biases [C] for each C; each solution is the start of the next.
 
     The solver converges for every C and every size by one criterion: the weights are within a relative distance of
-    1e-5 of the solution, or of 1e-2 for more than 2^20 logits, which are computed in float32. A class without samples
-    has weights of 0 and a bias 10 below the lowest. For two classes the weights are half of scikit-learn's binary
-    solution with either sign, so that softmax gives its probabilities.
+    1e-5 of the solution, or of 1e-2 for more than 2^20 logits, which are computed in float32. Where rounding allows no
+    more, as at a large C for classes that overlap, ten times this distance is accepted.
+
+    A class without samples has weights of 0 and a bias 10 below the lowest. For two classes the weights are half of
+    scikit-learn's binary solution with either sign, so that softmax gives its probabilities.
 
     Args:
         features: [N, D].
@@ -126,26 +132,27 @@ class Solver:
             The weights and biases [C, R + 1], and whether the solver converged.
         """
         self.extrapolate(penalty)
-        point, last, known = self.evaluate(penalty), torch.zeros_like(self.theta), torch.zeros_like(self.theta[:, 0])
-        for number in range(STEPS):
-            if number % REFRESH == REFRESH - 1:
-                self._fill(self.logits, self.theta)
-                point = self.evaluate(penalty)
+        point, known = self.evaluate(penalty), torch.zeros_like(self.theta[:, 0])
+        last: Tensor | None = torch.zeros_like(self.theta)
+        errors: list[float] = []
+        while True:
             if (point.curvature - known).abs().sum() > 0.1 * known.sum():
                 precondition, known = self.preconditioner(point.curvature, penalty), point.curvature
             direction = precondition(point.gradient)
-            if point.error <= self.tolerance:
+            errors.append(point.error)
+            stalled = len(errors) > STALLED and 2 * min(errors[-STALLED:]) > min(errors[:-STALLED])
+            if last is None or stalled or point.error <= self.tolerance or len(errors) > STEPS:
                 break
-            point, step = self.step(point, direction, last, penalty)
-            if step is None:
-                break
-            last = step
+            point, last = self.step(point, direction, last, penalty)
+            if len(errors) % REFRESH == 0:
+                self._fill(self.logits, self.theta)
+                point = self.evaluate(penalty)
         self.theta = self.theta - direction  # a better solution, free of charge; `extrapolate` computes its logits
-        return self.theta[:, : self.width + 1], point.error <= self.tolerance
+        return self.theta[:, : self.width + 1], point.error <= self.tolerance * (1 if len(errors) > STEPS else 10)
 
-    def _blocks(self, count: int) -> Iterator[slice]:
-        step = max(1, (BLOCK if self.x.device.type == "cpu" else DEVICE_BLOCK) // len(self.theta))
-        return (slice(start, min(start + step, count)) for start in range(0, count, step))
+    def _blocks(self, count: int, width: int = 0) -> list[slice]:
+        """Return the rows of a table [count, width], by default of logits, in blocks."""
+        return row_blocks(count, width or len(self.theta), BLOCK if self.x.device.type == "cpu" else DEVICE_BLOCK)
 
     def _fill(self, logits: Tensor, theta: Tensor) -> None:
         self.products += 1
@@ -223,9 +230,7 @@ class Solver:
         count, classes = min(NEIGHBOURS, self.count), len(self.theta)
         largest, chosen = self.theta.new_empty(classes, count), self.labels.new_empty(classes, count)
         normaliser = torch.cat([self.logits[rows].logsumexp(1) for rows in self._blocks(self.count)])
-        step = max(1, classes * BLOCK // self.logits.numel())
-        for start in range(0, classes, step):
-            block = slice(start, start + step)
+        for block in self._blocks(classes, self.count):
             p = (self.logits[:, block].T - normaliser).exp_()
             largest[block], chosen[block] = (p - p.square()).topk(count, dim=1)
         rest = (curvature - largest.sum(1)).clamp_min(max(1e-3 * float(curvature.max()), 1e-30))
