@@ -4,9 +4,10 @@
     python benchmarks/imagenet_size.py --sweep --json after.json --before before.json
 
 The data set (`classes.py`) has 1,000 classes with 16 train, 10 val and 20 test images of 32 x 32 pixels. Each trainer
-runs on all of them with `micro`, from an empty cache, in a process of its own with one thread. Trained methods take one
-epoch in batches of 512, since the steps are not the subject; searches and fits have their default sizes. LinearProbe
-also runs at 300 and 100 classes, and ZeroshotCLIP at 5,000 classes with 4 val and 4 test images.
+runs on 16 shots, which take 4 of the val images, with `micro`, from an empty cache, in a process of its own with one
+thread. Trained methods take one epoch in batches of 512, since the steps are not the subject; searches and fits have
+their default sizes. LinearProbe also runs at 300 and 100 classes, and ZeroshotCLIP at 5,000 classes with 4 val and 4
+test images.
 
 `--sweep` adds one process with 40 runs from an empty cache: ZeroshotCLIP, TaskRes, CLIPAdapter and Ensemble (on
 TaskRes) with 1, 2, 4, 8 and 16 shots and seeds 1 and 2. An epoch has 1 to 31 short steps, so nearly all of the time is
@@ -64,7 +65,8 @@ def measure_run(trainer: str, count: int, arguments: argparse.Namespace) -> dict
         opts += ["TRAINER.BACKDOOR.MEMBERS", repr(list(MEMBERS[trainer]))]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        flags = ["-d", "folder", "-t", trainer, "--root", root, "--seed", 1, "--output-dir", folder / "run"]
+        flags = ["-d", "folder", "-t", trainer, "--root", root, "--output-dir", folder / "run"]
+        flags += ["--shots", arguments.train, "--seed", 1]
         backbone = [] if trainer in MEMBERS else ["-b", "micro"]
         row = phases.run(["train", *flags, *backbone, *opts], folder / "cache", folder)
         return {"name": trainer, "classes": count, **row, **files(folder / "run")}
