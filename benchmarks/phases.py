@@ -38,7 +38,7 @@ PHASES = {
     "training": ("unskew.engine.*:*.train", "unskew.trainers.*:*.train"),
     "test": ("unskew.engine.testing:evaluate",),
     "groups": ("unskew.engine.dataset_groups:dataset_groups",),
-    "files": ("unskew.utils.files:write_atomically", "unskew.runs.run:write_results", "unskew.runs.run:results_of"),
+    "files": ("unskew.utils.files:write_atomically", "*:write_results", "*:results_of"),
 }
 NAMES = ("imports", *PHASES, "rest", "exit")
 CLOSED = ("imports", "groups")

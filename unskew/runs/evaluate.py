@@ -11,7 +11,8 @@ from unskew import config
 from unskew.data.snapshot import with_snapshot
 from unskew.engine import fingerprint
 from unskew.engine.run_dir import RunDir, dataset_label
-from unskew.runs.run import Run, check_root, results_of, with_threads, write_results
+from unskew.runs.results import results_of, write_results
+from unskew.runs.run import Run, check_root, with_threads
 
 # Keys of the trained run: those that its weights need, and those that draw the sample on which a trainer may fit again.
 _WEIGHTS = ("MODEL.", "TRAINER.", "INPUT.")

@@ -18,13 +18,11 @@ from unskew.data.snapshot import with_snapshot
 from unskew.engine.run_dir import (
     USER_DATASETS,
     RunDir,
-    backbone_label,
     backbones_of,
-    dataset_label,
     run_folder,
-    trainer_label,
 )
 from unskew.runs import libraries, plugins, report
+from unskew.runs.results import results_of, write_results
 from unskew.utils import threads
 from unskew.utils.errors import DAMAGE, format_error
 from unskew.utils.files import expand
@@ -32,7 +30,6 @@ from unskew.utils.files import expand
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from unskew.engine.trainer import SimpleTrainer
     from unskew.utils.derived_tensors import Sum
 
 logger = logging.getLogger("unskew")
@@ -297,15 +294,6 @@ def finished_metrics(run: Run) -> dict | None:
     return run.metrics
 
 
-def write_results(folder: RunDir, metrics: dict, content: "Mapping[str, Tensor | Sum]") -> None:
-    """Write ``predictions.safetensors``, unless there are no predictions, and ``metrics.json``."""
-    from unskew.runs import predictions
-
-    if content:
-        predictions.write(folder.predictions, content)
-    report.write_metrics(folder.metrics, metrics)
-
-
 def number_of_threads(cfg: CfgNode) -> int | None:
     """Return the number of CPU threads of a run; ``None``: that of the caller.
 
@@ -361,31 +349,6 @@ def _train_and_test(cfg: CfgNode, folder: RunDir | None) -> "tuple[dict, dict[st
     return results_of(trainer, cfg, seconds=round(time.perf_counter() - started, 2))
 
 
-def results_of(trainer: "SimpleTrainer", cfg: CfgNode, **more: object) -> "tuple[dict, dict[str, Tensor | Sum]]":
-    """Return the metrics of a trainer's last test and the content of its file of predictions.
-
-    Args:
-        trainer: the trainer; a plugin's may lack everything that Dassl's trainers lack.
-        cfg: the run's config.
-        **more: further values for ``metrics.json``.
-    """
-    from unskew.runs import predictions
-
-    results = {name: float(value) for name, value in trainer.results.items()}  # a plugin's values may be tensors
-    metrics = {**_describe(cfg), **results, **more, **_versions()}
-    if getattr(trainer, "transductive", False):
-        metrics["transductive"] = True
-    dataset = getattr(getattr(trainer, "dm", None), "dataset", None)
-    if skipped := getattr(dataset, "unreadable_test", None):
-        metrics |= {"unreadable_test": len(skipped), "unreadable_test_names": skipped}
-    content = predictions.collect(trainer.evaluator, cfg.TEST.PARTS_DTYPE) if results else {}
-    if content:
-        metrics["per_class_accuracy"] = trainer.evaluator.per_class_accuracy()
-    names = trainer.test_names()
-    metrics["classnames"] = [names[label] for label in sorted(names)]
-    return metrics, content
-
-
 _warned: set[Path] = set()
 
 
@@ -398,20 +361,3 @@ def _warn_if_method_changed(cfg: CfgNode, folder: RunDir) -> None:
             logger.warning(
                 f"'{source}' was changed after '{folder.path}' was finished; delete that folder to run it again"
             )
-
-
-def _describe(cfg: CfgNode) -> dict:
-    return {
-        "dataset": dataset_label(cfg),
-        "trainer": trainer_label(cfg),
-        "backbone": backbone_label(cfg),
-        "shots": cfg.DATASET.NUM_SHOTS,
-        "longtail": cfg.DATASET.LONGTAIL,
-        "seed": cfg.SEED,
-    }
-
-
-def _versions() -> dict:
-    from importlib.metadata import version
-
-    return {package: version(package) for package in ("torch", "open_clip_torch")}
