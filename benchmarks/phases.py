@@ -38,7 +38,11 @@ PHASES = {
     "training": ("unskew.engine.*:*.train", "unskew.trainers.*:*.train"),
     "test": ("unskew.engine.testing:evaluate",),
     "groups": ("unskew.engine.dataset_groups:dataset_groups",),
-    "files": ("unskew.utils.files:write_atomically", "*:write_results", "*:results_of"),
+    "files": (
+        "unskew.utils.files:write_atomically",
+        "unskew.runs.results:write_results",
+        "unskew.runs.results:results_of",
+    ),
 }
 NAMES = ("imports", *PHASES, "rest", "exit")
 CLOSED = ("imports", "groups")

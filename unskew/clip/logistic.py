@@ -20,7 +20,7 @@ DOUBLE = 2**20  # most logits [N, C] of a problem that is solved in float64; lar
 
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-2}  # of the weights, relative; see `Point.error`
 
-STEPS = 1000  # for one C; 2 to 20 are usual, and hundreds at a large C if the classes overlap
+STEPS = 1000  # at most, for one C; usual are 2 to 20, but hundreds at a large C if the classes overlap
 
 STALLED = 96  # steps in which the error must halve; if it does not, rounding allows no better solution
 
@@ -147,7 +147,7 @@ class Solver:
             if len(errors) % REFRESH == 0:
                 self._fill(self.logits, self.theta)
                 point = self.evaluate(penalty)
-        self.theta = self.theta - direction  # a better solution, free of charge; `extrapolate` computes its logits
+        self.theta = self.theta - direction  # one more step, which needs no product; `extrapolate` computes its logits
         return self.theta[:, : self.width + 1], point.error <= self.tolerance * (1 if len(errors) > STEPS else 10)
 
     def _blocks(self, count: int, width: int = 0) -> list[slice]:
@@ -247,7 +247,7 @@ class Solver:
         last, self.last = self.last, self.theta.clone()
         if last is None:
             return
-        # The part of the last solution at right angles to this one; at a small C the two are nearly parallel.
+        # The part of the last solution that is orthogonal to this one; at a small C the two are nearly parallel.
         weights = self.theta * self.penalised
         ratio = dot(weights, last) / max(dot(weights, weights), 1e-300)
         plane = [self.theta, last.sub(self.theta, alpha=ratio)]

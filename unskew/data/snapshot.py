@@ -92,7 +92,7 @@ def file_states(paths: Sequence[str]) -> list[State | None]:
 
 
 def map_in_threads(read: Callable[[str], _Result], paths: Sequence[str]) -> list[_Result]:
-    """Return what a function returns for each path; a network disk answers slowly, but many requests at once."""
+    """Call a function for each path in threads; a network disk answers slowly, but many requests at once."""
     parts = [paths[first : first + _PART] for first in range(0, len(paths), _PART)]
     if len(parts) < 2:
         return [read(path) for path in paths]

@@ -58,7 +58,7 @@ def _in_float16(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write(path: Path, content: Mapping[str, Tensor | Sum]) -> None:
-    """Write the file; what has several names, or is a sum of other tensors, is not written again."""
+    """Write the file; store a tensor with several names once, and a sum of other tensors as its formula."""
     held, formulas = split(content)
     write_atomically(path, lambda file: write_safetensors(file, held, formulas))
 

@@ -1,4 +1,4 @@
-"""Blocks of rows: what is computed in blocks has small temporaries, however large its result is."""
+"""Blocks of rows, so that temporaries stay small however large the result is."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
