@@ -32,7 +32,7 @@ from unskew.debias.mixture import COMBINE, combine_members, fit_member_weights
 from unskew.debias.temperature import fit_temperature
 from unskew.engine.evaluator import labels_of
 from unskew.engine.trainer import build_trainer
-from unskew.runs.report import mean_and_deviation
+from unskew.runs.tables import mean_and_deviation
 from unskew.trainers.backdoor import member_config, parse_member
 from unskew.utils.files import write_atomically
 from unskew.utils.seeds import set_random_seed

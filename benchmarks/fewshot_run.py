@@ -21,7 +21,7 @@ from tabulate import tabulate
 from unskew import config
 from unskew.clip.text import encode_plain
 from unskew.engine.trainer import TRAINER_REGISTRY, build_trainer
-from unskew.runs.report import mean_and_deviation as spread
+from unskew.runs.tables import mean_and_deviation as spread
 from unskew.trainers import coop, prograd, residualprompt
 from unskew.utils import row_store
 from unskew.utils.seeds import set_random_seed

@@ -19,7 +19,7 @@ from tabulate import tabulate
 
 from unskew import config
 from unskew.engine.trainer import build_trainer
-from unskew.runs.report import mean_and_deviation as spread
+from unskew.runs.tables import mean_and_deviation as spread
 from unskew.utils import row_store
 from unskew.utils.seeds import set_random_seed
 

@@ -212,8 +212,8 @@ def readers(folder):
     from unskew.data.splits import read_mat, read_split, read_table
     from unskew.debias.io import read_prior, read_sample
     from unskew.engine.checkpoint import best_result, load_checkpoint
-    from unskew.runs.report import read_metrics
     from unskew.runs.run import load_run
+    from unskew.runs.tables import read_metrics
     from unskew.utils.safe_pickle import read_arrays, read_fewshot, read_plain
 
     def plain(path):

@@ -14,8 +14,8 @@ from .engine.clip_trainer import CLIPTrainer
 from .engine.trainer import TRAINER_REGISTRY
 from .micro.weights import true_log_prior
 from .runs.launch import sweep
-from .runs.report import results
 from .runs.run import Run, load_run, train
+from .runs.tables import results
 
 __all__ = [
     "DATASET_REGISTRY",

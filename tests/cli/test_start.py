@@ -11,7 +11,7 @@ from PIL import Image
 
 from unskew.engine.run_dir import RunDir
 from unskew.micro import downstream
-from unskew.runs import launch, report
+from unskew.runs import launch, tables
 
 # Run a command with an audit hook; then print the loaded modules, and the files opened and the folders listed by name.
 WATCH = """
@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
         place = RunDir(run.path)
         place.prepare(run.config)
         names = {"dataset": "digits", "trainer": run.trainer, "backbone": "micro", "shots": run.shots, "seed": run.seed}
-        report.write_metrics(place.metrics, {**names, "accuracy": 50.0 + run.seed, "seconds": 1.0})
+        tables.write_metrics(place.metrics, {**names, "accuracy": 50.0 + run.seed, "seconds": 1.0})
         place.finish(run.config)
     downstream.files(root / "data" / "digits", "digits")
     pixels = iter(np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), dtype=np.uint8))

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from unskew.cli.main import main
 from unskew.data.dataset import build_dataset
-from unskew.runs import report
+from unskew.runs import tables
 from unskew.runs.run import Run, execute
 
 
@@ -29,7 +29,7 @@ def test_a_runs_metrics_hold_the_names_of_its_labels(data_root, tmp_path):
 def write(folder, dataset, **more):
     row = {"dataset": dataset, "trainer": "CoOp", "backbone": "micro", "shots": 1, "seed": 1, "accuracy": 50.0, **more}
     folder.mkdir(parents=True)
-    report.write_metrics(folder / "metrics.json", row)
+    tables.write_metrics(folder / "metrics.json", row)
     (folder / "predictions.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
     (folder / "done").write_text("0123456789abcdef\n")
 
@@ -39,9 +39,9 @@ def test_lists_of_21000_classes_are_no_burden(tmp_path):
     for seed in range(20):
         write(tmp_path / str(seed), "inat", classnames=names, per_class_accuracy=scores)
     started = time.process_time()
-    assert "50.0" in report.table(report.collect(tmp_path))
+    assert "50.0" in tables.table(tables.collect(tmp_path))
     assert time.process_time() - started < 5
-    assert report.results(tmp_path)["classnames"][19] == names
+    assert tables.results(tmp_path)["classnames"][19] == names
     assert (tmp_path / "0" / "metrics.json").stat().st_size < 2**20
 
 

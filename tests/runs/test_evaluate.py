@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from unskew.cli.main import main
-from unskew.runs import report
+from unskew.runs import tables
 
 SHORT = ["OPTIM.MAX_EPOCH", "2", "INPUT.VIEWS", "1", "DATALOADER.NUM_WORKERS", "0"]
 
@@ -65,7 +65,7 @@ def test_without_a_dataset_the_run_is_tested_again(trained, capsys):
     folder = trained("CoOp", "TRAINER.COOP.N_CTX", "3")
     assert main(["train", "--eval-only", "--model-dir", str(folder)]) == 0
     assert metrics_in(folder / "eval" / "digits")["accuracy"] == metrics_in(folder)["accuracy"]
-    assert [row["folder"] for row in report.collect(folder.parent)] == [str(folder)]  # tables leave it out
+    assert [row["folder"] for row in tables.collect(folder.parent)] == [str(folder)]  # tables leave it out
 
 
 def test_explicit_settings_win_and_a_wrong_one_names_its_key(trained, data_root, tmp_path, capsys):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from unskew.cli.main import main
 from unskew.engine.run_dir import RunDir, run_folder, trainer_label
-from unskew.runs import report
+from unskew.runs import tables
 from unskew.runs.launch import launch, plan, sweep
 from unskew.runs.run import Run, execute, load_run, train
 
@@ -159,14 +159,14 @@ def test_a_long_tailed_run_uses_all_images_and_is_labelled_long_tailed(run):
     metrics = execute(replace(run, dataset="digits_lt", trainer="ZeroshotCLIP", shots=None), console=False)
     assert (metrics["shots"], metrics["longtail"]) == (-1, True)
     assert (Path(run.output) / "digits_lt" / "ZeroshotCLIP" / "micro_lt" / "seed1" / "done").is_file()
-    assert "long-tailed" in report.table(report.collect(run.output))
+    assert "long-tailed" in tables.table(tables.collect(run.output))
 
 
 def test_launch_maps_runs_to_results(run):
     runs = [replace(run, trainer="ZeroshotCLIP", seed=seed) for seed in (1, 2)]
     rows = list(launch(runs))
     assert [row["seed"] for row in rows] == [1, 2]
-    collected = report.collect(run.output)
+    collected = tables.collect(run.output)
     assert [{**row, "folder": where["folder"]} for row, where in zip(rows, collected, strict=True)] == collected
 
 
@@ -442,7 +442,7 @@ def test_sweep_returns_its_runs_and_results_reads_them(run):
         *(("ZeroshotCLIP", 1), ("ZeroshotCLIP", 2)),
         *(("CoOp", 1), ("CoOp", 2)),
     ]
-    frame = report.results(run.output)
+    frame = tables.results(run.output)
     rows = {(row.trainer, row.seed): row.accuracy for row in frame.itertuples()}
     assert rows == {(one.trainer, one.seed): one.metrics["accuracy"] for one in runs}
     with pytest.raises(ValueError, match="1 of 1"):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from unskew import config
 from unskew.engine.run_dir import RunDir
-from unskew.runs import launch, report
+from unskew.runs import launch, tables
 from unskew.runs.run import Run, execute, load_run
 from unskew.runs.wiseft import predict_test
 
@@ -59,7 +59,7 @@ def test_the_rerun_after_a_cut_gives_the_same_numbers(name, how, finished, run):
 def test_all_readers_agree_that_a_cut_run_is_unfinished(run, data_root, tmp_path, caplog):
     (run.path / "metrics.json").write_bytes(b"")
     assert "1 of 1 runs" not in launch.overview([run]) and "unfinished" in launch.overview([run])
-    assert report.collect(tmp_path) == [] and "metrics.json" in caplog.text
+    assert tables.collect(tmp_path) == [] and "metrics.json" in caplog.text
     for read in (lambda: load_run(run.path), lambda: predict_test("init", str(run.path), 1.0)):
         with pytest.raises(FileNotFoundError, match=r"metrics\.json"):
             read()

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from unskew import __version__
-from unskew.cli import data, sweep, train
-from unskew.cli.arguments import end_lists, names, take_pairs
+from unskew.cli import data, sweep, table, train
+from unskew.cli.arguments import end_lists, take_pairs
 from unskew.runs import libraries
 from unskew.utils import threads
 from unskew.utils.errors import exit_code
@@ -65,35 +65,11 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     train.add(commands)
     sweep.add(commands)
-    _add_table(commands)
+    table.add(commands)
     _add_adjust(commands)
     data.add(commands)
     _add_micro(commands)
     return parser
-
-
-def _add_table(commands: data.Commands) -> None:
-    p = commands.add_parser("table", help="the table of all finished runs below a folder")
-    p.add_argument("folder", nargs="?", default="output", help="a folder of runs (default: output)")
-    p.add_argument("-d", "--dataset", default="", help="only these datasets, as the tables spell them: digits,shapes")
-    shown = p.add_mutually_exclusive_group()
-    shown.add_argument("--metric", default="accuracy", help="a number in metrics.json; the columns are shots")
-    shown.add_argument("--columns", nargs="+", default=[], metavar="METRIC", help="several; one table per shots")
-    p.add_argument("--together", action="store_true", help="one table for all backbones, with a column of their names")
-    p.add_argument("--format", default="github", help="a table format of tabulate, such as latex or tsv")
-    p.set_defaults(command=_table)
-
-
-def _table(arguments: argparse.Namespace) -> None:
-    from tabulate import tabulate_formats
-
-    from unskew.runs import report
-    from unskew.utils.registry import unknown_name
-
-    if arguments.format not in tabulate_formats:
-        raise ValueError(unknown_name("table format", arguments.format, tabulate_formats))
-    rows = report.select(report.collect(arguments.folder), names([arguments.dataset]))
-    print(report.table(rows, arguments.metric, arguments.format, names(arguments.columns), arguments.together))
 
 
 def _add_adjust(commands: data.Commands) -> None:

@@ -30,7 +30,7 @@ def add(commands: Commands) -> None:
 
 
 def _sweep(arguments: argparse.Namespace) -> None:
-    from unskew.runs import launch, report
+    from unskew.runs import launch, tables
 
     shots, backbones, wanted = names(arguments.shots), names(arguments.backbone), names(arguments.columns)
     runs = launch.plan(
@@ -47,7 +47,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         print(launch.overview(runs))
         return
-    report.check_columns(wanted, others=bool(arguments.plugin))
+    tables.check_columns(wanted, others=bool(arguments.plugin))
     problem = _write_problem(arguments.output)
     if problem and not all(run.is_finished for run in runs):
         raise ValueError(f"{problem}; choose another")
@@ -56,9 +56,9 @@ def _sweep(arguments: argparse.Namespace) -> None:
     if rows:
         # A dataset without groups of classes has no columns for them.
         known: set[str] = set().union(*rows)
-        columns = [name for name in wanted if name in known or not report.is_group(name)]
+        columns = [name for name in wanted if name in known or not tables.is_group(name)]
         together = backbones == ["members"] or len(backbones) > 1
-        print(f"\n{report.table(rows, columns=columns, together=together)}")
+        print(f"\n{tables.table(rows, columns=columns, together=together)}")
     launch.check_outcomes(outcomes, len(runs))
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from yacs.config import CfgNode
 
 from unskew.engine.run_dir import RunDir, backbone_label, dataset_label, trainer_label
-from unskew.runs import report
+from unskew.runs import tables
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,7 @@ def write_results(folder: RunDir, metrics: dict, content: "Mapping[str, Tensor |
 
     if content:
         predictions.write(folder.predictions, content)
-    report.write_metrics(folder.metrics, metrics)
+    tables.write_metrics(folder.metrics, metrics)
 
 
 def _describe(cfg: CfgNode) -> dict:

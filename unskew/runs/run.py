@@ -21,7 +21,7 @@ from unskew.engine.run_dir import (
     backbones_of,
     run_folder,
 )
-from unskew.runs import libraries, plugins, report
+from unskew.runs import libraries, plugins, tables
 from unskew.runs.results import results_of, write_results
 from unskew.utils import threads
 from unskew.utils.errors import DAMAGE, format_error
@@ -115,7 +115,7 @@ class Run:
     @property
     def metrics(self) -> dict:
         """The content of the finished run's ``metrics.json``, by name."""
-        return report.read_metrics(self._file("metrics"))
+        return tables.read_metrics(self._file("metrics"))
 
     @property
     def predictions(self) -> "dict[str, Tensor]":
