@@ -136,10 +136,10 @@ class Ensemble(CLIPTrainer):
 
     def combine(self, zeroshot: Tensor, finetuned: Tensor) -> Prediction:
         """Combine both models' logits, ``[N, C]`` each."""
-        parts = self.gla.parts(zeroshot, finetuned, log_target=self.gla.log_target)
+        parts = self.gla.parts(zeroshot, finetuned, log_target=self.gla.log_target, names=self.part_names)
         *others, last = self.part_names
         sums = {name: terms for name, terms in self.gla.sums().items() if name in others}
-        return Prediction(parts[last], {name: parts[name] for name in self.part_names}, sums)
+        return Prediction(parts[last], parts, sums)
 
     def predict_parts(self, paths: Sequence[str]) -> Prediction:
         return self.combine(self.zeroshot_logits(paths), self.base.predict(paths))

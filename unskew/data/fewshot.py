@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 
 from unskew.data.dataset import Datum
 from unskew.data.sampling import sample_fewshot, split_off
+from unskew.data.snapshot import remember
 from unskew.data.splits import entries, relative
 from unskew.utils.files import cache_folder, read_json, write_json
 from unskew.utils.safe_pickle import read_fewshot
@@ -101,7 +102,9 @@ def _fewshot(
     else:
         sample = _draw(train, val, shots, val_shots, rng)
     suffix = "" if val_shots == min(shots, 4) else f"-val_{val_shots}"
-    _record(sample, root, Path(cache or cache_folder(root)) / "split_fewshot" / f"{name}{suffix}.json")
+    record = Path(cache or cache_folder(root)) / "split_fewshot" / f"{name}{suffix}.json"
+    paths = (tuple(item.impath for item in items) for items in sample)
+    remember(("sample", record, *paths), lambda: _record(sample, root, record))
     return sample
 
 

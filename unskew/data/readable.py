@@ -15,12 +15,14 @@ from unskew.data.dataset import Datum
 from unskew.data.fewshot import Selection, select
 from unskew.data.images import Keys, file_keys, read_image
 from unskew.data.names import SHOWN, listed
+from unskew.data.snapshot import kept
 from unskew.utils.errors import DAMAGE
 from unskew.utils.files import user_cache, write_atomically
 
 logger = logging.getLogger("unskew")
 
 _AT_ONCE = 1000  # images that wait for a thread; a list of a million would take as long as their reading
+_PART = 8  # images of a thread's task
 
 
 class ReadableSelection(Selection):
@@ -106,15 +108,20 @@ def find_unreadable(paths: Sequence[str], cache: Path | None = None) -> dict[str
 
     Args:
         paths: image files.
-        cache: the file that lists the images that were read before; they are not opened while size and times stay.
+        cache: the file that lists the images that were read before; they are not opened while size and times stay. One
+            snapshot asks for an image once.
     """
-    keys = file_keys(paths)
-    known = _read_keys(cache)
+    seen = kept("readable")  # an earlier run of the sweep has read these
+    paths = [path for path in paths if path not in seen]
+    if not paths:
+        return {}
+    keys, known = file_keys(paths), _read_keys(cache)
     new = np.flatnonzero(~np.isin(keys, known)).tolist()
     found = {path: message for path, message in open_all([paths[i] for i in new], _error) if message}
     readable = [keys[i] for i in new if paths[i] not in found]
     if cache is not None and readable:
         _write_keys(cache, np.union1d(known, np.array(readable, np.int64)))
+    seen.update(dict.fromkeys(path for path in paths if path not in found))
     return found
 
 
@@ -124,9 +131,12 @@ def open_all(paths: Sequence[str], function: Callable[[str], str]) -> Iterator[t
     with bar, ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases Python's lock
         rest = iter(paths)
         while batch := list(islice(rest, _AT_ONCE)):
-            for path, result in zip(batch, pool.map(function, batch), strict=True):
-                bar.update()
-                yield path, result
+            parts = [batch[first : first + _PART] for first in range(0, len(batch), _PART)]
+            for part, results in zip(
+                parts, pool.map(lambda part: [function(path) for path in part], parts), strict=True
+            ):
+                bar.update(len(part))
+                yield from zip(part, results, strict=True)
 
 
 def _error(path: str) -> str:

@@ -92,13 +92,17 @@ def save_split(
 
 def entries(items: Iterable[Datum], root: str | Path) -> list[list]:
     """Return images as ``[path relative to root, label, class name]``."""
-    return [[relative(item.impath, root), item.label, item.classname] for item in items]
+    prefix = os.path.join(root, "")
+    return [[_below(item.impath, prefix), item.label, item.classname] for item in items]
 
 
 def relative(path: str, root: str | Path) -> str:
     """Return a path relative to ``root``."""
-    prefix = os.path.join(root, "")
-    return path[len(prefix) :] if path.startswith(prefix) else os.path.relpath(path, root)  # relpath is slow
+    return _below(path, os.path.join(root, ""))
+
+
+def _below(path: str, prefix: str) -> str:
+    return path[len(prefix) :] if path.startswith(prefix) else os.path.relpath(path, prefix)  # relpath is slow
 
 
 # --- lists, tables and arrays --------------------------------------------------------------------------

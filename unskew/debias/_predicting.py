@@ -52,15 +52,22 @@ class PredictingGLA(FittedGLA):
         """True if the prediction of an image depends on the other images of the call."""
         return self._estimates_on_prediction or self.combine == "otter"
 
-    def parts(self, zs: Array, ft: Array | None = None, *, log_target: Array | None = None) -> dict[str, Array]:
-        """Return the logits ``[N, C]`` of each part by name.
+    def parts(
+        self,
+        zs: Array,
+        ft: Array | None = None,
+        *,
+        log_target: Array | None = None,
+        names: Sequence[str] = (),
+    ) -> dict[str, Array]:
+        """Return the logits ``[N, C]`` of each part by name; ``names`` restricts the parts.
 
         ``zs`` and ``ft`` are the calibrated halves, ``ensemble`` is their sum, ``debiased`` is ``zs`` minus log q (with
         ``otter``, minus the offset of its transport), and ``gla`` is `decision_function`. Without ``ft`` there are only
         ``zs`` and ``debiased``.
         """
         numpy = uses_numpy(zs=zs, ft=ft, log_target=log_target)
-        scores = Scores(self, zs, ft, log_target, PARTS if ft is not None else ("zs", "debiased"))
+        scores = Scores(self, zs, ft, log_target, names or (PARTS if ft is not None else ("zs", "debiased")))
         return {name: to_kind(logits, numpy) for name, logits in scores.whole().items()}
 
     def log_q_for(self, zs: Array) -> Array:

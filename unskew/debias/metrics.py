@@ -124,10 +124,11 @@ def classification_metrics(logits: Array, labels: Array | Sequence[int]) -> dict
     (scores,), targets = as_logits(logits=logits), to_tensor(labels)
     if targets.is_floating_point():
         raise ValueError(f"labels must be integers (got {targets.dtype})")
-    return _metrics(scores, targets.long())  # a byte cannot be compared with more than 255 classes
+    return metrics_of(scores, targets.long())  # a byte cannot be compared with more than 255 classes
 
 
-def _metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
+def metrics_of(logits: Tensor, labels: Tensor, predicted: Tensor | None = None) -> dict[str, float]:
+    """Return `classification_metrics` of tensors; ``predicted``, ``[N]``, is ``logits.argmax(1)`` if it is known."""
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
         raise ValueError(
             f"logits must be [N, C] and labels [N] with N of at least 1 "
@@ -139,7 +140,7 @@ def _metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
         columns = f"labels must be in 0..{num_classes - 1}, the columns of logits"
         problem = "the logits hold NaN or infinity" if bad[0] else columns
         raise ValueError(f"cannot compute metrics: {problem}")
-    predicted = logits.argmax(1)
+    predicted = logits.argmax(1) if predicted is None else predicted
     correct = predicted == labels
     accuracy, recall = correct.double().mean(), class_accuracies(correct, labels, num_classes)
     true_counts, predicted_counts = (torch.bincount(each, minlength=num_classes) for each in (labels, predicted))

@@ -12,7 +12,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from unskew.data.dataset import Datum
-from unskew.debias.metrics import class_accuracies, classification_metrics, group_accuracies
+from unskew.debias.metrics import class_accuracies, group_accuracies, metrics_of
 from unskew.utils.derived_tensors import Sum, memory_of
 from unskew.utils.files import write_atomically
 from unskew.utils.registry import Registry
@@ -97,6 +97,7 @@ class Classification(EvaluatorBase):
         self._logits: list[Tensor] = []
         self._labels: list[Tensor] = []
         self._extra: dict[str, list[Tensor]] = {}
+        self._predicted: Tensor | None = None
 
     def process(self, mo: Tensor, gt: Tensor, extra: Mapping[str, Tensor] | None = None) -> None:
         """Add a batch.
@@ -106,6 +107,7 @@ class Classification(EvaluatorBase):
             gt: labels [B].
             extra: further logits [B, C] of the same images by name; each gives ``<name>_accuracy``.
         """
+        self._predicted = None
         self._logits.append(mo.detach())
         self._labels.append(gt.detach())
         for name, scores in (extra or {}).items():
@@ -127,7 +129,7 @@ class Classification(EvaluatorBase):
     def per_class_accuracy(self) -> list[float | None]:
         """Return the accuracy of each class in percent, by label; ``None`` for a class without images."""
         logits, labels = _whole(self._logits), _whole(self._labels)
-        accuracies = 100 * class_accuracies(logits.argmax(1) == labels, labels, logits.shape[1])
+        accuracies = 100 * class_accuracies(self._predictions() == labels, labels, logits.shape[1])
         return [None if math.isnan(value) else value for value in accuracies.tolist()]
 
     def evaluate(self) -> OrderedDict[str, float]:
@@ -139,7 +141,8 @@ class Classification(EvaluatorBase):
         if not self._labels:
             raise ValueError("no predictions to evaluate: the split is empty")
         logits, labels = _whole(self._logits), _whole(self._labels)  # [N, C], [N]
-        results = OrderedDict(classification_metrics(logits, labels))
+        predicted = self._predictions()
+        results = OrderedDict(metrics_of(logits, labels, predicted))
         total = len(labels)
         lines = [
             "=> result",
@@ -152,11 +155,13 @@ class Classification(EvaluatorBase):
             f"* ece: {results['ece']:.1f}%",
         ]
         for name, parts in self._extra.items():
-            accuracy = 100 * (_whole(parts).argmax(1) == labels).double().mean().item()
+            scores = _whole(parts)
+            highest = predicted if memory_of(scores) == memory_of(logits) else scores.argmax(1)
+            accuracy = 100 * (highest == labels).double().mean().item()
             results[f"{name}_accuracy"] = accuracy
             lines.append(f"* {name} accuracy: {accuracy:.1f}%")
         if self.groups:
-            accuracies = group_accuracies(logits.argmax(1) == labels, labels, self.groups)
+            accuracies = group_accuracies(predicted == labels, labels, self.groups)
             results |= accuracies
             lines += [f"* {name}: {accuracy:.1f}%" for name, accuracy in accuracies.items()]
         for line in lines:
@@ -165,8 +170,14 @@ class Classification(EvaluatorBase):
             self._log_classes(labels, results["balanced_accuracy"])
             results["perclass_accuracy"] = results["balanced_accuracy"]  # Dassl's name for it
         if self.cfg.TEST.COMPUTE_CMAT:
-            self._save_confusion(logits.argmax(1), labels, logits.shape[1])
+            self._save_confusion(predicted, labels, logits.shape[1])
         return results
+
+    def _predictions(self) -> Tensor:
+        """Return the predicted labels [N]; each pass over large logits takes time."""
+        if self._predicted is None:
+            self._predicted = _whole(self._logits).argmax(1)
+        return self._predicted
 
     def _log_classes(self, labels: Tensor, mean: float) -> None:
         accuracies = self.per_class_accuracy()

@@ -29,7 +29,17 @@ def collect(evaluator: "EvaluatorBase", dtype: str) -> dict[str, Tensor | Sum]:
     tensors = {name: tensor for name, tensor in predictions.items() if name not in sums}
     if dtype == "float16" and "logits" in tensors:
         tensors = _in_float16(tensors)
+    if len(labels := tensors.get("labels", torch.empty(0))) and labels.dtype == torch.int64:
+        tensors["labels"] = _narrowed(labels)
     return {**tensors, **sums}
+
+
+def _narrowed(labels: Tensor) -> Tensor:
+    """Return labels in the first of two smaller integer types that holds them, else as they are."""
+    for dtype in (torch.int16, torch.int32):
+        if torch.equal(labels.to(dtype).long(), labels):
+            return labels.to(dtype)
+    return labels
 
 
 def _is_sum(tensors: Mapping[str, Tensor], name: str, first: str, second: str | Tensor) -> bool:
@@ -64,9 +74,12 @@ def write(path: Path, content: Mapping[str, Tensor | Sum]) -> None:
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of the file by name, in float32 where the file has float16.
+    """Return the tensors of the file by name, in float32 where the file has float16, and labels in int64.
 
     Raises:
         OSError: the file cannot be read; the other exceptions of a damaged file are in `DAMAGE`.
     """
-    return {name: full_precision(tensor) for name, tensor in read_safetensors(path).items()}
+    tensors = {name: full_precision(tensor) for name, tensor in read_safetensors(path).items()}
+    if "labels" in tensors:
+        tensors["labels"] = tensors["labels"].long()
+    return tensors

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Numbers per block: 64 MiB in float32. The C library returns memory of this size to the system at once.
-MOST_NUMBERS = 2**24
+# Numbers per block: 8 MiB in float32. The C library gives larger memory back to the system after each block, and every
+# page of the next block costs an interrupt.
+MOST_NUMBERS = 2**21
 
 
 def row_blocks(rows: int, columns: int, most: int | None = None) -> list[slice]:
@@ -24,7 +25,7 @@ def row_blocks(rows: int, columns: int, most: int | None = None) -> list[slice]:
 
     Example:
         >>> from unskew.utils.blocks import row_blocks
-        >>> row_blocks(10, 2**22)
+        >>> row_blocks(10, 2**19)
         [slice(0, 3, None), slice(3, 6, None), slice(6, 10, None)]
     """
     count = max(1, min(rows, -(-rows * columns // (most or MOST_NUMBERS))))
