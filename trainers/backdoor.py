@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from yacs.config import CfgNode
 
 from unskew import config
 from unskew.clip import backbones
+from unskew.data.saved_run import check_can_fit
 from unskew.debias.metrics import crossed_groups
 from unskew.debias.mixture import COMBINE, combine_members, fit_member_weights
 from unskew.debias.temperature import fit_temperature
@@ -167,12 +168,17 @@ class Backdoor(SimpleTrainer):
     def build_model(self) -> None:
         self.members = [parse_member(name) for name in self.node.MEMBERS]
         self.directory, self.members_epoch = self.output_dir, None
+        self._described: dict[Member, dict[str, Any]] = {}
         # The terms are valid only for these classes, members and settings; for others they are fitted again. Terms
         # without a temperature of the combination, of older runs, have another identity too.
         settings = (f"{key} {self.node[key]}" for key in (*_CHOICES, "DEBIAS"))
         identity = [*self.classnames, *self.node.MEMBERS, *settings, "temperature"]
         self.terms = MemberTerms(identity, len(self.members)).to(self.device)
         self.register_model("backdoor", self.terms)
+
+    @property
+    def calibrated(self) -> bool:
+        return self.node.CALIBRATE != "none"
 
     @property
     def logit_adjusted(self) -> bool:
@@ -224,17 +230,30 @@ class Backdoor(SimpleTrainer):
         Raises:
             FileNotFoundError: the member is not trained.
         """
-        cfg = self._member_config(member)
-        cfg = debiased_config(cfg, self.node) if self.node.DEBIAS else cfg
-        # An evaluation reads the trained run's folder and writes only into its own.
-        here = Path(self.output_dir) / Path(cfg.OUTPUT_DIR).relative_to(self.directory)
-        trainer = build_trainer(config.derive(cfg, {"OUTPUT_DIR": str(here)}))
-        trainer.load_model(cfg.OUTPUT_DIR, self.members_epoch)
+        trainer, directory = self._build_member(member)
+        trainer.load_model(directory, self.members_epoch)
         logits = trainer.predict(paths)
         self.transductive = trainer.transductive
         del trainer
         backbones.release()
         return logits
+
+    def _build_member(self, member: Member) -> tuple[SimpleTrainer, str]:
+        """Return a member's trainer without its weights, and the folder that holds them."""
+        cfg = self._member_config(member)
+        cfg = debiased_config(cfg, self.node) if self.node.DEBIAS else cfg
+        # An evaluation reads the trained run's folder and writes only into its own.
+        here = Path(self.output_dir) / Path(cfg.OUTPUT_DIR).relative_to(self.directory)
+        trainer = build_trainer(config.derive(cfg, {"OUTPUT_DIR": str(here)}))
+        self._described[member] = trainer.foundation_models()[0]
+        return trainer, cfg.OUTPUT_DIR
+
+    def foundation_models(self) -> list[dict[str, Any]]:
+        for member in self.members:
+            if member not in self._described:  # no prediction has built it
+                self._build_member(member)
+                backbones.release()
+        return [self._described[member] for member in self.members]
 
     def _all_logits(self, paths: Sequence[str]) -> Tensor:
         """Return the logits [M, N, C] of all members, before temperature scaling."""
@@ -261,6 +280,7 @@ class Backdoor(SimpleTrainer):
     @torch.no_grad()
     def fit_terms(self) -> None:
         """Fit temperatures and weights on val; without val, set temperatures of 1 and uniform weights."""
+        check_can_fit(self.dataset)
         self.terms.reset()
         items, node = self.dataset.val or [], self.node
         if not items:

@@ -31,6 +31,7 @@ class DebiasedZeroshot(CLIPTrainer):
     """Logits = zs/T_zs - log q, or with ``COMBINE otter`` zs/T_zs minus the offset of its optimal transport."""
 
     logit_adjusted = True  # the zero-shot model was not trained on the training images
+    calibrated = True
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)

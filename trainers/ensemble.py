@@ -7,12 +7,14 @@ import functools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
 from unskew import config
+from unskew.data.saved_run import SAVED_RUN, check_can_fit
 from unskew.debias import temperature
 from unskew.debias.metrics import selection_score
 from unskew.engine import fingerprint
@@ -52,6 +54,7 @@ class Ensemble(CLIPTrainer):
     """
 
     part_names: tuple[str, ...] = ("zs", "ft", "ensemble")
+    calibrated = True
 
     @property
     def logit_adjusted(self) -> bool:
@@ -74,6 +77,10 @@ class Ensemble(CLIPTrainer):
         self.gla = self.build_gla().to(self.device)
         check_transductive(self, self.gla)
         self.register_model(type(self).__name__.lower(), self.gla)
+
+    def foundation_models(self) -> list[dict[str, Any]]:
+        own = super().foundation_models()
+        return [*own, *(model for model in self.base.foundation_models() if model not in own)]
 
     def build_gla(self) -> SavedGLA:
         """Build the estimator; a checkpoint holds the numbers in its keys."""
@@ -110,6 +117,7 @@ class Ensemble(CLIPTrainer):
 
     def calibrate(self) -> None:
         """Fit the fine-tuned half on val; without val, keep a temperature of 1."""
+        check_can_fit(self.dataset)
         if self.dataset.val:
             self._fit_finetuned()
         else:
@@ -183,7 +191,10 @@ def base_config(cfg: CfgNode, node: CfgNode) -> CfgNode:
             "them"
         )
     current = dict(config.flatten(cfg))
-    return config.derive(base, {key: current[key] for key in (*fingerprint.NOT_IDENTITY, *_SAME_IMAGES)})
+    values = {key: current[key] for key in (*fingerprint.NOT_IDENTITY, *_SAME_IMAGES)}
+    if cfg.DATASET.NAME == SAVED_RUN and base.DATASET.TEMPLATE != cfg.DATASET.TEMPLATE:
+        values["DATASET.ROOT"] = node.BASE_DIR  # other prompts than those of this run
+    return config.derive(base, values)
 
 
 def _finished_config(cfg: CfgNode, node: CfgNode) -> CfgNode:

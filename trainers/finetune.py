@@ -139,10 +139,10 @@ class FineTune(CLIPTrainer):
         if tower is not None and isinstance(projection, nn.Parameter):
             rows = F.normalize(rows @ projection.detach().float().T, dim=-1)
         start = self.node.HEAD_INIT
-        if start == "text":
-            return rows
         if start == "random":
             return torch.randn(rows.shape, generator=self.generator).to(rows)
+        if start == "text" or not self.dataset.train_x:  # without images, a checkpoint replaces the rows
+            return rows
         paths, labels = self.labelled(self.dataset.train_x)
         image_features = self.encode(paths) if tower is None else self._encode_with(tower, paths)
         means = heads.class_means(image_features, labels, rows)

@@ -50,6 +50,8 @@ class Backbone(nn.Module):
     Attributes:
         name: the name that was loaded.
         id: architecture and hash of the weights, independent of where the file is.
+        architecture: open_clip's name of the architecture, or ``hf-hub:ID`` or ``local-dir:FOLDER``.
+        tag: open_clip's name of the weights; empty for other ones.
         dtype: type of the convolutions and matrix products, and of the features.
         mean, std, size, interpolation, resize_mode, fill_color: the preprocessing that the weights were trained with;
             ``size`` is an int, or (height, width) if the image is not square.
@@ -60,6 +62,8 @@ class Backbone(nn.Module):
     """
 
     model: "CLIP | CustomTextCLIP"
+    architecture: str = ""
+    tag: str = ""
 
     def __init__(
         self,
@@ -253,6 +257,7 @@ def _load(name: str, precision: str, device: str, state: tuple[str | int, ...]) 
         model, variant = _create(name, source, digest, precision)
     weights_id = f"{variant}@{(digest or hash_tensors(model.state_dict().values()))[:16]}"
     backbone = Backbone(model, tokenizer, name, weights_id, PRECISIONS[precision]).to(device)
+    backbone.architecture, backbone.tag = variant if not variant.startswith("config-") else source.arch, source.tag
     _in_memory.add(backbone)
     return backbone
 

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from unskew.clip import backbones, features
+from unskew.clip.description import describe
 from unskew.clip.text import cosine_logits, zeroshot_classifier
 from unskew.data.dataset import Datum
 from unskew.data.loaders import DataManager
+from unskew.data.saved_run import SavedRun
 from unskew.debias import losses
 from unskew.debias.metrics import compute_accuracy, crossed_groups
 from unskew.engine.checkpoint import bind_to_classes
@@ -68,6 +70,8 @@ class CLIPTrainer(TrainerX):
         cfg = self.cfg
         self.backbone = backbones.load_backbone(cfg.MODEL.BACKBONE.NAME, cfg.TRAINER.PREC, self.device)
         self.dm = DataManager(cfg, backbone=self.backbone)
+        if isinstance(self.dm.dataset, SavedRun):
+            self.dm.dataset.check_backbone(self.backbone)
         self.train_loader_x, self.train_loader_u = self.dm.train_loader_x, self.dm.train_loader_u
         self.val_loader, self.test_loader = self.dm.val_loader, None  # test labels are the evaluator's alone
         self.num_classes, self.num_source_domains = self.dm.num_classes, self.dm.num_source_domains
@@ -89,6 +93,10 @@ class CLIPTrainer(TrainerX):
                 self.accelerator.process_index,
                 self.accelerator.num_processes,
             )
+
+    def foundation_models(self) -> list[dict[str, Any]]:
+        """Return the description of the backbone."""
+        return [describe(self.cfg, self.backbone)]
 
     def _weak_encoder(self) -> Callable[[Sequence[str], Sequence[int], bool], Tensor]:
         """Return `_encode_views` without a reference to the trainer, whose memory a cycle would keep."""

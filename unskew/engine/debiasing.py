@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 
 from unskew.data.dataset import Datum
 from unskew.data.sampling import sample_for_logits
+from unskew.data.saved_run import SAVED_RUN, check_can_fit
 from unskew.debias import temperature
 from unskew.debias.gla import ENOUGH_HELD_OUT, GLA
 from unskew.debias.io import read_prior
@@ -140,6 +141,7 @@ def fitting_items(trainer: CLIPTrainer) -> Sequence[Datum]:
 
 def fit_zeroshot(trainer: CLIPTrainer, gla: GLA) -> int:
     """Fit the estimator's zero-shot half; return the number of images."""
+    check_can_fit(trainer.dataset)
     paths, labels = trainer.labelled(fitting_items(trainer))
     gla.fit_zeroshot(trainer.zeroshot_logits(paths), labels)
     return len(labels)
@@ -205,7 +207,8 @@ def check_choice(cfg: CfgNode, key: str, words: Sequence[str], file: bool = Fals
     """Raise a ``ValueError`` unless the key (``"GLA.PRIOR"``) has one of the values or, with ``file``, names a file."""
     trainer, _, name = key.partition(".")
     value = cfg.TRAINER[trainer][name]
-    if value in words or (file and Path(value).is_file()):
+    saved = cfg.DATASET.NAME == SAVED_RUN  # the checkpoint holds the numbers of the file
+    if value in words or (file and (saved or Path(value).is_file())):
         return
     choices = f"{', '.join(words)}{' or a file' if file else ''}"
     missing = "; no such file" if file and Path(value).suffix else ""

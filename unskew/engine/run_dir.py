@@ -11,6 +11,7 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from unskew import config
+from unskew.data.saved_run import MODEL_FILE
 from unskew.engine import fingerprint
 from unskew.engine.fingerprint import USER_DATASETS
 from unskew.utils.files import expand, read_json, remove_leftovers, write_atomically
@@ -53,9 +54,14 @@ class RunDir:
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.json"
         self.predictions = self.path / "predictions.safetensors"
+        self.model = self.path / MODEL_FILE
         self.prior = self.path / "prior.csv"
         self.log = self.path / "log.txt"
         self.done = self.path / "done"
+
+    @property
+    def _results(self) -> tuple[Path, ...]:
+        return self.metrics, self.predictions, self.model
 
     @property
     def is_finished(self) -> bool:
@@ -70,7 +76,7 @@ class RunDir:
         fingerprint_line, *written = self._done_lines() or [""]
         if not self.done.is_file():
             return ""
-        unknown = set(written) - {self.metrics.name, self.predictions.name}
+        unknown = set(written) - {file.name for file in self._results}
         if unknown or not re.fullmatch("[0-9a-f]{16}", fingerprint_line):
             return f"'{self.done}' is damaged"
         if not written:  # of an older version, which did not list files
@@ -194,7 +200,7 @@ class RunDir:
         """Delete the results of an unfinished run and the temporary files of killed processes."""
         if damage := self.damage():
             logger.warning(f"{damage}, so the run in '{self.path}' counts as unfinished: running it again")
-        for file in (self.done, self.metrics, self.predictions):
+        for file in (self.done, *self._results):
             file.unlink(missing_ok=True)
         for folder in (self.path, *(entry for entry in self.path.iterdir() if entry.is_dir())):
             remove_leftovers(folder)
@@ -236,7 +242,7 @@ class RunDir:
         """
         first = self._first_lines()[0] if self.config.is_file() else ""
         begun = first.removeprefix(_FIRST_LINE) if first.startswith(_FIRST_LINE) else fingerprint.config_hash(cfg)
-        written = [file.name for file in (self.metrics, self.predictions) if file.is_file()]
+        written = [file.name for file in self._results if file.is_file()]
         write_atomically(self.done, "\n".join([begun, *written, ""]))
 
     @classmethod
@@ -265,7 +271,7 @@ def _parse_states(line: str) -> dict[str, str] | None:
 
 
 def _file_damage(file: Path) -> str:
-    """Return what is wrong with ``metrics.json`` or ``predictions.safetensors``, or ""."""
+    """Return what is wrong with a JSON or safetensors file, or ""."""
     try:
         size = file.stat().st_size
         whole = size and (_is_json(file) if file.suffix == ".json" else _is_whole(file, size))

@@ -84,6 +84,8 @@ class SimpleTrainer(TrainerBase):
 
     # Whether the logits are free of log p, the label frequencies of the training images.
     logit_adjusted = False
+    # Whether the softmax of the logits gives calibrated probabilities, because the trainer calibrates them itself.
+    calibrated = False
     # `fit` sets it to False: a trainer inside another one is not tested.
     _tests_after_training = True
     _build_data: Callable[..., Any] = staticmethod(DataManager)
@@ -149,6 +151,12 @@ class SimpleTrainer(TrainerBase):
         """Return the names of the test classes, by column of the logits."""
         classes = getattr(self.dm.dataset, "test_classes", None)
         return self.lab2cname if classes is None else dict(enumerate(self.lab2cname[label] for label in classes))
+
+    def foundation_models(self) -> list[dict[str, Any]]:
+        """Return the descriptions of the pre-trained models of a prediction, see `unskew.clip.description`."""
+        from unskew.clip.description import describe  # open_clip's companions, which a Dassl trainer does not need
+
+        return [describe(self.cfg)]
 
     def build_model(self) -> None:
         """Build the model, move it to ``self.device`` and register it with its optimizer and schedule."""

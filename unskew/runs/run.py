@@ -21,7 +21,7 @@ from unskew.engine.run_dir import (
     backbones_of,
     run_folder,
 )
-from unskew.runs import libraries, plugins, tables
+from unskew.runs import libraries, model, plugins, tables
 from unskew.runs.results import results_of, write_results
 from unskew.utils import threads
 from unskew.utils.errors import DAMAGE, format_error
@@ -346,7 +346,11 @@ def _train_and_test(cfg: CfgNode, folder: RunDir | None) -> "tuple[dict, dict[st
     if accelerator := getattr(trainer, "accelerator", None):  # a trainer written for Dassl need not have one
         accelerator.wait_for_everyone()
     trainer.train()
-    return results_of(trainer, cfg, seconds=round(time.perf_counter() - started, 2))
+    results = results_of(trainer, cfg, seconds=round(time.perf_counter() - started, 2))
+    described = model.describe(trainer, cfg)  # in all processes, which predict together
+    if folder:
+        model.write_model(folder, described)
+    return results
 
 
 _warned: set[Path] = set()
