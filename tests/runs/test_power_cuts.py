@@ -14,7 +14,7 @@ from unskew.runs.run import Run, execute, load_run
 from unskew.runs.wiseft import predict_test
 
 SHORT = ("OPTIM.MAX_EPOCH", 2, "INPUT.VIEWS", 1, "DATALOADER.NUM_WORKERS", 0)
-FILES = ("done", "metrics.json", "predictions.safetensors")
+FILES = ("done", "metrics.json", "predictions.safetensors", "model.json")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_all_readers_agree_that_a_cut_run_is_unfinished(run, data_root, tmp_path
 
 def test_done_names_the_files_of_the_run(finished):
     lines = (finished[0].path / "done").read_text().splitlines()
-    assert len(lines[0]) == 16 and lines[1:] == ["metrics.json", "predictions.safetensors"]
+    assert len(lines[0]) == 16 and lines[1:] == list(FILES[1:])
 
 
 def test_a_run_of_an_older_version_is_finished(run):
