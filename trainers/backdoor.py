@@ -233,7 +233,6 @@ class Backdoor(SimpleTrainer):
         trainer, directory = self._build_member(member)
         trainer.load_model(directory, self.members_epoch)
         logits = trainer.predict(paths)
-        self.transductive = trainer.transductive
         del trainer
         backbones.release()
         return logits
@@ -246,6 +245,7 @@ class Backdoor(SimpleTrainer):
         here = Path(self.output_dir) / Path(cfg.OUTPUT_DIR).relative_to(self.directory)
         trainer = build_trainer(config.derive(cfg, {"OUTPUT_DIR": str(here)}))
         self._described[member] = trainer.foundation_models()[0]
+        self.transductive = trainer.transductive
         return trainer, cfg.OUTPUT_DIR
 
     def foundation_models(self) -> list[dict[str, Any]]:

@@ -86,6 +86,7 @@ COMMANDS = [  # exit code, modules that this command has no use for either, comm
     (0, {"tqdm", "requests", "numpy"}, ["sweep", "-d", "digits", "-t", "Backdoor", "--shots", "all", "--dry-run"]),
     (2, {"tqdm", "requests", "numpy"}, ["train", "-d", "folder", "-t", "GLA", "-b", "micro", "--root", "nowhere"]),
     (2, {"tqdm", "requests", "numpy"}, ["table", "nowhere"]),
+    (2, {"tqdm", "requests", "numpy"}, ["predict", "nowhere", "1.png"]),
     (2, {"requests"}, ["micro", "pretrain", "nothing"]),
 ]
 

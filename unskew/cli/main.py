@@ -1,4 +1,4 @@
-"""The command line: `unskew train | sweep | table | adjust | data | micro`.
+"""The command line: `unskew train | sweep | table | predict | adjust | data | micro`.
 
 Commands import torch only when they need it, so that a mistyped name or key is reported at once.
 """
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from unskew import __version__
-from unskew.cli import data, sweep, table, train
+from unskew.cli import data, predict, sweep, table, train
 from unskew.cli.arguments import end_lists, take_pairs
 from unskew.runs import libraries
 from unskew.utils import threads
@@ -21,7 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        0, or 2 for a user's mistake, which is printed in one line (with UNSKEW_DEBUG set, it raises); see `exit_code`.
+        0 for success, 1 if `unskew predict` could not read all images, or 2 for a user's mistake, which is printed in
+        one line (with UNSKEW_DEBUG set, it raises); see `exit_code`.
     """
     arguments = parse(argv)
     if argv is None:  # the process is this command's
@@ -36,6 +37,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = build_parser()
     arguments, others = parser.parse_known_args(end_lists(given))
     others = [word for word in others if word != "--opts"]  # of a command without overrides
+    if "images" in arguments and not any(word.startswith("-") and word != "-" for word in others):
+        arguments.images += others  # those behind a flag
+        return arguments
     try:
         pairs = take_pairs(given, others)
     except ValueError as error:
@@ -66,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add(commands)
     sweep.add(commands)
     table.add(commands)
+    predict.add(commands)
     _add_adjust(commands)
     data.add(commands)
     _add_micro(commands)

@@ -190,7 +190,7 @@ def extract(
 
     Args:
         backbone: a `Backbone` or another `ImageTower`.
-        paths: N image files.
+        paths: N image files; opened PIL images, which are never kept, may be among them.
         transform: function image -> [3, H, W]; its ``repr`` must include its settings, as torchvision's does.
         views: numbers of the augmented views of each image; ``None`` for a transform without randomness.
         keep: read rows from disk, and write new rows there.
@@ -216,11 +216,13 @@ def extract(
         "upright": upright,
         "version": VERSION,
     }
+    in_memory = not all(isinstance(path, str) for path in paths)
+    keep = keep and not in_memory
     # One store per view: runs of more epochs need the views of shorter ones.
     stores = {
         view: open_store("features", settings | {"views": [view]}) if keep else RowStore(None) for view in numbers
     }
-    keys = file_keys(paths)
+    keys = np.arange(len(paths)) if in_memory else file_keys(paths)
     with contextlib.ExitStack() as locks:
         for store in sorted(stores.values(), key=lambda store: str(store.folder)):
             locks.enter_context(store.lock_if_missing(keys))

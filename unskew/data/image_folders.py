@@ -50,10 +50,11 @@ def class_folders(folder: str | Path) -> list[str]:
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"there is no folder '{folder}'; check the data root, or prepare the dataset again")
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if not _is_left_over(entry.name) and _is_folder(entry))
+        return sorted(entry.name for entry in entries if not is_left_over(entry.name) and _is_folder(entry))
 
 
-def _is_left_over(name: str) -> bool:
+def is_left_over(name: str) -> bool:
+    """Return whether a file or folder is hidden, or left by an operating system, a disk or an archive."""
     return name.startswith(".") or name.lower() in LEFT_OVER
 
 
@@ -100,7 +101,7 @@ def _walk(folder: Path) -> tuple[list[str], list[str]]:
         inner = waiting.pop()
         with os.scandir(folder / inner) as entries:
             for entry in entries:
-                if _is_left_over(entry.name):
+                if is_left_over(entry.name):
                     continue
                 if entry.is_dir(follow_symlinks=False):  # links may form a cycle
                     folders.append(f"{inner}{entry.name}/")

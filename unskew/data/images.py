@@ -38,13 +38,13 @@ Keys = npt.NDArray[np.int64]
 _BROKEN = (*DAMAGE, Image.DecompressionBombError)
 
 
-def read_image(path: str | Path, *, dataset: str = "", upright: bool = False) -> Image.Image:
-    """Read an image file as RGB; of an animated image, the first frame.
+def read_image(path: str | Path | Image.Image, *, dataset: str = "", upright: bool = False) -> Image.Image:
+    """Read an image file, or a PIL image of any mode, as RGB; of an animated image, the first frame.
 
     Images of 8 bits are read as CoOp reads them, ``Image.open(path).convert("RGB")``. See `to_rgb` for other depths.
 
     Args:
-        path: the image file.
+        path: the image file, or an opened image.
         dataset: name of the dataset, for the error message.
         upright: apply the EXIF orientation, and put transparent images on white.
 
@@ -54,10 +54,12 @@ def read_image(path: str | Path, *, dataset: str = "", upright: bool = False) ->
     """
     image_name = f"image '{path}'" + (f" of dataset '{dataset}'" if dataset else "")
     try:
+        if isinstance(path, Image.Image):
+            return to_rgb(path, upright=upright)
         with _open_file(path) as file, Image.open(file) as image:
             return to_rgb(image, upright=upright)
     except FileNotFoundError:
-        hint = "check DATASET.ROOT, or prepare the dataset again"
+        hint = "check DATASET.ROOT, or prepare the dataset again" if dataset else "check its path"
         raise FileNotFoundError(f"{image_name} is missing; {hint}") from None
     except UnidentifiedImageError:
         raise ValueError(f"{image_name} is not in a known image format; replace the file") from None

@@ -73,7 +73,8 @@ class DatasetWrapper(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = self.data_source[index]
         image = read_image(item.impath, dataset=self.cfg.DATASET.NAME, upright=self.upright)
-        output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": index}
+        path = item.impath if isinstance(item.impath, str) else ""  # a prediction may be of PIL images
+        output = {"label": item.label, "domain": item.domain, "impath": path, "index": index}
         return {**output, **self._views(image)}
 
     def _views(self, image: Image.Image) -> dict[str, Any]:

@@ -22,13 +22,14 @@ def read_model(folder: str | Path) -> dict[str, Any]:
     """Return the content of a run's ``model.json``.
 
     Raises:
-        FileNotFoundError: the folder has none, because an older version wrote the run.
+        FileNotFoundError: the folder has none: an older version wrote it, or it is a member of a run.
         ValueError: the file is damaged, or a newer version wrote it.
     """
     path = Path(folder) / MODEL_FILE
     if not path.is_file():
         raise FileNotFoundError(
-            f"'{folder}' has no {MODEL_FILE}, as an older version of unskew wrote it: delete the folder and run again"
+            f"'{folder}' has no {MODEL_FILE}, as it is part of another run or of an older version of unskew: give the "
+            "folder of a whole run, or delete this one and run again"
         )
     advice = f"delete the folder '{folder}' and run again"
     try:

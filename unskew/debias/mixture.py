@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 from unskew.debias._validation import Array, as_logits, check_finite, check_logits, to_kind, to_logits, uses_numpy
@@ -105,6 +104,8 @@ def fit_member_weights(
     if combine == "probs":
         members = members.log_softmax(-1)
     arguments = (start, members, targets, shares, pseudo_samples, combine)
+    from scipy.optimize import minimize  # half a second that predictions save
+
     # Tensors are passed as `args` because SciPy keeps closures alive.
     bounds = [(1e-9, None)] * len(members)
     result = minimize(_objective, np.ones(len(members)), arguments, jac=True, bounds=bounds, options={"ftol": 1e-14})

@@ -11,7 +11,6 @@ import warnings
 
 import numpy as np
 import torch
-from scipy.sparse.csgraph import csgraph_from_dense, floyd_warshall
 
 from unskew.debias._validation import Array, as_logits, check_logits, to_kind, to_prior, uses_numpy
 
@@ -89,6 +88,8 @@ def transport_offset(logits: Array, log_target: Array | None = None) -> Array:
 
 def _prices(costs: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
     """Return the central dual prices ``[C]`` of the classes: each image goes to its least ``costs - prices``."""
+    from scipy.sparse.csgraph import csgraph_from_dense, floyd_warshall  # half a second that other methods save
+
     samples, classes = costs.shape
     plan, prices = _transport(costs, samples * frequencies / frequencies.sum())
     split = plan > LEAST_PART * plan.max(1, keepdims=True)

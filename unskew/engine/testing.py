@@ -68,7 +68,7 @@ def evaluate(trainer: "SimpleTrainer", split: str) -> dict[str, float]:
     classes = getattr(trainer.dm.dataset, "test_classes", None) if split == "test" else None
     if classes is not None:
         labels = torch.searchsorted(torch.tensor(classes), labels)
-        prediction = _among(prediction, classes)
+        prediction = among(prediction, classes)
     logits, parts = prediction.logits, prediction.parts
     evaluator = trainer.evaluator
     evaluator.reset()
@@ -78,7 +78,7 @@ def evaluate(trainer: "SimpleTrainer", split: str) -> dict[str, float]:
     return dict(evaluator.evaluate())
 
 
-def _among(prediction: Prediction, classes: Sequence[int]) -> Prediction:
+def among(prediction: Prediction, classes: Sequence[int]) -> Prediction:
     """Return a prediction among some of the classes; parts that are the same tensor stay so."""
     distinct = {memory_of(logits): logits for logits in (prediction.logits, *prediction.parts.values())}
     chosen = {key: logits[:, classes] for key, logits in distinct.items()}

@@ -27,8 +27,8 @@ MOST_VAL = 512
 # --- model.json -------------------------------------------------------------------------------------
 
 
-def describe(trainer: "SimpleTrainer", cfg: CfgNode) -> dict[str, Any]:
-    """Return the content of a trained run's ``model.json``.
+def describe(trainer: "SimpleTrainer", cfg: CfgNode) -> dict[str, Any] | None:
+    """Return the content of a trained run's ``model.json``; ``None`` for a plugin's trainer without Dassl's base.
 
     The temperature that calibrates the logits is fitted on val, unless the trainer calibrates its logits itself.
 
@@ -36,7 +36,9 @@ def describe(trainer: "SimpleTrainer", cfg: CfgNode) -> dict[str, Any]:
         trainer: the trainer after its training.
         cfg: the run's config.
     """
-    dataset = trainer.dm.dataset
+    dataset = getattr(getattr(trainer, "dm", None), "dataset", None)
+    if dataset is None or not hasattr(trainer, "foundation_models"):
+        return None
     names: Mapping[int, str] = dataset.lab2cname
     prompts = {key: getattr(dataset, key, "") for key in ("template", "context_init")}
     models = trainer.foundation_models()
@@ -51,6 +53,7 @@ def describe(trainer: "SimpleTrainer", cfg: CfgNode) -> dict[str, Any]:
         **models[0],
         "temperature": temperature,
         "calibration": source,
+        "transductive": trainer.transductive,
     }
     if len(models) > 1:
         model["models"] = models
@@ -83,7 +86,7 @@ def _temperature(trainer: "SimpleTrainer") -> tuple[float, str]:
             counts = labels_of(trainer.dm.dataset.train_x or []).bincount(minlength=logits.shape[1]) + 1.0
             logits = logits + (counts / counts.sum()).log().to(logits.device)
         return fit_temperature(logits, labels_of(chosen).to(logits.device), method="map"), "val"
-    except (ValueError, OSError) as error:
+    except Exception as error:  # of any kind: the trainer may be a plugin's
         logger.warning(f"the probabilities of predictions are not calibrated: {format_error(error)}")
         return 1.0, "none"
 

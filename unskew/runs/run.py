@@ -22,6 +22,7 @@ from unskew.engine.run_dir import (
     run_folder,
 )
 from unskew.runs import libraries, model, plugins, tables
+from unskew.runs.predicting import Predicting
 from unskew.runs.results import results_of, write_results
 from unskew.utils import threads
 from unskew.utils.errors import DAMAGE, format_error
@@ -39,7 +40,7 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Predicting):
     """The description of a run, with what its folder holds. `train`, `sweep` and `load_run` return it.
 
     Attributes:
@@ -348,7 +349,7 @@ def _train_and_test(cfg: CfgNode, folder: RunDir | None) -> "tuple[dict, dict[st
     trainer.train()
     results = results_of(trainer, cfg, seconds=round(time.perf_counter() - started, 2))
     described = model.describe(trainer, cfg)  # in all processes, which predict together
-    if folder:
+    if folder and described:
         model.write_model(folder, described)
     return results
 

@@ -67,19 +67,20 @@ def format_error(error: BaseException) -> str:
 CLOSED_PIPE = 141  # the exit code of a Unix tool whose reader has ended: 128 + SIGPIPE
 
 
-def exit_code(command: Callable[[], object], hint: str = "") -> int:
+def exit_code(command: Callable[[], int | None], hint: str = "") -> int:
     """Run a command of the user and turn its errors into an exit code.
 
     Args:
-        command: the function to run.
+        command: the function to run; it may return an exit code.
         hint: text to append to an error's line.
 
     Returns:
-        0 for success; 2 for a user's mistake, which is printed as one line (with UNSKEW_DEBUG set, it is raised
-        instead); 130 for an interrupt; 141, without a message, if the reader of the output (such as head) has ended.
+        The command's own code, or 0; 2 for a user's mistake, which is printed as one line (with UNSKEW_DEBUG set, it is
+        raised instead); 130 for an interrupt; 141, without a message, if the reader of the output (such as
+        head) has ended.
     """
     try:
-        command()
+        code = command()
         sys.stdout.flush()  # the last lines may be for a reader that has ended
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:  # FloatingPointError: an infinite loss
         if isinstance(error, BrokenPipeError) and _reader_has_ended():
@@ -90,7 +91,7 @@ def exit_code(command: Callable[[], object], hint: str = "") -> int:
     except KeyboardInterrupt:
         text = "\nunskew: interrupted; run the same command again to resume (finished runs are kept)"
         return _print_error(text, 130)
-    return 0
+    return code or 0
 
 
 def _print_error(text: str, code: int) -> int:
