@@ -19,7 +19,7 @@ PLANNED = """
     GLA estimate_log_prior PriorEstimate read_prior adjust fit_temperature combine_members prior_groups
     classification_metrics load_backbone encode_images zeroshot_classifier train load_run Run sweep results
     list_trainers list_datasets list_backbones true_log_prior CLIPTrainer TRAINER_REGISTRY DATASET_REGISTRY Datum
-    DatasetBase
+    DatasetBase summarize
 """
 
 

@@ -14,6 +14,7 @@ from .engine.clip_trainer import CLIPTrainer
 from .engine.trainer import TRAINER_REGISTRY
 from .micro.weights import true_log_prior
 from .runs.launch import sweep
+from .runs.records import summarize
 from .runs.run import Run, load_run, train
 from .runs.tables import results
 
@@ -40,6 +41,7 @@ __all__ = [
     "prior_groups",
     "read_prior",
     "results",
+    "summarize",
     "sweep",
     "train",
     "true_log_prior",

@@ -17,7 +17,7 @@ from unskew.data import readable, verify
 from unskew.data.images import read_image
 from unskew.engine import fingerprint
 from unskew.engine.run_dir import RunDir
-from unskew.runs import tables
+from unskew.runs import tables, text_tables
 
 
 @pytest.fixture(autouse=True)
@@ -218,7 +218,7 @@ def test_skipped_test_images_are_in_the_metrics_and_marked_in_tables(digits, tmp
     rows = tables.collect(tmp_path / "out")
     other = {**rows[0], "trainer": "CoOp"}
     del other["unreadable_test"]
-    table = tables.table([*rows, other]).splitlines()
+    table = text_tables.table([*rows, other]).splitlines()
     (marked,), (plain,) = ([line for line in table if f"| {name}" in line] for name in ("ZeroshotCLIP", "CoOp"))
     assert "†" in marked and "†" not in plain and table[-1].startswith("†") and "2" in table[-1]
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from unskew.cli.main import main
 from unskew.data.dataset import build_dataset
-from unskew.runs import tables
+from unskew.runs import tables, text_tables
 from unskew.runs.run import Run, execute
 
 
@@ -39,7 +39,7 @@ def test_lists_of_21000_classes_are_no_burden(tmp_path):
     for seed in range(20):
         write(tmp_path / str(seed), "inat", classnames=names, per_class_accuracy=scores)
     started = time.process_time()
-    assert "50.0" in tables.table(tables.collect(tmp_path))
+    assert "50.0" in text_tables.table(tables.collect(tmp_path))
     assert time.process_time() - started < 5
     assert tables.results(tmp_path)["classnames"][19] == names
     assert (tmp_path / "0" / "metrics.json").stat().st_size < 2**20

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from unskew.cli.main import main
 from unskew.engine.run_dir import RunDir, run_folder, trainer_label
-from unskew.runs import tables
+from unskew.runs import tables, text_tables
 from unskew.runs.launch import launch, plan, sweep
 from unskew.runs.run import Run, execute, load_run, train
 
@@ -159,7 +159,7 @@ def test_a_long_tailed_run_uses_all_images_and_is_labelled_long_tailed(run):
     metrics = execute(replace(run, dataset="digits_lt", trainer="ZeroshotCLIP", shots=None), console=False)
     assert (metrics["shots"], metrics["longtail"]) == (-1, True)
     assert (Path(run.output) / "digits_lt" / "ZeroshotCLIP" / "micro_lt" / "seed1" / "done").is_file()
-    assert "long-tailed" in tables.table(tables.collect(run.output))
+    assert "long-tailed" in text_tables.table(tables.collect(run.output))
 
 
 def test_launch_maps_runs_to_results(run):

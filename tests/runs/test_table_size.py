@@ -2,7 +2,7 @@
 
 import pytest
 
-from unskew.runs import tables
+from unskew.runs import text_tables
 
 
 class Row(dict):
@@ -30,7 +30,7 @@ def rows(number, varied):
 
 def reads(number, varied, columns):
     Row.reads = 0
-    text = tables.table(rows(number, varied), columns=columns)
+    text = text_tables.table(rows(number, varied), columns=columns)
     assert text.count("51.5 ± 1.3") == number // 4
     return Row.reads
 

@@ -6,7 +6,7 @@ import statistics
 import pytest
 
 from unskew.cli.main import main
-from unskew.runs import tables
+from unskew.runs import tables, text_tables
 from unskew.runs.run import Run
 
 
@@ -25,7 +25,7 @@ ROWS = [row("Z", 1, s, 50.0) for s in (1, 2)] + [row("G", k, s, 60.0 + k + s) fo
 
 
 def test_table_has_trainers_by_shots_with_mean_and_deviation():
-    lines = tables.table(ROWS).splitlines()
+    lines = text_tables.table(ROWS).splitlines()
     assert lines[0] == "accuracy (%) on d, b, seeds 1 2"
     head, _, *body = cells(lines[2:])
     assert head == ["", "1 shot", "16 shots"]
@@ -33,7 +33,7 @@ def test_table_has_trainers_by_shots_with_mean_and_deviation():
 
 
 def test_one_table_for_each_dataset():
-    assert tables.table([*ROWS, {**ROWS[0], "dataset": "other"}]).count("accuracy (%) on") == 2
+    assert text_tables.table([*ROWS, {**ROWS[0], "dataset": "other"}]).count("accuracy (%) on") == 2
 
 
 def cells(lines):
@@ -44,14 +44,14 @@ def test_columns_are_metrics_with_a_table_for_each_number_of_shots():
     rows = [row(name, k, s, 50.0 + s, p_few=40.0 + k, per_class_accuracy=[1.0, None]) for name, k, s in
             (("Z", -1, 1), ("Z", 1, 1), ("Z", 1, 2))]  # fmt: skip
     rows.append(row("G", 1, 1, 70.0, zs_accuracy=60.0))
-    one, whole = tables.table(rows, columns=["accuracy", "p_few", "zs_accuracy"]).split("\n\nd, b")
+    one, whole = text_tables.table(rows, columns=["accuracy", "p_few", "zs_accuracy"]).split("\n\nd, b")
     lines = one.splitlines()
     assert lines[0] == "d, b, 1 shot, seeds 1 2 (%)"
     assert cells(lines[2:]) == [
         ["", "accuracy", "p few", "zs"],
         cells(lines[3:4])[0],
-        ["Z", "51.5 ± 0.7", "41.0 ± 0.0", ""],
-        ["G", "70.0", "", "60.0"],
+        ["Z", "51.5 ± 0.7 (n=2)", "41.0 ± 0.0 (n=2)", ""],
+        ["G", "70.0 (n=1)", "", "60.0 (n=1)"],
     ]
     lines = whole.splitlines()
     assert lines[0] == ", all images, seed 1 (%)"
@@ -60,15 +60,15 @@ def test_columns_are_metrics_with_a_table_for_each_number_of_shots():
 
 def test_all_images_of_a_long_tailed_set_are_called_so():
     rows = [row("Z", k, 1, 50.0, longtail=True, d_few=40.0) for k in (-1, 16)]
-    assert cells(tables.table(rows).splitlines()[2:3]) == [["", "16 shots", "long-tailed"]]
-    assert "d, b, long-tailed, seed 1 (%)" in tables.table(rows, columns=["accuracy", "d_few"])
+    assert cells(text_tables.table(rows).splitlines()[2:3]) == [["", "16 shots", "long-tailed"]]
+    assert "d, b, long-tailed, seed 1 (%)" in text_tables.table(rows, columns=["accuracy", "d_few"])
     with pytest.raises(ValueError, match=r"accuracy, d_few$"):
-        tables.table(rows, "longtail")
+        text_tables.table(rows, "longtail")
 
 
 def test_together_the_backbones_share_a_table():
     rows = [row("Z", 1, s, 50.0 + s, backbone=b) for b in ("b", "c") for s in (1, 2)]
-    lines = tables.table(rows, columns=["accuracy"], together=True).splitlines()
+    lines = text_tables.table(rows, columns=["accuracy"], together=True).splitlines()
     assert lines[0] == "d, 1 shot, seeds 1 2 (%)"
     assert cells(lines[2:])[0] == ["", "backbone", "accuracy"]
     assert cells(lines[4:]) == [["Z", "b", "51.5 ± 0.7"], ["Z", "c", "51.5 ± 0.7"]]
@@ -76,26 +76,26 @@ def test_together_the_backbones_share_a_table():
 
 def test_the_time_is_no_percentage():
     rows = [row("Z", 1, 1, 50.0, seconds=2.0)]
-    assert tables.table(rows, "seconds").startswith("seconds on d, b")
-    assert "%" not in tables.table(rows, columns=["seconds"])
+    assert text_tables.table(rows, "seconds").startswith("seconds on d, b")
+    assert "%" not in text_tables.table(rows, columns=["seconds"])
 
 
 def test_trainers_that_used_the_unlabelled_test_images_are_marked():
     rows = [row("Z", 1, 1, 50.0), *(row("G", 1, s, 60.0, transductive=True) for s in (1, 2))]
-    for text in (tables.table(rows), tables.table(rows, columns=["accuracy"], together=True)):
+    for text in (text_tables.table(rows), text_tables.table(rows, columns=["accuracy"], together=True)):
         grid, note = text.rsplit("\n\n", 1)
         assert [line[0] for line in cells(grid.splitlines()[4:])] == ["Z", "G *"]
         assert note.startswith("* ") and "\n" not in note
-    assert "*" not in tables.table(rows[:1])
+    assert "*" not in text_tables.table(rows[:1])
     with pytest.raises(ValueError, match=r"accuracy$"):
-        tables.table(rows, "transductive")
+        text_tables.table(rows, "transductive")
 
 
 @pytest.mark.parametrize("unknown", ["p_feww", "per_class_accuracy", "trainer", "shots"])
 def test_unknown_column_lists_the_numbers(unknown):
     rows = [row("Z", 1, 1, 50.0, p_few=40.0, per_class_accuracy=[1.0])]
     with pytest.raises(ValueError, match=f"'{unknown}'.* accuracy, p_few$"):
-        tables.table(rows, columns=["accuracy", unknown])
+        text_tables.table(rows, columns=["accuracy", unknown])
 
 
 def test_the_table_command_shows_columns(tmp_path, capsys):
@@ -117,7 +117,7 @@ def test_metrics_are_written_a_line_for_each_key(tmp_path):
 
 def test_unknown_metric_lists_what_there_is():
     with pytest.raises(ValueError, match="accuracy"):
-        tables.table(ROWS, "accurracy")
+        text_tables.table(ROWS, "accurracy")
 
 
 def test_collect_takes_finished_runs_only(tmp_path):
@@ -129,7 +129,7 @@ def test_collect_takes_finished_runs_only(tmp_path):
     assert tables.collect(tmp_path) == [{**ROWS[0], "folder": str(tmp_path / "a")}]
     with pytest.raises(FileNotFoundError, match="nowhere"):
         tables.collect(tmp_path / "nowhere")
-    assert tables.table([]) == "no finished runs"
+    assert text_tables.table([]) == "no finished runs"
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def load_metrics(path):
 
 
 def test_a_metric_that_is_no_number_in_one_row_names_its_folder(warned):
-    table = tables.table([row("Z", 1, 1, 50.0, ece=1.0), row("Z", 1, 2, 50.0, ece="low", folder="there")], "ece")
+    table = text_tables.table([row("Z", 1, 1, 50.0, ece=1.0), row("Z", 1, 2, 50.0, ece="low", folder="there")], "ece")
     assert cells(table.splitlines()[-1:]) == [["Z", "1.0"]]
     assert len(warned()) == 1 and "'there'" in warned()[0]
 
@@ -213,8 +213,8 @@ def test_a_finished_run_without_metrics_is_reported(tmp_path, caplog):
 
 
 def test_runs_that_no_row_tells_apart_are_said(caplog):
-    tables.table([*ROWS, {**ROWS[0], "accuracy": 10.0, "folder": "elsewhere"}])
+    text_tables.table([*ROWS, {**ROWS[0], "accuracy": 10.0, "folder": "elsewhere"}])
     assert "'elsewhere' are both Z, 1 shot, seed 1: the table averages them" in caplog.text
     caplog.clear()
-    tables.table(ROWS)
+    text_tables.table(ROWS)
     assert not caplog.text

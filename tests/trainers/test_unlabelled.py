@@ -5,7 +5,7 @@ import torch
 from building import build, some_paths
 
 from unskew.debias import estimate_log_prior, transport_offset
-from unskew.runs import tables
+from unskew.runs import tables, text_tables
 from unskew.runs.run import Run, execute
 
 UNLABELLED = ("TRAINER.GLA.PRIOR", "unlabelled", "TRAINER.DEBIASEDZEROSHOT.PRIOR", "unlabelled")
@@ -99,4 +99,4 @@ def test_metrics_and_table_tell_that_test_images_were_used(name, opts, expected,
     run = Run("digits", name, shots=2, seed=1, root=data_root, output=str(tmp_path), opts=("OPTIM.MAX_EPOCH", 1, *opts))
     metrics = execute(run, console=False)
     assert metrics.get("transductive", False) is expected
-    assert ("*" in tables.table(tables.collect(tmp_path))) is expected
+    assert ("*" in text_tables.table(tables.collect(tmp_path))) is expected

@@ -30,7 +30,7 @@ def add(commands: Commands) -> None:
 
 
 def _sweep(arguments: argparse.Namespace) -> None:
-    from unskew.runs import launch, tables
+    from unskew.runs import launch, tables, text_tables
 
     shots, backbones, wanted = names(arguments.shots), names(arguments.backbone), names(arguments.columns)
     runs = launch.plan(
@@ -58,7 +58,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
         known: set[str] = set().union(*rows)
         columns = [name for name in wanted if name in known or not tables.is_group(name)]
         together = backbones == ["members"] or len(backbones) > 1
-        print(f"\n{tables.table(rows, columns=columns, together=together)}")
+        print(f"\n{text_tables.table(rows, columns=columns, together=together)}")
     launch.check_outcomes(outcomes, len(runs))
 
 

@@ -6,6 +6,8 @@ from unskew.cli.arguments import names
 from unskew.cli.data import Commands
 from unskew.utils.registry import unknown_name
 
+_RECORDS = ("csv", "json")
+
 
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
@@ -16,7 +18,11 @@ def add(commands: Commands) -> None:
     shown.add_argument("--metric", default="accuracy", help="a number in metrics.json; the columns are shots")
     shown.add_argument("--columns", nargs="+", default=[], metavar="METRIC", help="several; one table per shots")
     p.add_argument("--together", action="store_true", help="one table for all backbones, with a column of their names")
-    p.add_argument("--format", default="github", help="a table format of tabulate, such as latex or tsv")
+    p.add_argument("--ci", action="store_true", help="95%% intervals instead of standard deviations")
+    differences = "differences from this trainer, with 95%% intervals and corrected p-values"
+    p.add_argument("--compare", default="", metavar="TRAINER", help=differences)
+    formats = "csv or json, with one record per cell, or a table format of tabulate, such as latex (default: github)"
+    p.add_argument("--format", default="github", help=formats)
     p.set_defaults(command=run)
 
 
@@ -24,9 +30,16 @@ def run(arguments: argparse.Namespace) -> None:
     """Print the table."""
     from tabulate import tabulate_formats
 
-    from unskew.runs import tables
+    from unskew.runs import records, tables, text_tables
 
-    if arguments.format not in tabulate_formats:
-        raise ValueError(unknown_name("table format", arguments.format, tabulate_formats))
+    style, together, compare = arguments.format, arguments.together, arguments.compare
+    formats = [*_RECORDS, *tabulate_formats]
+    if style not in formats:
+        raise ValueError(unknown_name("table format", style, formats))
     rows = tables.select(tables.collect(arguments.folder), names([arguments.dataset]))
-    print(tables.table(rows, arguments.metric, arguments.format, names(arguments.columns), arguments.together))
+    columns = names(arguments.columns)
+    if style in _RECORDS:
+        found = records.records(rows, columns or [arguments.metric], together, compare)
+        print(records.as_csv(found) if style == "csv" else records.as_json(found))
+    else:
+        print(text_tables.table(rows, arguments.metric, style, columns, together, arguments.ci, compare))

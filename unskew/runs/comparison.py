@@ -71,6 +71,21 @@ def average_interval(tables: Sequence[NDArray], generator: np.random.Generator, 
     return _central(draws, level, 0, 100)
 
 
+def seed_interval(values: Sequence[float], largest: float, level: float = 0.95) -> Interval:
+    """Return the interval of Student's t for a mean over seeds, clipped to 0 and the metric's largest value.
+
+    Args:
+        values: a metric of two or more seeds.
+        largest: 100 for a percentage.
+        level: the probability of the interval.
+    """
+    from scipy.special import stdtrit  # the quantile of Student's t
+
+    seeds, mean = len(values), float(np.mean(values))
+    error = float(stdtrit(seeds - 1, (1 + level) / 2)) * float(np.std(values, ddof=1)) / math.sqrt(seeds)
+    return Interval(max(0.0, mean - error), min(largest, mean + error))
+
+
 def compare(first: NDArray, second: NDArray, generator: np.random.Generator, paired: bool = False) -> Difference:
     """Return the difference in accuracy of two trainers on the same N test images, see `compare_averages`.
 

@@ -1,14 +1,14 @@
-"""Tables and data frames of the metrics of finished runs."""
+"""Metrics of finished runs: their files, and a data frame of all runs below a folder."""
 
 import json
 import logging
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unskew.engine.run_dir import RunDir, shots_label
+from unskew.engine.run_dir import RunDir
 from unskew.utils.errors import format_error
 from unskew.utils.files import read_json, write_atomically
 from unskew.utils.registry import unknown_name
@@ -25,9 +25,6 @@ _TEXTS, _WHOLE_NUMBERS, _NUMBERS = ("dataset", "trainer", "backbone"), ("shots",
 
 _FIXED = ("accuracy", "error_rate", "macro_f1", "ece", "seconds")
 _GROUP = "(many|medium|few)"
-
-_MARK = "*"  # at the name of a trainer
-_SKIPPED_MARK = "\N{DAGGER}"  # at a cell whose runs skipped unreadable test images
 
 
 def collect(folder: str | Path) -> list[dict]:
@@ -141,137 +138,7 @@ def is_group(name: str) -> bool:
     return bool(re.fullmatch(f"[dp]_{_GROUP}|d_{_GROUP}_p_{_GROUP}", name))
 
 
-def _grouped(rows: Iterable[dict], keys: Sequence[str]) -> dict[tuple, list[dict]]:
-    """Return rows by their values of some keys, in the order of first appearance."""
-    groups: dict[tuple, list[dict]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
-    return groups
-
-
 def mean_and_deviation(values: Sequence[float]) -> str:
     """Return "82.0 ± 0.4", mean and sample standard deviation; for one value only the mean."""
     mean = f"{statistics.fmean(values):.1f}"
     return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
-
-
-def table(
-    rows: Sequence[dict],
-    metric: str = "accuracy",
-    style: str = "github",
-    columns: Sequence[str] = (),
-    together: bool = False,
-) -> str:
-    """Return tables whose rows are trainers and whose cells are mean ± standard deviation over seeds.
-
-    There is one table for each dataset and backbone, in the order of the rows. Trainers whose predictions used the
-    unlabelled test images are marked, and so are cells whose runs skipped unreadable test images.
-
-    Args:
-        rows: metrics of runs.
-        metric: the metric in the cells; the columns are numbers of shots.
-        style: a table format of tabulate.
-        columns: several metrics as columns instead; there is one table for each number of shots too.
-        together: put all backbones into one table, with a column of their names.
-
-    Raises:
-        ValueError: no row has a metric; the message lists the known ones.
-    """
-    if not rows:
-        return "no finished runs"
-    _check_metrics(rows, columns or [metric])
-    _warn_of_mixtures(rows)
-    parts = []
-    where_of, names = (("dataset",), ("trainer", "backbone")) if together else (("dataset", "backbone"), ("trainer",))
-    for place, group in _grouped(rows, where_of).items():
-        by_shots = {k: same for (k,), same in _grouped(group, ["shots"]).items()}
-        where, shots = ", ".join(place), sorted(by_shots, key=lambda k: (k < 0, k))
-        labels = {k: shots_label(k, group[0].get("longtail", False)) for k in shots}
-        if not columns:
-            title = f"{metric}{_unit(metric)} on {where}, {_seeds(group)}"
-            parts.append((title, _grid(group, names, [(labels[k], k, metric) for k in shots], style)))
-            continue
-        for k in shots:
-            title = f"{where}, {labels[k]}, {_seeds(by_shots[k])}{_unit(*columns)}"
-            parts.append((title, _grid(by_shots[k], names, [(_short(name), k, name) for name in columns], style)))
-    return "\n\n".join([*(f"{title}\n\n{grid}" for title, grid in parts), *_notes(rows)])
-
-
-def _notes(rows: Sequence[dict]) -> list[str]:
-    """Return the explanations of the marks."""
-    notes = [f"{_MARK} used the unlabelled test images"] if any(map(_is_transductive, rows)) else []
-    if most := max(map(_skipped, rows), default=0):
-        notes.append(f"{_SKIPPED_MARK} without unreadable test images, at most {most:,} per run")
-    return notes
-
-
-def _skipped(row: dict) -> int:
-    count = row.get("unreadable_test", 0)
-    return count if isinstance(count, int) else 0
-
-
-def _is_transductive(row: dict) -> bool:
-    return bool(row.get("transductive"))
-
-
-def _check_metrics(rows: Sequence[dict], wanted: Sequence[str]) -> None:
-    numbers = {key for row in rows for key, value in row.items() if isinstance(value, int | float)}
-    numbers -= {"seed", "shots", "longtail", "transductive", "unreadable_test"}
-    for metric in wanted:
-        if metric not in numbers:
-            known = f"choose from {', '.join(sorted(numbers))}" if numbers else "no run has been tested"
-            raise ValueError(f"no run has the metric '{metric}'; {known}")
-        for row in rows:
-            if not isinstance(row.get(metric, 0), int | float):
-                logger.warning(f"'{row.get('folder')}' is not in the table: its {metric} is {row[metric]!r:.80}")
-
-
-def _warn_of_mixtures(rows: Sequence[dict]) -> None:
-    """Warn of runs that differ only in keys which the table does not show: it averages them like seeds."""
-    seen: dict[tuple, dict] = {}
-    for row in rows:
-        key = tuple(row.get(name) for name in ("dataset", "backbone", "trainer", "shots", "seed"))
-        if seen.setdefault(key, row) is not row:
-            where = f"'{seen[key].get('folder')}' and '{row.get('folder')}'"
-            shots = shots_label(row.get("shots", -1))
-            logger.warning(f"{where} are both {key[2]}, {shots}, seed {key[4]}: the table averages them")
-
-
-def _unit(*metrics: str) -> str:
-    """Return the unit: all metrics except the time are percentages."""
-    return "" if "seconds" in metrics else " (%)"
-
-
-def _short(metric: str) -> str:
-    """Return a short column header of a metric: "zs", "macro f1", "p few"."""
-    return metric.removesuffix("_accuracy").replace("_", " ")
-
-
-def _seeds(rows: Sequence[dict]) -> str:
-    seeds = sorted({row["seed"] for row in rows})
-    return f"seed{'s' if len(seeds) > 1 else ''} {' '.join(map(str, seeds))}"
-
-
-def _grid(rows: Sequence[dict], names: Sequence[str], columns: Sequence[tuple[str, int, str]], style: str) -> str:
-    """Return a table with one line for each combination of ``names``.
-
-    Args:
-        rows: metrics of runs.
-        names: the keys that tell the lines apart, "trainer" and perhaps "backbone".
-        columns: (header, shots, metric) of each column.
-        style: a table format of tabulate.
-    """
-    from tabulate import tabulate
-
-    lines = []
-    for line, of_line in _grouped(rows, names).items():
-        by_shots, cells = _grouped(of_line, ["shots"]), []
-        for _, shots, metric in columns:
-            same = by_shots.get((shots,), [])
-            values = [row[metric] for row in same if isinstance(row.get(metric), int | float)]
-            mark = f" {_SKIPPED_MARK}" if any(map(_skipped, same)) else ""
-            cells.append(mean_and_deviation(values) + mark if values else "")
-        seen = any(map(_is_transductive, of_line))
-        lines.append([f"{line[0]} {_MARK}" if seen else line[0], *line[1:], *cells])
-    headers = ["", *names[1:], *(head for head, *_ in columns)]
-    return tabulate(lines, headers=headers, tablefmt=style, disable_numparse=True)
