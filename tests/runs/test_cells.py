@@ -54,8 +54,7 @@ def test_a_record_has_the_numbers_of_its_runs(make):
     first = only(found, trainer="Z")
     assert first["mean"] == pytest.approx(52.5) and first["std"] == pytest.approx(2.5)
     assert (first["seeds"], first["seed_numbers"], first["metric"], first["shots"]) == (3, "1 2 4", "accuracy", 1)
-    expected = interval(np.stack([np.roll(np.arange(IMAGES) < r, 10 * (s - 1)) for s, r in
-                                  ((1, 200), (2, 220), (4, 210))]), np.random.default_rng(0))  # fmt: skip
+    expected = interval(table_of(200, 220, 0, 210)[[0, 1, 3]], np.random.default_rng(0))
     assert (first["low"], first["high"]) == pytest.approx(expected, abs=0.5)
     second = only(found, trainer="G")
     assert (second["std"], second["transductive"], second["unreadable_test"]) == (None, True, 2)
@@ -67,6 +66,8 @@ def test_parts_have_intervals_and_other_metrics_those_of_seeds(make):
     zs, ece = records.records(rows, ["zs_accuracy", "ece"])
     assert zs["low"] < zs["mean"] == 25 < zs["high"]
     assert (ece["low"], ece["high"]) == pytest.approx(stats.t.interval(0.95, 2, 7, stats.sem([6, 7, 8])))
+    (f1,) = records.records([{**row, "macro_f1": 90.0 + 3 * row["seed"]} for row in rows], ["macro_f1"])
+    assert 80 < f1["low"] < 90 and f1["high"] == 100
     (ece,) = records.records(rows[:1], ["ece"])
     assert (ece["low"], ece["high"]) == (None, None)
     (seconds,) = records.records([{**row, "seconds": 1000.0 * row["seed"]} for row in rows], ["seconds"])
@@ -74,10 +75,10 @@ def test_parts_have_intervals_and_other_metrics_those_of_seeds(make):
 
 
 def test_differences_are_those_of_the_comparison(make):
-    rows = [make(name, right + seed, seed) for name, right in (("A", 200), ("B", 230)) for seed in (1, 2, 3)]
-    rows += [make("C", 203, 1)]
+    rows = [make(name, right + 20 * seed, seed) for name, right in (("A", 200), ("B", 230)) for seed in (1, 2, 3)]
+    rows = [*rows[:3], *rows[:2:-1], make("C", 230, 1)]
     found = records.records(rows, compare="A")
-    a, b = table_of(201, 202, 203), table_of(231, 232, 233)
+    a, b = table_of(220, 240, 260), table_of(250, 270, 290)
     expected = compare(b, a, np.random.default_rng(0), paired=True)
     record = only(found, trainer="B")
     numbers = [record[name] for name in ("difference", "difference_low", "difference_high", "p_value")]
@@ -147,7 +148,8 @@ def test_an_average_is_over_the_datasets_that_all_trainers_have(make):
     means = [cell for cell in cells if not cell.dataset]
     assert {cell.trainer for cell in means} == {*"ABC"} and {cell.datasets for cell in means} == {("d", "f")}
     assert len(notes) == 1 and "1 shot" in notes[0] and "e (no C)" in notes[0]
-    cells, notes = all_cells([row for row in rows if row["trainer"] != "C" or row["dataset"] == "d"], ["accuracy"])
+    rows = [row for row in rows if row["trainer"] != "C" or row["dataset"] == "d"]
+    cells, notes = all_cells(rows, ["accuracy", "ece"])
     assert all(cell.dataset for cell in cells)
     assert len(notes) == 1 and "e (no C)" in notes[0] and "f (no C)" in notes[0]
 

@@ -76,6 +76,8 @@ def test_other_test_images_are_not_paired(change, tmp_path):
     found = {"a": outcomes.outcomes([first]), "b": outcomes.outcomes([second]), "c": outcomes.outcomes([first])}
     kept, others = outcomes.comparable(found)
     assert [*kept] == ["a", "c"] and others == ["b"]
+    kept, others = outcomes.comparable({"b": found["b"], **found, "d": found["a"]})
+    assert [*kept] == ["a", "c", "d"] and others == ["b"]
 
 
 def test_nothing_is_comparable_to_nothing():
