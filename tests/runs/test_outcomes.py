@@ -103,7 +103,7 @@ def test_predictions_that_cannot_be_used_are_one_line(damage, tmp_path):
 
 def test_an_accuracy_of_another_kind_is_noticed(tmp_path):
     with pytest.raises(ValueError, match="accuracy"):
-        outcomes.outcomes([make(tmp_path / "run", accuracy=99.0)])
+        outcomes.outcomes([make(tmp_path / "run", accuracy=99)])
 
 
 def test_the_statistics_import_no_pytorch(tmp_path):
