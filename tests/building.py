@@ -2,6 +2,7 @@
 
 from unskew import config
 from unskew.engine.trainer import build_trainer
+from unskew.runs import costs
 from unskew.utils.seeds import set_random_seed
 
 SHORT = ("OPTIM.MAX_EPOCH", 2, "INPUT.VIEWS", 2, "DATALOADER.TRAIN_X.BATCH_SIZE", 8, "DATALOADER.NUM_WORKERS", 0)
@@ -17,3 +18,9 @@ def build(name, data_root, output, *opts, seed=1, shots=2, dataset="digits", bac
 
 def some_paths(trainer, n=40):
     return [item.impath for item in trainer.dataset.test[:n]]
+
+
+def without_costs(metrics):
+    """Return a run's metrics without its costs, which equal runs need not share: time, memory, images in the cache."""
+    kept = {"trained_parameters"}
+    return {key: value for key, value in metrics.items() if key in kept or key not in (*costs.NAMES, "seconds")}

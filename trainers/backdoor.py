@@ -18,6 +18,7 @@ from unskew.debias.temperature import fit_temperature
 from unskew.engine.dataset_groups import dataset_groups
 from unskew.engine.debiasing import FittedTerms, check_prior, matches_classes
 from unskew.engine.evaluator import labels_of
+from unskew.engine.label_prior import write_prior
 from unskew.engine.prediction import Prediction
 from unskew.engine.run_dir import RunDir, path_safe
 from unskew.engine.trainer import TRAINER_REGISTRY, SimpleTrainer, build_trainer
@@ -169,6 +170,7 @@ class Backdoor(SimpleTrainer):
         self.members = [parse_member(name) for name in self.node.MEMBERS]
         self.directory, self.members_epoch = self.output_dir, None
         self._described: dict[Member, dict[str, Any]] = {}
+        self._trained: dict[str, int] = {}  # parameters by member
         # The terms are valid only for these classes, members and settings; for others they are fitted again. Terms
         # without a temperature of the combination, of older runs, have another identity too.
         settings = (f"{key} {self.node[key]}" for key in (*_CHOICES, "DEBIAS"))
@@ -209,7 +211,11 @@ class Backdoor(SimpleTrainer):
             if main:
                 RunDir(cfg.OUTPUT_DIR).prepare(cfg)  # an older run's prior must not be resumed
             self.accelerator.wait_for_everyone()
-            build_trainer(cfg).fit()
+            debiased = build_trainer(cfg)
+            debiased.fit()
+            if main:
+                write_prior(RunDir(cfg.OUTPUT_DIR).prior, debiased)
+            del debiased
         backbones.release()
 
     def _prepare(self, folder: RunDir, cfg: CfgNode) -> None:
@@ -233,6 +239,7 @@ class Backdoor(SimpleTrainer):
         trainer, directory = self._build_member(member)
         trainer.load_model(directory, self.members_epoch)
         logits = trainer.predict(paths)
+        self._trained[member.name] = trainer.trained_parameters()
         del trainer
         backbones.release()
         return logits
@@ -264,6 +271,10 @@ class Backdoor(SimpleTrainer):
                 logits = rows.new_empty(len(self.members), *rows.shape)
             logits[number] = rows
         return logits
+
+    def trained_parameters(self) -> int:
+        """Return the sum over the members that have predicted: the other members are not loaded."""
+        return sum(self._trained.values())
 
     # --- training -----------------------------------------------------------------------------------
 

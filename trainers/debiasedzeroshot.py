@@ -17,9 +17,11 @@ from unskew.engine.debiasing import (
     check_prior,
     check_transductive,
     fit_zeroshot_prior,
+    fitted_prior,
     matches_classes,
     prior_options,
 )
+from unskew.engine.label_prior import LabelPrior
 from unskew.engine.prediction import Prediction
 from unskew.engine.trainer import TRAINER_REGISTRY
 
@@ -52,6 +54,9 @@ class DebiasedZeroshot(CLIPTrainer):
     def fit_zeroshot(self) -> None:
         """Fit the temperature and the prior."""
         fit_zeroshot_prior(self, self.gla, self.node.PRIOR)
+
+    def label_prior(self) -> LabelPrior:
+        return fitted_prior(self.gla)
 
     def train(self) -> None:
         self.before_train()

@@ -20,6 +20,7 @@ from unskew.debias.metrics import selection_score
 from unskew.engine import fingerprint
 from unskew.engine.clip_trainer import CLIPTrainer
 from unskew.engine.debiasing import SavedGLA, check_choice, check_transductive, fit_zeroshot, matches_classes
+from unskew.engine.label_prior import LabelPrior
 from unskew.engine.prediction import Prediction
 from unskew.engine.run_dir import RunDir
 from unskew.engine.trainer import TRAINER_REGISTRY, build_trainer
@@ -92,6 +93,12 @@ class Ensemble(CLIPTrainer):
     def fit_zeroshot(self) -> None:
         """Fit the zero-shot half, which does not depend on the base."""
         fit_zeroshot(self, self.gla)
+
+    def label_prior(self) -> LabelPrior | None:
+        return self.base.label_prior()
+
+    def trained_parameters(self) -> int:
+        return self.base.trained_parameters()
 
     # --- training -----------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from unskew.debias.losses import LOGIT_ADJUSTED, build_loss
 from unskew.engine.checkpoint import bind_to_classes
 from unskew.engine.clip_trainer import CLIPTrainer
 from unskew.engine.debiasing import check_prior, pretraining_prior
+from unskew.engine.label_prior import LabelPrior
 from unskew.engine.trainer import TRAINER_REGISTRY
 from unskew.utils.registry import unknown_name
 
@@ -77,7 +78,12 @@ class FineTune(CLIPTrainer):
 
     An adapter inside the tower trains on images; if the tower's projection is a matrix, the head reads the feature
     before it. The adapters ``bottleneck`` and ``none`` train on cached features, after the projection.
+
+    Attributes:
+        prior: the label prior that the loss ``gla_train`` takes out.
     """
+
+    prior: LabelPrior | None = None
 
     @property
     def adapter(self) -> str:
@@ -122,8 +128,12 @@ class FineTune(CLIPTrainer):
 
     def _build_loss(self) -> Callable[[Tensor, Tensor], Tensor]:
         counts = torch.bincount(self.labelled(self.dataset.train_x)[1].cpu(), minlength=self.num_classes)
-        log_q = pretraining_prior(self, self.node) if self.node.LOSS == "gla_train" else None
-        return build_loss(self.node.LOSS, counts, log_q)
+        if self.node.LOSS == "gla_train":
+            self.prior = pretraining_prior(self, self.node)
+        return build_loss(self.node.LOSS, counts, self.prior.log_q if self.prior else None)
+
+    def label_prior(self) -> LabelPrior | None:
+        return self.prior
 
     def _width(self) -> int:
         if self.adapter == "vpt":

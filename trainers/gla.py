@@ -5,7 +5,15 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from unskew.debias.io import read_prior
-from unskew.engine.debiasing import SavedGLA, check_choice, check_prior, fit_zeroshot_prior, prior_options
+from unskew.engine.debiasing import (
+    SavedGLA,
+    check_choice,
+    check_prior,
+    fit_zeroshot_prior,
+    fitted_prior,
+    prior_options,
+)
+from unskew.engine.label_prior import LabelPrior
 from unskew.engine.trainer import TRAINER_REGISTRY
 from unskew.trainers import ensemble
 
@@ -50,6 +58,9 @@ class GLA(ensemble.Ensemble):
         no_prior = torch.zeros(self.num_classes)
         log_p = no_prior if self.base.logit_adjusted else self._log_train_frequencies()
         self.gla.log_p_, self.gla.log_target = log_p.to(self.device), log_target.to(self.device)
+
+    def label_prior(self) -> LabelPrior:
+        return fitted_prior(self.gla)
 
     def _log_train_frequencies(self) -> Tensor:
         """Return the log frequencies ``[C]`` of the training labels; zeros for balanced shots, where they cancel."""

@@ -27,6 +27,9 @@ class LinearProbe(CLIPTrainer):
         bind_to_classes(self.head, self.classnames)
         self.register_model("head", self.head.to(self.device))
 
+    def trained_parameters(self) -> int:
+        return self.head.weight.numel() + self.head.bias.numel()
+
     def logits(self, image_features: Tensor) -> Tensor:
         return self.head(F.normalize(image_features, dim=-1))
 

@@ -204,6 +204,10 @@ def test_their_trainer_on_our_dataset_by_sweep_then_the_table(mine, data_root, t
     rows = [metrics_in(tmp_path / "out/digits/Tiny/micro_2shots" / f"seed{seed}") for seed in (1, 2)]
     assert [row["seed"] for row in rows] == [1, 2]
     assert all(0 < row["accuracy"] < 60 and len(row["per_class_accuracy"]) == 10 for row in rows)
+    assert all(row["trained_parameters"] == (3 * 2**2 + 1) * 10 and row["peak_memory_mb"] > 0 for row in rows)
+    assert not any("images_encoded" in row for row in rows)  # it has an image model of its own
+    table = (tmp_path / "out/digits/Tiny/micro_2shots/seed1/history.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in table] == ["epoch", "1", "2"] and all(table[1].split(",")[:4])
     capsys.readouterr()
     with as_a_process(tmp_path):
         assert main(["table", output]) == 0

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 from tqdm import tqdm
 
+from unskew.clip import image_counts
 from unskew.clip.backbones import Backbone
 from unskew.config.defaults import get_cfg_default
 from unskew.data.images import file_keys, read_image, to_rgb
@@ -226,7 +227,7 @@ def extract(
     with contextlib.ExitStack() as locks:
         for store in sorted(stores.values(), key=lambda store: str(store.folder)):
             locks.enter_context(store.lock_if_missing(keys))
-        for chunk, missing in _chunks(stores, keys):
+        for chunk, missing in _chunks(stores, keys, keep):
             chosen = None if views is None else missing
             images = _Views([paths[index] for index in chunk], transform, chosen, dataset, upright)
             for view, rows in zip(missing, _encode(backbone, images, workers).split(1, 1), strict=True):
@@ -235,11 +236,13 @@ def extract(
     return rows[:, 0] if views is None else rows
 
 
-def _chunks(stores: Mapping[Any, RowStore], keys: Keys) -> Iterator[tuple[Keys, list[Any]]]:
+def _chunks(stores: Mapping[Any, RowStore], keys: Keys, keep: bool) -> Iterator[tuple[Keys, list[Any]]]:
     """Yield indices of images together with the views that they lack, so that each image is decoded once."""
     _, first = np.unique(keys, return_index=True)
     first.sort()
     lacks = np.stack([store.missing(keys[first]) for store in stores.values()], 1)  # [n, V]
+    for store, column in zip(stores.values(), lacks.T, strict=True):
+        image_counts.add(store if keep else None, keys[first], column)
     for pattern in np.unique(lacks[lacks.any(1)], axis=0):  # one, unless other runs had some of the images
         images = first[(lacks == pattern).all(1)]
         for chunk in np.array_split(images, -(-len(images) // AT_ONCE)):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from unskew.debias._validation import log_probabilities, recognise
 from unskew.debias.combination import SUM, Combination
+from unskew.debias.prior import PriorEstimate
 
 _LEAST = ("zs_least_", "ft_least_")
 
@@ -30,6 +31,7 @@ class FittedGLA(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.log_q_deviation_: Tensor | None = None
+        self.prediction_prior_: PriorEstimate[Tensor] | None = None
         self.log_evidence_, self.no_bias_ = math.nan, 0.0
         for name in ("zs_temperature_", "ft_temperature_"):
             self.register_buffer(name, torch.ones((), dtype=torch.float64))

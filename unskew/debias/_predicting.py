@@ -178,7 +178,8 @@ class Scores:
         if not self._gla._estimates_on_prediction:
             return self._gla.log_q_
         zs = in_blocks(lambda rows: {"zs": self._zs[rows]}, blocks(self.logits))["zs"]
-        log_q = estimate(zs, None, "unlabelled").log_q
+        found = self._gla.prediction_prior_ = estimate(zs, None, "unlabelled")
+        log_q = found.log_q
         ratio = float((log_q.max() - log_q.min()).exp())
         logger.info(
             f"class bias of {len(zs):,} images to predict, unlabelled, assuming a uniform class frequency: "

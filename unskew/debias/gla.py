@@ -78,6 +78,7 @@ class GLA(PredictingGLA):
         zs_weight_: Weight b of the zero-shot half.
         offset_: ``[C]``, offset that is subtracted from the sum (``combine="map"``); otherwise 0.
         log_q_deviation_: ``[C]``, posterior standard deviation of log q (``map`` and ``unlabelled``); otherwise None.
+        prediction_prior_: Estimate on the images of the last prediction (``unlabelled``); otherwise None.
         log_evidence_: Log Bayes factor of a class bias against none, in nats (``prior="map"``); otherwise NaN.
         no_bias_: Posterior probability that there is no class bias (``prior="map"``); otherwise 0.
         method_: Estimator of log q: ``em`` if ``convex`` had no labels, "given" for a known log q.
@@ -200,7 +201,7 @@ class GLA(PredictingGLA):
     def _fit_zeroshot(self, zs: Tensor, y: Tensor | None, start: "GLA | None" = None) -> "GLA":
         fit = self._estimate_prior(zs, y, None if start is None else (float(start.zs_temperature_), start.log_q_))
         log_q = fit.log_q
-        self.converged_, self.log_q_deviation_ = fit.converged, fit.deviation
+        self.converged_, self.log_q_deviation_, self.prediction_prior_ = fit.converged, fit.deviation, None
         self.log_evidence_, self.no_bias_ = fit.log_evidence, fit.no_bias
         self._store("zs_temperature_", fit.temperature)
         self.log_q_ = log_q

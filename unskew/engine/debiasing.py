@@ -1,7 +1,5 @@
 """Parts of the trainers that use the zero-shot model: the GLA estimator in checkpoints, its images, its config keys."""
 
-import csv
-import io
 import logging
 import random
 from collections.abc import Mapping, Sequence
@@ -22,9 +20,8 @@ from unskew.debias.prior import JOINT, METHODS
 from unskew.engine import checkpoint
 from unskew.engine.checkpoint import class_fingerprint
 from unskew.engine.clip_trainer import CLIPTrainer
-from unskew.engine.run_dir import RunDir
+from unskew.engine.label_prior import LabelPrior
 from unskew.utils.derived_tensors import Sum
-from unskew.utils.files import write_atomically
 
 logger = logging.getLogger("unskew")
 
@@ -164,24 +161,10 @@ def fit_zeroshot_prior(trainer: CLIPTrainer, gla: GLA, prior: str) -> None:
     if gla.log_q_deviation_ is not None:
         unsure = _names_by(trainer, gla.log_q_deviation_)[:3]
         logger.info(f"least sure of {', '.join(unsure)} (standard deviation {float(gla.log_q_deviation_.max()):.2f})")
-    if trainer.accelerator.is_main_process and Path(trainer.output_dir).is_dir():
-        _write_prior(RunDir(trainer.output_dir).prior, trainer.classnames, gla)
 
 
 def _names_by(trainer: CLIPTrainer, values: Tensor) -> list[str]:
     return [trainer.classnames[label] for label in values.argsort(descending=True).tolist()]
-
-
-def _write_prior(path: Path, classnames: Sequence[str], gla: GLA) -> None:
-    """Write a table of class, q, log q and, if known, its standard deviation."""
-    columns = {"class": classnames, "q": gla.log_q_.exp().tolist(), "log_q": gla.log_q_.tolist()}
-    if gla.log_q_deviation_ is not None:
-        columns["deviation"] = gla.log_q_deviation_.tolist()
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(columns)
-    rows.writerows(zip(*columns.values(), strict=True))
-    write_atomically(path, text.getvalue())
 
 
 def prior_options(node: CfgNode) -> dict[str, Any]:
@@ -193,11 +176,19 @@ def prior_options(node: CfgNode) -> dict[str, Any]:
     return {**options, "prior": node.PRIOR, "strength": strength}
 
 
-def pretraining_prior(trainer: CLIPTrainer, node: CfgNode) -> Tensor:
-    """Return log q ``[C]`` of the zero-shot model's pre-training data."""
+def pretraining_prior(trainer: CLIPTrainer, node: CfgNode) -> LabelPrior:
+    """Return the label prior of the zero-shot model's pre-training data."""
     gla = GLA(**prior_options(node))
     fit_zeroshot_prior(trainer, gla, node.PRIOR)
-    return gla.log_q_
+    return fitted_prior(gla)
+
+
+def fitted_prior(gla: GLA) -> LabelPrior:
+    """Return the estimator's label prior; with ``unlabelled``, that of the images of its last prediction."""
+    last = gla.prediction_prior_
+    if last is not None:
+        return LabelPrior(last.log_q, last.deviation)
+    return LabelPrior(gla.log_q_, gla.log_q_deviation_)
 
 
 # --- the keys of the config -------------------------------------------------------------------------

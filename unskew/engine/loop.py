@@ -14,6 +14,7 @@ from tqdm import tqdm
 from unskew.engine import checkpoint
 from unskew.engine.accelerator import average_gradients
 from unskew.engine.events import EventWriter
+from unskew.engine.history import History
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -41,6 +42,8 @@ class TrainerBase:
         self._scheds: OrderedDict[str, Any] = OrderedDict()
         self._writer: EventWriter | None = None
         self._finite: Tensor | None = None
+        self._history = History()
+        self._resumed_from: Path | None = None
         self.epoch_callbacks: list[Callable[[TrainerBase], None]] = []
 
     # --- models -------------------------------------------------------------------------------------
@@ -109,6 +112,12 @@ class TrainerBase:
         for name in self.get_model_names(list(states)):
             self._models[name].load_state_dict(states[name])
 
+    def trained_parameters(self) -> int:
+        """Return the number of weights that the training chooses: by default, those that an optimizer trains."""
+        groups = (group for optim in self._named_optimizers(None) for group in optim.param_groups)
+        trained = {parameter for group in groups for parameter in group["params"] if parameter.requires_grad}
+        return sum(parameter.numel() for parameter in trained)
+
     # --- checkpoints --------------------------------------------------------------------------------
 
     def save_model(
@@ -130,6 +139,7 @@ class TrainerBase:
         """
         if self.accelerator is not None and not self.accelerator.is_main_process:
             return
+        self._write_history()  # first: a run that resumes from this checkpoint needs the rows up to it
         for name, model in self._models.items():
             optim, sched = self._optims[name], self._scheds[name]
             state = {
@@ -150,6 +160,7 @@ class TrainerBase:
         Returns:
             The epoch to continue from; 0 if a checkpoint is missing or the models have none of the same epoch.
         """
+        self._resumed_from = None
         paths = {name: checkpoint.last_checkpoint(Path(directory) / name) for name in self._models}
         if not paths or None in paths.values():
             logger.info("No checkpoint found, train from scratch")
@@ -171,6 +182,7 @@ class TrainerBase:
             parts = (self._models[name], self._optims[name], self._scheds[name], self._scaler)
             epoch = checkpoint.restore(state, *parts, source=paths[name])
         self.load_extra_state(state)
+        self._resumed_from = Path(directory)
         return epoch
 
     def extra_state(self) -> dict[str, Any]:
@@ -282,6 +294,18 @@ class TrainerBase:
         if self._writer is not None:
             self._writer.add_scalar(tag, scalar_value, global_step)
 
+    # --- the numbers of each epoch ------------------------------------------------------------------
+
+    def _record(self, **values: float) -> None:
+        """Add numbers to the current epoch's row of ``history.csv``."""
+        self._history.record(self.epoch + 1, **values)
+
+    def _write_history(self) -> None:
+        """Write ``history.csv`` in the main process. Each checkpoint does so, too: a resumed run needs no more rows."""
+        folder = getattr(self, "output_dir", None)
+        if folder and (self.accelerator is None or self.accelerator.is_main_process):
+            self._history.write(folder)
+
     # --- the loop and its hooks ---------------------------------------------------------------------
 
     def train(self, start_epoch: int, max_epoch: int) -> None:
@@ -289,15 +313,18 @@ class TrainerBase:
         self.start_epoch, self.max_epoch = start_epoch, max_epoch
         try:
             self.before_train()
+            self._history = History.read(self._resumed_from, self.start_epoch) if self._resumed_from else History()
             for epoch in self._epochs():
                 self.epoch = epoch
                 self.seed_epoch()
                 self.before_epoch()
+                self._record(lr=self.get_current_lr())
                 self.run_epoch()
                 self._raise_if_anomalous()
                 self.after_epoch()
                 for callback in self.epoch_callbacks:
                     callback(self)
+            self._write_history()
             self.after_train()
         finally:
             self.close_writer()

@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 
 from unskew import config
 from unskew.data.saved_run import MODEL_FILE
-from unskew.engine import fingerprint
+from unskew.engine import fingerprint, history
 from unskew.engine.fingerprint import USER_DATASETS
 from unskew.utils.files import expand, read_json, remove_leftovers, write_atomically
 
@@ -56,6 +56,7 @@ class RunDir:
         self.predictions = self.path / "predictions.safetensors"
         self.model = self.path / MODEL_FILE
         self.prior = self.path / "prior.csv"
+        self.history = self.path / history.NAME
         self.log = self.path / "log.txt"
         self.done = self.path / "done"
 
@@ -200,8 +201,10 @@ class RunDir:
         """Delete the results of an unfinished run and the temporary files of killed processes."""
         if damage := self.damage():
             logger.warning(f"{damage}, so the run in '{self.path}' counts as unfinished: running it again")
-        for file in (self.done, *self._results):
+        for file in (self.done, *self._results, self.prior):
             file.unlink(missing_ok=True)
+        if not self.has_checkpoints:  # else the run may resume, and its history with it
+            self.history.unlink(missing_ok=True)
         for folder in (self.path, *(entry for entry in self.path.iterdir() if entry.is_dir())):
             remove_leftovers(folder)
 
@@ -231,7 +234,8 @@ class RunDir:
         return any(self.path.glob(_CHECKPOINTS))
 
     def drop_checkpoints(self) -> None:
-        """Delete the checkpoints so that the next run starts from scratch."""
+        """Delete the checkpoints and their history so that the next run starts from scratch."""
+        self.history.unlink(missing_ok=True)
         for checkpoint in self.path.glob(_CHECKPOINTS):
             checkpoint.unlink()
 
@@ -253,7 +257,9 @@ class RunDir:
         return next((f for f in folders if f.has_checkpoints and f._fingerprint() == wanted and f.is_finished), None)
 
     def copy_checkpoints(self, target: "RunDir") -> None:
-        """Copy the checkpoints into another run's folder; each file is copied completely or not at all."""
+        """Copy checkpoints and history into another run's folder; each file is copied completely or not at all."""
+        if self.history.is_file():
+            write_atomically(target.history, self.history.read_bytes())
         for note in self.path.glob("*/checkpoint"):
             folder = target.path / note.parent.name
             folder.mkdir(parents=True, exist_ok=True)

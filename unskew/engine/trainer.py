@@ -24,6 +24,7 @@ from unskew.debias.metrics import training_groups
 from unskew.engine import checkpoint, testing
 from unskew.engine.accelerator import broadcast_states, build_accelerator
 from unskew.engine.evaluator import build_evaluator, labels_of
+from unskew.engine.label_prior import LabelPrior
 from unskew.engine.loop import Names, TrainerBase
 from unskew.engine.meters import AverageMeter, MetricMeter
 from unskew.engine.prediction import Prediction
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("unskew")
 
 TRAINER_REGISTRY: Registry[type["SimpleTrainer"]] = Registry("TRAINER", "unskew.trainers")
+
+# Columns of history.csv by the names that Dassl's trainers give these numbers.
+_COLUMNS = {"loss": "loss", "accuracy": "acc"}
 
 
 def build_trainer(cfg: CfgNode, class_name: str = "", validate: Callable[[], float] | None = None) -> "SimpleTrainer":
@@ -243,6 +247,8 @@ class SimpleTrainer(TrainerBase):
         broadcast_states(self.accelerator, self._models.values())
         if self._selects_best_val:
             result = (self._validate_epoch or self.validate)()
+            self._record(val_score=result)
+            self.write_scalar("val/score", result, self.epoch)
             if result > self.best_result:
                 self.best_result = result
                 self.save_model(self.epoch, self.output_dir, val_result=result, model_name=checkpoint.BEST)
@@ -288,6 +294,8 @@ class SimpleTrainer(TrainerBase):
             if (self.batch_idx + 1) % frequency == 0:
                 self._log_batch(losses, batch_time, data_time)
             end = time.time()
+        means = self._gather(losses)
+        self._record(**{column: means[name][1] for column, name in _COLUMNS.items() if name in means})
 
     def print_frequency(self) -> int:
         """Return the number of batches per line of the log; every epoch has at least one line."""
@@ -327,9 +335,13 @@ class SimpleTrainer(TrainerBase):
             )
         super().model_update(names)
 
+    def _gather(self, losses: MetricMeter) -> dict[str, tuple[float, float]]:
+        """Return the last value and the mean of each number, averaged over processes."""
+        return losses.gather(lambda numbers: self.accelerator.reduce(numbers, "mean"))
+
     def _log_batch(self, losses: MetricMeter, batch_time: AverageMeter, data_time: AverageMeter) -> None:
         self._raise_if_anomalous()
-        values = losses.gather(lambda numbers: self.accelerator.reduce(numbers, "mean"))
+        values = self._gather(losses)
         remaining = self.num_batches - self.batch_idx - 1 + (self.max_epoch - self.epoch - 1) * self.num_batches
         logger.info(
             f"epoch [{self.epoch + 1}/{self.max_epoch}] batch [{self.batch_idx + 1}/{self.num_batches}] "
@@ -369,6 +381,10 @@ class SimpleTrainer(TrainerBase):
         """Return the class indices of each group by name; the test reports the accuracy of each group."""
         counts = torch.bincount(labels_of(self.dm.dataset.train_x or []), minlength=self.num_classes)
         return training_groups(counts)
+
+    def label_prior(self) -> LabelPrior | None:
+        """Return the label prior of the foundation model that the trainer has estimated, if its method has one."""
+        return None
 
     def predict_parts(self, paths: Sequence[str]) -> Prediction:
         """Return `predict`'s logits and those of a composite trainer's parts, which are evaluated too."""

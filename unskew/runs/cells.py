@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unskew.engine.run_dir import shots_label
+from unskew.runs import costs
 
 if TYPE_CHECKING:
     from unskew.runs.comparison import Difference, Interval
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("unskew")
 
 SIGNIFICANT = 0.05  # a smaller corrected p-value is marked
-
-# Numbers in metrics.json that are no percentages.
-_COSTS = ("seconds", "peak_memory_mb", "trained_parameters", "images_encoded", "images_cached")
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ def label_of(row: Mapping) -> str:
 
 def is_percentage(metric: str) -> bool:
     """Return whether a metric is in percent, as all are except costs."""
-    return metric not in _COSTS
+    return metric not in costs.NAMES
 
 
 def skipped_images(row: Mapping) -> int:

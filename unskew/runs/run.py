@@ -21,7 +21,7 @@ from unskew.engine.run_dir import (
     backbones_of,
     run_folder,
 )
-from unskew.runs import libraries, model, plugins, tables
+from unskew.runs import costs, libraries, model, plugins, tables
 from unskew.runs.predicting import Predicting
 from unskew.runs.results import results_of, write_results
 from unskew.utils import threads
@@ -31,6 +31,7 @@ from unskew.utils.files import expand
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from unskew.engine.trainer import SimpleTrainer
     from unskew.utils.derived_tensors import Sum
 
 logger = logging.getLogger("unskew")
@@ -333,25 +334,35 @@ def check_root(cfg: CfgNode) -> None:
 
 def _train_and_test(cfg: CfgNode, folder: RunDir | None) -> "tuple[dict, dict[str, Tensor | Sum]]":
     """Return the metrics and the predictions of a new run; prepare its folder, if this process writes it."""
-    from unskew.engine.trainer import build_trainer
+    from unskew.engine.label_prior import write_prior
     from unskew.utils.seeds import set_random_seed
 
     started = time.perf_counter()
     set_random_seed(cfg.SEED)
-    try:
-        trainer = build_trainer(cfg)
-    except AssertionError as error:  # trainers written for Dassl refuse a config with an assertion
-        raise ValueError(f"{cfg.TRAINER.NAME} refuses the config: {str(error) or 'an assertion failed'}") from error
-    if folder:  # not before: a config that the trainer refuses must not delete the checkpoints of an interrupted run
-        folder.prepare(cfg)
-    if accelerator := getattr(trainer, "accelerator", None):  # a trainer written for Dassl need not have one
-        accelerator.wait_for_everyone()
-    trainer.train()
-    results = results_of(trainer, cfg, seconds=round(time.perf_counter() - started, 2))
+    with costs.measured(cfg.USE_CUDA) as cost:
+        trainer = _build(cfg)
+        if folder:  # not before: a refused config must not delete the checkpoints of an interrupted run
+            folder.prepare(cfg)
+        if accelerator := getattr(trainer, "accelerator", None):  # a trainer written for Dassl need not have one
+            accelerator.wait_for_everyone()
+        trainer.train()
+        if folder:
+            write_prior(folder.prior, trainer)
+        seconds = round(time.perf_counter() - started, 2)
+        results = results_of(trainer, cfg, seconds=seconds, **cost.of(trainer))
     described = model.describe(trainer, cfg)  # in all processes, which predict together
     if folder and described:
         model.write_model(folder, described)
     return results
+
+
+def _build(cfg: CfgNode) -> "SimpleTrainer":
+    from unskew.engine.trainer import build_trainer
+
+    try:
+        return build_trainer(cfg)
+    except AssertionError as error:  # trainers written for Dassl refuse a config with an assertion
+        raise ValueError(f"{cfg.TRAINER.NAME} refuses the config: {str(error) or 'an assertion failed'}") from error
 
 
 _warned: set[Path] = set()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unskew.engine.run_dir import RunDir
+from unskew.runs import costs
 from unskew.utils.errors import format_error
 from unskew.utils.files import read_json, write_atomically
 from unskew.utils.registry import unknown_name
@@ -23,7 +24,7 @@ _LARGEST = 2**63  # a larger number in metrics.json is damage
 # Keys of each metrics.json; the other values are numbers, texts or lists.
 _TEXTS, _WHOLE_NUMBERS, _NUMBERS = ("dataset", "trainer", "backbone"), ("shots", "seed"), ("accuracy", "seconds")
 
-_FIXED = ("accuracy", "error_rate", "macro_f1", "ece", "seconds")
+_FIXED = ("accuracy", "error_rate", "macro_f1", "ece", *costs.NAMES)
 _GROUP = "(many|medium|few)"
 
 
