@@ -117,7 +117,7 @@ def test_a_dotted_name_that_does_not_exist_is_noticed(name):
     assert not is_name(name)
 
 
-FOLDERS = "unskew|configs|benchmarks|scripts|trainers|datasets|tests|docs"
+FOLDERS = "unskew|configs|benchmarks|examples|scripts|trainers|datasets|tests|docs"
 NEW_FILES = {  # the files that CONTRIBUTING.md tells the reader to create
     "trainers/mymethod.py",
     "configs/trainers/MyMethod.yaml",

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("unskew", "trainers", "datasets", "benchmarks", "tests")
+FOLDERS = ("unskew", "trainers", "datasets", "benchmarks", "examples", "scripts", "tests")
 MODULES = [ROOT / "setup.py", ROOT / "train.py", *(p for name in FOLDERS for p in sorted((ROOT / name).rglob("*.py")))]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 
