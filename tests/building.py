@@ -23,4 +23,4 @@ def some_paths(trainer, n=40):
 def without_costs(metrics):
     """Return a run's metrics without its costs, which equal runs need not share: time, memory, images in the cache."""
     kept = {"trained_parameters"}
-    return {key: value for key, value in metrics.items() if key in kept or key not in (*costs.NAMES, "seconds")}
+    return {key: value for key, value in metrics.items() if key in kept or key not in costs.NAMES}

@@ -9,7 +9,7 @@ from building import SHORT, build, without_costs
 
 import unskew
 from unskew.engine.trainer import build_trainer
-from unskew.runs import costs, tables
+from unskew.runs import costs, text_tables
 from unskew.runs.run import Run, execute
 from unskew.utils import row_store
 
@@ -143,4 +143,4 @@ def test_the_peak_of_a_gpu_is_reset_and_read(monkeypatch):
 def test_a_table_shows_costs_without_a_percentage(name):
     names = {"dataset": "d", "trainer": "t", "backbone": "b", "shots": 1, "seed": 1, "accuracy": 50.0}
     tables.check_columns([name])
-    assert "%" not in tables.table([{**names, name: 12}], name).splitlines()[0]
+    assert "%" not in text_tables.table([{**names, name: 12}], name).splitlines()[0]
