@@ -3,9 +3,11 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from building import SHORT
+from PIL import Image
 
 from unskew import config
 from unskew.data.dataset import build_dataset
@@ -101,6 +103,24 @@ def test_the_file_of_a_prior_is_not_needed(data_root, tmp_path):
     torch.testing.assert_close(trainer.predict(paths), run.predictions["logits"], rtol=0, atol=1e-6)
 
 
+def test_a_users_own_images_are_not_needed(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("wren", "crow"):
+        for number in range(12):
+            path = tmp_path / "birds" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (40, 32, 3), dtype=np.uint8)).save(path)
+    root = str(tmp_path / "birds")
+    run = Run("folder", "GLA", "micro", shots=2, seed=1, root=root, folder=str(tmp_path / "run"), opts=TINY)
+    execute(run, console=False)
+    paths = [item.impath.replace(root, str(tmp_path / "else")) for item in build_dataset(run.config).test]
+    shutil.move(root, tmp_path / "else")
+    trainer = load_trainer(run.path)
+    assert trainer.classnames == ["crow", "wren"]
+    assert json.loads(RunDir(run.path).model.read_text())["preprocessing"]["upright"] is True
+    torch.testing.assert_close(trainer.predict(paths), run.predictions["logits"], rtol=0, atol=1e-6)
+
+
 # --- errors -----------------------------------------------------------------------------------------
 
 
@@ -143,4 +163,12 @@ def test_folders_without_a_finished_run_or_model_json(data_root, tmp_path):
         load_trainer(run.path)
     done.unlink()
     with pytest.raises(FileNotFoundError, match="done"):
+        load_trainer(run.path)
+
+
+def test_the_trainer_of_a_plugin_that_is_not_imported(data_root, tmp_path):
+    run = train("ZeroshotCLIP", data_root, tmp_path / "run")
+    file = run.path / "config.yaml"
+    file.write_text(file.read_text().replace("ZeroshotCLIP", "MyTrainer"))
+    with pytest.raises(ValueError, match=r"MyTrainer.*--plugin"):
         load_trainer(run.path)

@@ -106,7 +106,8 @@ def load_trainer(folder: str | Path) -> "SimpleTrainer":
 
     Raises:
         FileNotFoundError: the folder holds no finished run or no ``model.json``, or weights are missing.
-        ValueError: a file is damaged, or the weights of a backbone have changed since the training.
+        ValueError: a file is damaged, the weights of a backbone have changed since the training, or the trainer is
+            of a plugin that is not imported.
 
     Example:
         >>> import tempfile, unskew
@@ -115,10 +116,16 @@ def load_trainer(folder: str | Path) -> "SimpleTrainer":
         >>> load_trainer(run.path).classnames[:3]
         ['zero', 'one', 'two']
     """
-    cfg = _config(RunDir(Path(folder).absolute()))
+    place = RunDir(Path(folder).absolute())
+    saved = place.read_config()["TRAINER"]  # a line for a folder without a finished run
     import torch
 
-    from unskew.engine.trainer import build_trainer
+    from unskew.engine.trainer import TRAINER_REGISTRY, build_trainer
+
+    name = saved.get("CLASS") or saved["NAME"]
+    if name not in {*config.names("trainers"), *TRAINER_REGISTRY.registered_names()}:
+        raise ValueError(f"the trainer '{name}' of '{place.path}' is of a plugin: pass its file with --plugin")
+    cfg = _config(place)
 
     with torch.random.fork_rng(devices=[]):  # initial weights, which those of the run replace
         trainer = build_trainer(cfg)
@@ -128,7 +135,6 @@ def load_trainer(folder: str | Path) -> "SimpleTrainer":
 
 def _config(place: RunDir) -> CfgNode:
     """Return the config of a finished run, with the run's folder instead of its dataset."""
-    place.read_config()  # a line for a folder without a finished run
     read_model(place.path)
     cfg = config.restore(place.config)
     values: dict[str, object] = {
