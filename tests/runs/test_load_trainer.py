@@ -83,9 +83,11 @@ def test_a_long_tailed_run_without_val_images(data_root, tmp_path):
     check(run, moved(run, tmp_path / "moved"))
 
 
-def test_the_prompts_of_a_base_in_another_folder_are_its_own(data_root, tmp_path):
-    base = train("ResidualPrompt", data_root, tmp_path / "base", "DATASET.TEMPLATE", "a small {} here.")
+@pytest.mark.parametrize("prompts", [("a small {} here.", ""), ("", "a small {} here.")])
+def test_the_prompts_of_a_base_in_another_folder_are_its_own(prompts, data_root, tmp_path):
+    base = train("ResidualPrompt", data_root, tmp_path / "base", "DATASET.TEMPLATE", prompts[0])
     pairs = ("TRAINER.GLA.BASE", "ResidualPrompt", "TRAINER.GLA.BASE_DIR", str(base.path))
+    pairs += ("DATASET.TEMPLATE", prompts[1])
     run = train("GLA", data_root, tmp_path / "run", *pairs)
     check(run, run.path)
     shutil.move(base.path, tmp_path / "gone")

@@ -7,11 +7,13 @@ import pytest
 import torch
 from building import SHORT
 from PIL import Image
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 
 import unskew
 from unskew.data.dataset import build_dataset
 from unskew.engine import checkpoint
-from unskew.runs import predict
+from unskew.runs import model, predict
 from unskew.runs.run import Run, execute
 
 TINY = (*SHORT, "OPTIM.MAX_EPOCH", 1)
@@ -56,13 +58,30 @@ def test_probabilities_divide_the_logits_by_the_temperature_of_val(trained):
         scaled = torch.tensor(log).double() / factor
         return float(torch.nn.functional.cross_entropy(scaled, torch.tensor(labels), reduction="sum"))
 
-    temperature = unskew.runs.model.read_model(run.path)["temperature"]
+    temperature = model.read_model(run.path)["temperature"]
     losses = [objective(f) + np.log(temperature * f) ** 2 / 2 for f in (0.97, 1.0, 1.03)]
     assert losses[1] == min(losses) and temperature != 1
     proba = run.predict_proba(paths_of(run))
     expected = (run.predictions["logits"] / temperature).softmax(1).numpy()
     np.testing.assert_allclose(proba.probabilities, expected, atol=1e-6)
     assert proba.probabilities.dtype == np.float32 and len(proba.classes) == 10
+
+
+def test_on_a_long_tail_the_temperature_is_that_of_val_with_its_class_frequencies(data_root, tmp_path):
+    run = Run("digits_lt", "ZeroshotCLIP", seed=1, root=data_root, folder=str(tmp_path), opts=TINY)
+    execute(run, console=False)
+    dataset = build_dataset(run.config)
+    labels, counts = [item.label for item in dataset.val], np.bincount([item.label for item in dataset.train_x])
+    assert 20 < len(labels) <= model.MOST_VAL and counts.max() > 10 * counts.min()
+    logits = model.load_trainer(run.path).predict([item.impath for item in dataset.val]).double().numpy()
+    logits += np.log((counts + 1) / (counts + 1).sum())
+
+    def objective(log_t):
+        log_p = log_softmax(logits / np.exp(log_t), axis=1)
+        return -log_p[np.arange(len(labels)), labels].sum() + log_t**2 / 2
+
+    expected = np.exp(minimize_scalar(objective, bounds=(-3, 3), method="bounded").x)
+    assert model.read_model(run.path)["temperature"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_calibrated_trainer_keeps_its_logits(trained):
