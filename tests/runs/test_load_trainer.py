@@ -153,7 +153,9 @@ def test_folders_without_a_finished_run_or_model_json(data_root, tmp_path):
     run = train("ZeroshotCLIP", data_root, tmp_path / "run")
     file = RunDir(run.path).model
     content = file.read_text()
-    for text, match in (("", "model.json"), ("{}", "model.json"), (content.replace("1,", "2,", 1), "version 2")):
+    damaged = {**json.loads(content), "temperature": 0}, {**json.loads(content), "test_classes": [10]}
+    texts = ["", "{}", "[]", *map(json.dumps, damaged), content.replace("1,", "2,", 1)]
+    for text, match in zip(texts, [r"model\.json"] * 5 + ["version 2"], strict=True):
         file.write_text(text)
         with pytest.raises((ValueError, FileNotFoundError), match=match):
             load_trainer(run.path)

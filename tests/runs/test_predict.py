@@ -1,6 +1,8 @@
 """Predictions of a run in Python: paths, PIL images and tensors."""
 
+import json
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -104,6 +106,25 @@ def test_pil_images_and_tensors_are_predicted_like_files(name, trained, tmp_path
     np.testing.assert_allclose(run.predict_proba(opened[0]).probabilities, expected[:1], atol=1e-6)
     np.testing.assert_allclose(run.predict_proba(pixels[0]).probabilities, expected[:1], atol=1e-6)
     assert not list((tmp_path / "cache" / "features").rglob("*.safetensors"))  # images in memory are not kept
+
+
+def test_a_dataset_that_is_tested_among_some_classes(trained, tmp_path):
+    shutil.copytree(trained("GLA").path, tmp_path / "run")
+    file = tmp_path / "run" / "model.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "test_classes": [1, 4, 7]}))
+    found = unskew.load_run(tmp_path / "run").predict_proba(paths_of(trained("GLA"), 5))
+    assert found.classes == ("one", "four", "seven")
+    expected = trained("GLA").predictions["logits"][:5, [1, 4, 7]].softmax(1).numpy()
+    np.testing.assert_allclose(found.probabilities, expected, atol=1e-6)
+
+
+def test_a_class_with_a_score_of_minus_infinity_has_probability_zero(trained, monkeypatch):
+    run = trained("CoOp")
+    predictor = predict.Predictor(run.path)
+    whole = predictor.trainer.predict_parts(paths_of(run, 2))
+    whole.logits[:, 3] = -torch.inf
+    monkeypatch.setattr(predictor.trainer, "predict_parts", lambda paths: whole)
+    assert (predictor.predict_proba(paths_of(run, 2)).probabilities[:, 3] == 0).all()
 
 
 def test_repeated_paths_have_a_row_each(trained):

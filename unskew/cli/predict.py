@@ -5,6 +5,7 @@ import contextlib
 import csv
 import itertools
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -231,12 +232,17 @@ class _Json:
         self._before = "[\n"
 
     def write(self, path: str, rows: Sequence[Row]) -> None:
-        found = [{"class": row.name, "probability": row.probability, **row.terms} for row in rows]
+        found = [{"class": row.name, "probability": row.probability, **_finite(row.terms)} for row in rows]
         print(self._before, json.dumps({"image": path, "classes": found}), sep="", end="")
         self._before = ",\n"
 
     def close(self) -> None:
         print("[]" if self._before == "[\n" else "\n]")
+
+
+def _finite(terms: dict[str, float]) -> dict[str, float | None]:
+    """Return terms with null for infinity, which JSON lacks; a class with a target frequency of zero has it."""
+    return {name: value if math.isfinite(value) else None for name, value in terms.items()}
 
 
 def _plain(path: str) -> str:

@@ -1,6 +1,7 @@
 """The dataset of a trainer that only predicts: the classes and prompts of a finished run, without images."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,7 +54,21 @@ def _damage(model: object) -> str:
                 return f"{key} is {model.get(key)!r:.80}"
     if not (model["classes"] and all(isinstance(name, str) for key in _LISTS for name in model[key])):
         return "its classes and templates must be texts"
+    if not isinstance(temperature := model.get("temperature"), int | float) or not 0 < temperature < math.inf:
+        return f"temperature is {temperature!r:.80}"
+    count = len(model["classes"])
+    if not _all_are(model.get("models", []), lambda entry: isinstance(entry["backbone"], dict)):
+        return "models must be a list of backbones"
+    if not _all_are(model.get("test_classes", []), lambda label: isinstance(label, int) and 0 <= label < count):
+        return f"test_classes must be labels below {count}"
     return ""
+
+
+def _all_are(values: object, valid: Callable[[Any], bool]) -> bool:
+    try:
+        return isinstance(values, list) and all(map(valid, values))
+    except (LookupError, TypeError):
+        return False
 
 
 class Loaded(Protocol):

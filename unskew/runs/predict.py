@@ -100,7 +100,7 @@ class Predictor:
         model = read_model(self.folder)
         self._threads = number_of_threads(self.trainer.cfg)
         self._transductive = bool(model.get("transductive"))
-        self._temperature = float(model.get("temperature", 1.0))
+        self._temperature = float(model["temperature"])
         self._tested: list[int] | None = model.get("test_classes")
         names = model["classes"]
         self.classes = tuple(names if self._tested is None else (names[label] for label in self._tested))
@@ -152,7 +152,7 @@ class Predictor:
             prediction = self.trainer.predict_parts(cast("Sequence[str]", images))
         prediction = prediction if self._tested is None else among(prediction, self._tested)
         logits = prediction.logits.float() / self._temperature
-        if not logits.isfinite().all():
+        if not logits.softmax(1).isfinite().all():  # a target of zero gives -inf
             raise ValueError(f"the model in '{self.folder}' gives values that are not finite: run again")
         return Scores(logits.cpu(), explained(prediction))
 
