@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from unskew import config
@@ -18,6 +18,7 @@ from unskew.debias.temperature import fit_temperature
 from unskew.engine.dataset_groups import dataset_groups
 from unskew.engine.debiasing import FittedTerms, check_prior, matches_classes
 from unskew.engine.evaluator import labels_of
+from unskew.engine.image_models import MixtureModel
 from unskew.engine.label_prior import write_prior
 from unskew.engine.prediction import Prediction
 from unskew.engine.run_dir import RunDir, path_safe
@@ -236,13 +237,17 @@ class Backdoor(SimpleTrainer):
         Raises:
             FileNotFoundError: the member is not trained.
         """
-        trainer, directory = self._build_member(member)
-        trainer.load_model(directory, self.members_epoch)
+        trainer = self._load_member(member)
         logits = trainer.predict(paths)
         self._trained[member.name] = trainer.trained_parameters()
         del trainer
         backbones.release()
         return logits
+
+    def _load_member(self, member: Member) -> SimpleTrainer:
+        trainer, directory = self._build_member(member)
+        trainer.load_model(directory, self.members_epoch)
+        return trainer
 
     def _build_member(self, member: Member) -> tuple[SimpleTrainer, str]:
         """Return a member's trainer without its weights, and the folder that holds them."""
@@ -332,6 +337,11 @@ class Backdoor(SimpleTrainer):
 
     def predict(self, paths: Sequence[str]) -> Tensor:
         return self.predict_parts(paths).logits
+
+    def image_model(self) -> nn.Module:
+        members = [self._load_member(member).image_model() for member in self.members]
+        terms = self.terms
+        return MixtureModel(members, terms.temperatures, terms.weights, self.node.COMBINE, terms.temperature)
 
     def class_groups(self) -> dict[str, Tensor]:
         groups = {**super().class_groups(), **dataset_groups(self.cfg, self.device)}

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 from yacs.config import CfgNode
 
+from unskew.debias.affine import affine_form
 from unskew.engine.clip_trainer import CLIPTrainer
 from unskew.engine.debiasing import (
     SavedGLA,
@@ -70,6 +71,11 @@ class DebiasedZeroshot(CLIPTrainer):
         else:
             logger.warning(f"'{directory}' was fitted on other classes or with other settings; fitting the prior again")
             self.fit_zeroshot()
+
+    def linear_head(self) -> tuple[Tensor, Tensor] | None:
+        if self.transductive:
+            return None
+        return affine_form(self.gla, zs_only=True).of_heads(self.cosine_head(self.zeroshot_weights))
 
     def predict_parts(self, paths: Sequence[str]) -> Prediction:
         """Return the debiased logits, with the calibrated zero-shot logits as a part."""

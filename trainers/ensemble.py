@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from unskew import config
 from unskew.data.saved_run import SAVED_RUN, check_can_fit
 from unskew.debias import temperature
+from unskew.debias.affine import AffineForm, affine_form
 from unskew.debias.metrics import selection_score
 from unskew.engine import fingerprint
 from unskew.engine.clip_trainer import CLIPTrainer
 from unskew.engine.debiasing import SavedGLA, check_choice, check_transductive, fit_zeroshot, matches_classes
+from unskew.engine.image_models import SumModel
 from unskew.engine.label_prior import LabelPrior
 from unskew.engine.prediction import Prediction
 from unskew.engine.run_dir import RunDir
@@ -161,6 +163,21 @@ class Ensemble(CLIPTrainer):
 
     def predict(self, paths: Sequence[str]) -> Tensor:
         return self.predict_parts(paths).logits
+
+    def linear_head(self) -> tuple[Tensor, Tensor] | None:
+        finetuned = self.base.linear_head() if self.reads_features_of(self.base) else None
+        if finetuned is None or self.transductive:
+            return None
+        return self._affine_form().of_heads(self.cosine_head(self.zeroshot_weights), finetuned)
+
+    def image_model(self) -> nn.Module:
+        if self.linear_head() is not None:
+            return super().image_model()
+        zeroshot = self.feature_model(lambda features: self.cosine_logits(features, self.zeroshot_weights))
+        return SumModel(self._affine_form(), zeroshot, self.base.image_model())
+
+    def _affine_form(self) -> AffineForm:
+        return affine_form(self.gla, self.gla.log_target)
 
     # --- checkpoints --------------------------------------------------------------------------------
 

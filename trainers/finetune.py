@@ -175,3 +175,10 @@ class FineTune(CLIPTrainer):
     def logits(self, inputs: Tensor) -> Tensor:
         """Return the logits [B, C] of images [B, 3, H, W] or, if not `needs_images`, of features [B, D]."""
         return self.model(inputs)
+
+    def linear_head(self) -> tuple[Tensor, Tensor] | None:
+        """Return the cosine head if it reads the feature itself, without an adapter."""
+        if self.adapter != "none":
+            return None
+        rows = self.node.SCALE * F.normalize(self.model.get_parameter("head.weight").detach(), dim=-1)
+        return rows, rows.new_zeros(len(rows))

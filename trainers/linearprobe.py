@@ -33,6 +33,9 @@ class LinearProbe(CLIPTrainer):
     def logits(self, image_features: Tensor) -> Tensor:
         return self.head(F.normalize(image_features, dim=-1))
 
+    def linear_head(self) -> tuple[Tensor, Tensor]:
+        return self.head.weight.detach(), self.head.bias.detach()
+
     @torch.no_grad()
     def train(self) -> None:
         self.before_train()

@@ -48,3 +48,6 @@ class TaskRes(CLIPTrainer):
 
     def logits(self, image_features: Tensor) -> Tensor:
         return self.cosine_logits(image_features, self.classifier())
+
+    def linear_head(self) -> tuple[Tensor, Tensor]:
+        return self.cosine_head(self.classifier())

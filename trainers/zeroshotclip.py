@@ -21,3 +21,6 @@ class ZeroshotCLIP(CLIPTrainer):
 
     def logits(self, image_features: Tensor) -> Tensor:
         return self.cosine_logits(image_features, self.zeroshot_weights)
+
+    def linear_head(self) -> tuple[Tensor, Tensor]:
+        return self.cosine_head(self.zeroshot_weights)

@@ -9,7 +9,7 @@ from building import SHORT, build, without_costs
 
 import unskew
 from unskew.engine.trainer import build_trainer
-from unskew.runs import costs, text_tables
+from unskew.runs import costs, tables, text_tables
 from unskew.runs.run import Run, execute
 from unskew.utils import row_store
 

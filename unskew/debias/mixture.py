@@ -53,10 +53,14 @@ def combine_members(logits: Array, weights: Array, combine: str = "logits") -> A
     if not ((shares >= 0).all() and abs(float(shares.double().sum()) - 1) < 1e-3):
         raise ValueError(f"weights must be at least 0 and sum to 1 (got {[round(w, 4) for w in shares.tolist()]})")
     check_finite(members.flatten(0, 1))
-    shares = shares.to(members)
+    return to_kind(mix(members, shares.to(members), combine), numpy)
+
+
+def mix(members: Tensor, shares: Tensor, combine: str) -> Tensor:
+    """Run `combine_members` on checked tensors."""
     if combine == "logits":
-        return to_kind(torch.tensordot(shares, members, 1), numpy)
-    return to_kind((members.log_softmax(-1) + shares.log()[:, None, None]).logsumexp(0), numpy)
+        return torch.tensordot(shares, members, 1)
+    return (members.log_softmax(-1) + shares.log()[:, None, None]).logsumexp(0)
 
 
 def fit_member_weights(

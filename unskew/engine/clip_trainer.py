@@ -1,10 +1,12 @@
 """The base of all trainers on a CLIP: backbone, cached features, zero-shot head and the training step."""
 
+import functools
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
@@ -19,8 +21,9 @@ from unskew.debias.metrics import compute_accuracy, crossed_groups
 from unskew.engine.checkpoint import bind_to_classes
 from unskew.engine.dataset_groups import dataset_groups
 from unskew.engine.feature_loader import FeatureLoader
+from unskew.engine.image_models import ImageModel, linear_logits
 from unskew.engine.optim import build_lr_scheduler, build_optimizer
-from unskew.engine.trainer import TrainerX
+from unskew.engine.trainer import SimpleTrainer, TrainerX
 from unskew.utils.blocks import in_blocks, row_blocks
 
 
@@ -143,6 +146,44 @@ class CLIPTrainer(TrainerX):
             return {"logits": logits.mean(0) if len(crops) > 1 else logits[0]}
 
         return in_blocks(mean, row_blocks(len(paths), len(crops) * self.num_classes))["logits"]
+
+    # --- as functions of features and of images, for export -----------------------------------------
+
+    def cosine_head(self, text_features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the `linear_head` of the `cosine_logits` with text features [C, D]."""
+        rows = F.normalize(text_features.detach().float(), dim=-1)
+        return self.backbone.logit_scale.detach().exp().float() * rows, rows.new_zeros(len(rows))
+
+    def reads_features_of(self, other: SimpleTrainer) -> bool:
+        """Return whether another trainer predicts from the features of the same tower and crops."""
+        if not isinstance(other, CLIPTrainer):
+            return False
+        mine, theirs = (
+            (trainer.backbone.id, trainer.backbone.dtype, repr(trainer.dm.tfm_crops), trainer.cfg.DATASET.UPRIGHT)
+            for trainer in (self, other)
+        )
+        return mine == theirs
+
+    @torch.no_grad()
+    def mean_features(self, paths: Sequence[str]) -> Tensor:
+        """Return the features x [N, D] that `linear_head` reads: the mean of the crops' normalised features."""
+        crops = (F.normalize(self._extract(paths, transform), dim=-1) for transform in self.dm.tfm_crops)
+        return torch.stack(list(crops)).mean(0)
+
+    def image_model(self) -> nn.Module:
+        if self.needs_images:
+            return super().image_model()
+        head = self.linear_head()
+        logits = self.logits if head is None else functools.partial(linear_logits, *head)
+        return self.feature_model(logits)
+
+    def feature_model(self, logits_of: Callable[[Tensor], Tensor]) -> ImageModel:
+        """Return the `image_model` of a function of image features [B, D]."""
+
+        def logits(images: Tensor) -> Tensor:
+            return logits_of(self.backbone.encode_image(images).float())
+
+        return ImageModel(self, logits, [self.backbone.visual, *self._models.values()])
 
     # --- training and prediction --------------------------------------------------------------------
 

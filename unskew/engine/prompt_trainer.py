@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from unskew.clip.prompts import POSITIONS, LearnableContext
@@ -72,3 +73,7 @@ class PromptTrainer(CLIPTrainer):
     def logits(self, image_features: Tensor) -> Tensor:
         """Return the cosine logits [B, C] of image features [B, D]."""
         return self.cosine_logits(image_features, self.text_features())
+
+    @torch.no_grad()
+    def linear_head(self) -> tuple[Tensor, Tensor]:
+        return self.cosine_head(self.text_features())

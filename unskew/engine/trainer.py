@@ -24,6 +24,7 @@ from unskew.debias.metrics import training_groups
 from unskew.engine import checkpoint, testing
 from unskew.engine.accelerator import broadcast_states, build_accelerator
 from unskew.engine.evaluator import build_evaluator, labels_of
+from unskew.engine.image_models import ImageModel
 from unskew.engine.label_prior import LabelPrior
 from unskew.engine.loop import Names, TrainerBase
 from unskew.engine.meters import AverageMeter, MetricMeter
@@ -405,6 +406,21 @@ class SimpleTrainer(TrainerBase):
     def model_inference(self, input: Tensor) -> Tensor:
         """Return the logits [B, C] of preprocessed images."""
         return self.model(input)
+
+    def linear_head(self) -> tuple[Tensor, Tensor] | None:
+        """Return A [C, D] and c [C] of the logits A x + c of a normalised image feature x; ``None`` for other logits.
+
+        With several ``TEST.CROPS``, x is the mean of the crops' normalised features.
+        """
+        return None
+
+    def image_model(self) -> nn.Module:
+        """Return the prediction as a module: crops [B, V, 3, H, W] in [0, 1] -> logits [B, C].
+
+        Raises:
+            ValueError: the prediction of an image depends on the other images.
+        """
+        return ImageModel(self, self.model_inference, self._models.values())
 
     def parse_batch_test(self, batch: dict) -> tuple[Tensor, Tensor]:
         """Return images and labels on the device; in `predict` all labels are -1."""
