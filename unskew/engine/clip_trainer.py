@@ -171,6 +171,7 @@ class CLIPTrainer(TrainerX):
         return torch.stack(list(crops)).mean(0)
 
     def image_model(self) -> nn.Module:
+        """Return the prediction as a module; a linear trainer is its image tower and its linear head."""
         if self.needs_images:
             return super().image_model()
         head = self.linear_head()

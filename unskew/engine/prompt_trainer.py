@@ -76,4 +76,5 @@ class PromptTrainer(CLIPTrainer):
 
     @torch.no_grad()
     def linear_head(self) -> tuple[Tensor, Tensor]:
+        """Return the head of the current prompts, which need no text tower after training."""
         return self.cosine_head(self.text_features())
