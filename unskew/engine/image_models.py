@@ -24,6 +24,15 @@ def linear_logits(weights: Tensor, bias: Tensor, image_features: Tensor) -> Tens
     return F.linear(F.normalize(image_features, dim=-1), weights, bias)
 
 
+def check_not_transductive(trainer: "SimpleTrainer") -> None:
+    """Raise ``ValueError`` if the prediction of an image depends on the other images of a call."""
+    if trainer.transductive:
+        raise ValueError(
+            f"{trainer.cfg.TRAINER.NAME} predicts an image from all images of a call (PRIOR unlabelled or COMBINE "
+            "otter), so it cannot be exported: train it with other values"
+        )
+
+
 class ImageModel(nn.Module):
     """A trainer's logits [B, C] of crops [B, V, 3, H, W], averaged over the V crops.
 
@@ -34,20 +43,20 @@ class ImageModel(nn.Module):
 
     Attributes:
         crops: the resizing and cropping of each crop, as text.
+        prepare: functions of a PIL image that return the crops [3, H, W] in [0, 1].
 
     Raises:
         ValueError: the prediction of an image depends on the other images, or the crops are not only normalised.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self, trainer: "SimpleTrainer", function: Callable[[Tensor], Tensor], modules: Iterable[nn.Module]
     ) -> None:
         super().__init__()
-        if trainer.transductive:
-            raise ValueError(
-                f"{trainer.cfg.TRAINER.NAME} predicts an image from all images of a call (PRIOR unlabelled or COMBINE "
-                "otter), so it cannot be exported: train it with other values"
-            )
+        check_not_transductive(trainer)
         trainer.set_model_mode("eval")
         self.function, self.models = function, nn.ModuleList(modules)
         steps = [list(getattr(transform, "transforms", ())) for transform in trainer.dm.tfm_crops]
@@ -57,11 +66,14 @@ class ImageModel(nn.Module):
                 f"(got {list(trainer.cfg.INPUT.TRANSFORMS)})"
             )
         self.crops = tuple(f"{crop[:-2]}, upright {trainer.cfg.DATASET.UPRIGHT}" for crop in steps)
-        self.normalize = steps[0][-1]
+        self.prepare = [T.Compose(crop[:-1]) for crop in steps]
+        for name in ("mean", "std"):
+            numbers = torch.tensor(getattr(steps[0][-1], name), device=trainer.device)
+            self.register_buffer(name, numbers[:, None, None])
 
     def forward(self, crops: Tensor) -> Tensor:
         """Return logits [B, C]."""
-        logits = self.function(self.normalize(crops.flatten(0, 1)))
+        logits = self.function((crops.flatten(0, 1) - self.mean) / self.std)
         return logits.unflatten(0, (-1, len(self.crops))).mean(1)
 
 

@@ -94,11 +94,12 @@ def _temperature(trainer: "SimpleTrainer") -> tuple[float, str]:
 # --- the trainer ------------------------------------------------------------------------------------
 
 
-def load_trainer(folder: str | Path) -> "SimpleTrainer":
+def load_trainer(folder: str | Path, precision: str = "") -> "SimpleTrainer":
     """Build the trainer of a finished run and load its weights, without its dataset.
 
     Args:
         folder: the run's folder, which may have been moved.
+        precision: instead of the run's ``TRAINER.PREC``.
 
     Returns:
         The trainer, whose ``classnames`` are the run's and whose ``predict_parts(paths)`` takes any images. Its splits
@@ -126,6 +127,7 @@ def load_trainer(folder: str | Path) -> "SimpleTrainer":
     if name not in {*config.names("trainers"), *TRAINER_REGISTRY.registered_names()}:
         raise ValueError(f"the trainer '{name}' of '{place.path}' is of a plugin: pass its file with --plugin")
     cfg = _config(place)
+    cfg = config.derive(cfg, {"TRAINER.PREC": precision}) if precision else cfg
 
     with torch.random.fork_rng(devices=[]):  # initial weights, which those of the run replace
         trainer = build_trainer(cfg)

@@ -1,0 +1,180 @@
+"""ONNX files: a linear head on features, or a whole prediction from crops of images."""
+
+import contextlib
+import importlib.util
+import logging
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from unskew.data.images import read_image
+from unskew.engine.image_models import ImageModel, linear_logits
+from unskew.runs.export import check
+from unskew.utils.errors import format_error
+from unskew.utils.files import move_into_place, remove_leftovers, temporary_path
+
+if TYPE_CHECKING:
+    from unskew.engine.trainer import SimpleTrainer
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+# Protocol buffers end at 2 GiB; larger weights are in a file of their own beside the graph.
+MOST_BYTES = 2**31 - 2**27
+
+
+def check_installed() -> None:
+    """Raise ``ValueError`` if a package of the extra ``export`` is missing."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"an export to .onnx needs {', '.join(missing)}: run pip install 'unskew[export]'")
+
+
+class Outputs(nn.Module):
+    """Logits [B, C] and calibrated probabilities [B, C] of a model whose input has an axis of V crops.
+
+    Args:
+        model: the model.
+        crops: V; for 1, the input of this module has no axis of crops.
+        temperature: the temperature of the probabilities.
+    """
+
+    def __init__(self, model: nn.Module, crops: int, temperature: float) -> None:
+        super().__init__()
+        self.model, self.crops, self.temperature = model, crops, temperature
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and probabilities."""
+        logits = self.model(inputs[:, None] if self.crops == 1 else inputs)
+        return logits, (logits / self.temperature).softmax(1)
+
+
+class FeatureHead(nn.Module):
+    """The logits [B, C] of a linear head on the features [B, V, D] of V crops, which need not be normalised."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits."""
+        return linear_logits(self.weight, self.bias, features).mean(1)
+
+
+def write_head(trainer: "SimpleTrainer", weight: Tensor, bias: Tensor, out: Path, facts: Mapping[str, str]) -> None:
+    """Write a linear head with the input ``features``, [B, D] or [B, crops, D], see `FeatureHead`."""
+    crops = len(trainer.dm.tfm_crops)
+    shape = (weight.shape[1],) if crops == 1 else (crops, weight.shape[1])
+    rows = torch.randn(len(check.SIZES), *shape, generator=torch.Generator().manual_seed(0))
+    expected = FeatureHead(weight, bias)(rows if crops > 1 else rows[:, None])
+    module = Outputs(FeatureHead(weight, bias), crops, float(facts["temperature"]))
+    _write(trainer, module, "features", rows, expected, out, facts)
+
+
+def write_model(trainer: "SimpleTrainer", out: Path, facts: Mapping[str, str]) -> None:
+    """Write image tower and head with the input ``images``, [B, 3, H, W] or [B, crops, 3, H, W], RGB in [0, 1].
+
+    Raises:
+        ValueError: the prediction depends on all images, its models read other crops, or PyTorch cannot export it.
+    """
+    model = trainer.image_model()
+    towers = [module for module in model.modules() if isinstance(module, ImageModel)]
+    first = towers[0]
+    for tower in towers:
+        if tower.crops != first.crops:
+            raise ValueError(
+                f"the models of {trainer.cfg.TRAINER.NAME} read images of other sizes or resize them in another way, "
+                f"and one graph has one input: choose models that agree ('{first.crops[0]}' and '{tower.crops[0]}')"
+            )
+    with check.pictures() as paths:
+        images = _prepared(first, paths, trainer.cfg.DATASET.UPRIGHT)
+        expected = trainer.predict_parts(paths).logits.cpu()
+    crops = images.shape[1]
+    images = images[:, 0] if crops == 1 else images
+    module = Outputs(model, crops, float(facts["temperature"]))
+    _write(trainer, module, "images", images.to(trainer.device), expected, out, facts)
+
+
+def _prepared(model: ImageModel, paths: Sequence[str], upright: bool) -> Tensor:
+    """Return the crops [N, V, 3, H, W] of image files, not normalised."""
+    images = [read_image(path, upright=upright) for path in paths]
+    return torch.stack([torch.stack([prepare(image) for prepare in model.prepare]) for image in images])
+
+
+def _write(
+    trainer: "SimpleTrainer",
+    module: nn.Module,
+    name: str,
+    inputs: Tensor,
+    expected: Tensor,
+    out: Path,
+    facts: Mapping[str, str],
+) -> None:
+    """Write a module as ONNX, after a comparison of its logits with the expected ones in ONNX Runtime."""
+    program = _export(trainer, module, name, inputs[:2])
+    program.model.metadata_props.update(facts)
+    size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values() if value.const_value)
+    remove_leftovers(out.parent)
+    folder = temporary_path(out)
+    folder.mkdir()
+    try:
+        program.save(folder / out.name, external_data=size > MOST_BYTES)
+        logits = _run(folder / out.name, name, inputs)
+        check.compare(logits, expected, trainer, exact=trainer.device.type == "cpu")
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == out.name):  # the graph follows its weights
+            move_into_place(file, out.parent / file.name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _export(trainer: "SimpleTrainer", module: nn.Module, name: str, example: Tensor) -> Any:
+    """Return the ONNX program of a module with a free batch size."""
+    shapes = ({0: torch.export.Dim("batch")},)
+    names: dict[str, Any] = {"input_names": [name], "output_names": ["logits", "probabilities"]}
+    try:
+        with _quiet():
+            return torch.onnx.export(
+                module.eval(), (example,), dynamo=True, dynamic_shapes=shapes, verbose=False, **names
+            )
+    except Exception as error:  # PyTorch's exporter raises errors of many kinds
+        cause = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__  # type: ignore[assignment]
+        reason = format_error(cause)[:200]
+        raise ValueError(
+            f"PyTorch cannot export {trainer.cfg.TRAINER.NAME} to ONNX ({type(cause).__name__}: {reason}): write its "
+            "image_model() with operations that torch.export knows"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop the notes of the exporter's optimiser."""
+    notes = logging.getLogger("onnxscript")
+    level = notes.level
+    notes.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        notes.setLevel(level)
+
+
+def _run(file: Path, name: str, inputs: Tensor) -> Tensor:
+    """Return the logits [N, C] that ONNX Runtime computes on the CPU."""
+    import onnxruntime
+
+    try:
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        return torch.from_numpy(session.run(["logits"], {name: inputs.cpu().numpy()})[0])
+    except Exception as error:  # ONNX Runtime has errors of its own
+        raise ValueError(f"ONNX Runtime cannot run the export: {format_error(error)[:200]}") from error
