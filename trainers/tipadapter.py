@@ -75,8 +75,8 @@ class Cache(nn.Module):
 
     def forward(self, image_features: Tensor) -> Tensor:
         """Return the cache's logits [B, C] of normalised features [B, D]."""
-        logits = image_features.new_zeros(len(image_features), self.num_classes, dtype=torch.float32)
-        if torch.is_grad_enabled():
+        logits = image_features.new_zeros(image_features.shape[0], self.num_classes, dtype=torch.float32)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():  # an export has no number of images
             return self.alpha * logits.index_add(1, self.labels, self._affinities(image_features))
         for rows in image_blocks(len(logits), self.keys):
             logits[rows].index_add_(1, self.labels, self._affinities(image_features[rows]))

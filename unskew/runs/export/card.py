@@ -22,7 +22,7 @@ from safetensors import safe_open
 with safe_open("{file}", "pt") as file:
     weight, bias, facts = file.get_tensor("weight"), file.get_tensor("bias"), file.metadata()
 backbone, temperature = json.loads(facts["backbone"]), float(facts["temperature"])
-model, _, preprocess = open_clip.create_model_and_transforms(backbone["architecture"], pretrained=backbone["tag"])
+model, _, preprocess = open_clip.create_model_and_transforms(backbone["architecture"], pretrained={weights})
 with torch.no_grad():
     x = model.eval().encode_image(preprocess(Image.open("image.jpg").convert("RGB"))[None], normalize=True)  # [1, D]
 probabilities = ((x @ weight.T + bias) / temperature).softmax(-1)
@@ -137,6 +137,13 @@ def _prior(folder: Path) -> list[str]:
     return ["## Class bias", text, _table([(name, f"{value:.2f}") for value, name in shown], ["class", "log q"])]
 
 
+def _weights(backbone: Mapping[str, str]) -> str:
+    """Return the argument ``pretrained`` of open_clip for a backbone, as code."""
+    if backbone["tag"]:
+        return 'backbone["tag"]'
+    return "None" if ":" in backbone["architecture"] else '"FILE_OF_THE_WEIGHTS"'  # a folder has its weights
+
+
 def _how_to_load(content: Mapping[str, Any], kind: str, out: Path) -> str:
     crops, size = content["preprocessing"]["crops"], content["preprocessing"]["size"]
     height, width = (size, size) if isinstance(size, int) else (size[0], size[-1])
@@ -145,7 +152,7 @@ def _how_to_load(content: Mapping[str, Any], kind: str, out: Path) -> str:
         code, note = OPEN_CLIP, "W and bias fit any program that computes the features of the same weights."
         if crops > 1:
             note = f"x is the mean of the normalised features of {crops} crops of each image, which this code omits."
-        code = code.format(file=out.name)
+        code = code.format(file=out.name, weights=_weights(content["backbone"]))
     else:
         template, shape = (ONNX_HEAD, f"[{batch}, D]") if kind == "head" else (ONNX_MODEL, "")
         code = template.format(file=out.name, shape=shape or f"[{batch}, 3, {height}, {width}]")

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import io
 import logging
 import shutil
 import warnings
@@ -137,13 +138,11 @@ def _write(
 
 def _export(trainer: "SimpleTrainer", module: nn.Module, name: str, example: Tensor) -> Any:
     """Return the ONNX program of a module with a free batch size."""
-    shapes = ({0: torch.export.Dim("batch")},)
     names: dict[str, Any] = {"input_names": [name], "output_names": ["logits", "probabilities"]}
     try:
         with _quiet():
-            return torch.onnx.export(
-                module.eval(), (example,), dynamo=True, dynamic_shapes=shapes, verbose=False, **names
-            )
+            captured = _capture(module.eval(), example)
+            program: Any = torch.onnx.export(captured, dynamo=True, verbose=False, **names)
     except Exception as error:  # PyTorch's exporter raises errors of many kinds
         cause = error
         while cause.__cause__ is not None:
@@ -153,20 +152,31 @@ def _export(trainer: "SimpleTrainer", module: nn.Module, name: str, example: Ten
             f"PyTorch cannot export {trainer.cfg.TRAINER.NAME} to ONNX ({type(cause).__name__}: {reason}): write its "
             "image_model() with operations that torch.export knows"
         ) from error
+    for node in program.model.graph.all_nodes():  # their notes hold paths of this machine
+        node.metadata_props.clear()
+    return program
+
+
+def _capture(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    """Return a module's graph. The strict way reads the code, and so follows some that tracing does not, as len(x)."""
+    shapes = ({0: torch.export.Dim("batch")},)
+    try:
+        return torch.export.export(module, (example,), dynamic_shapes=shapes, strict=False)
+    except Exception:  # PyTorch's exporter raises errors of many kinds
+        return torch.export.export(module, (example,), dynamic_shapes=shapes, strict=True)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Drop the notes of the exporter's optimiser."""
-    notes = logging.getLogger("onnxscript")
-    level = notes.level
-    notes.setLevel(logging.ERROR)
+    """Drop the lines of the exporter, which prints whole graphs if it fails."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        notes.setLevel(level)
+        logging.disable(level)
 
 
 def _run(file: Path, name: str, inputs: Tensor) -> Tensor:
