@@ -2,6 +2,7 @@
 
 import argparse
 
+from unskew.cli.arguments import add_plugin, add_threads
 from unskew.cli.data import Commands
 
 
@@ -17,14 +18,18 @@ def add(commands: Commands) -> None:
         choices=("head", "model"),
         help="head: one linear layer on the image features; model: image tower and head; default: head if it is linear",
     )
+    add_plugin(p)
+    add_threads(p)
     p.set_defaults(command=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the file and print what it holds."""
+    from unskew.runs import plugins
     from unskew.runs.export.write import export_run
     from unskew.utils.logging import setup_logger
 
+    plugins.load(arguments.plugin)
     with setup_logger(None, console=False):
         kind, file, card = export_run(arguments.run, arguments.out, arguments.kind)
     print(f"{kind}: '{file}' ({file.stat().st_size / 1e6:.2f} MB), model card '{card}'")

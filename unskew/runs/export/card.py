@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 import unskew
 from unskew.engine.run_dir import RunDir, shots_label
-from unskew.runs.run import Run
+from unskew.runs.tables import read_metrics
 
 SHOWN = 5  # classes of the largest and of the smallest prior
 
@@ -70,7 +70,8 @@ def metadata_of(content: Mapping[str, Any], kind: str) -> dict[str, str]:
         "license": licence_of(content),
         **{key: content[key] for key in ("dataset", "trainer")},
     }
-    nodes = {key: content[key] for key in ("classes", "backbone", "preprocessing", "models") if key in content}
+    nodes = {key: content[key] for key in ("backbone", "preprocessing", "models") if key in content}
+    nodes["classes"] = classes_of(content)
     temperature = repr(float(content.get("temperature", 1.0)))
     return {**texts, "temperature": temperature, **{key: json.dumps(value) for key, value in nodes.items()}}
 
@@ -81,16 +82,29 @@ def licence_of(content: Mapping[str, Any]) -> str:
     return "; ".join(dict.fromkeys(str(model["license"]) for model in models))
 
 
-def card_of(run: Run, content: Mapping[str, Any], kind: str, out: Path) -> str:
-    """Return the model card of an exported run as Markdown."""
-    classes = content["classes"]
+def classes_of(content: Mapping[str, Any]) -> list[str]:
+    """Return the names of the classes that a run predicts: the tested ones."""
+    names, tested = content["classes"], content.get("test_classes")
+    return names if tested is None else [names[label] for label in tested]
+
+
+def card_of(folder: str | Path, content: Mapping[str, Any], kind: str, out: Path) -> str:
+    """Return the model card of an exported run as Markdown.
+
+    Args:
+        folder: the run's folder.
+        content: that of its ``model.json``.
+        kind: ``head`` or ``model``.
+        out: the exported file.
+    """
+    metrics = read_metrics(RunDir(folder).metrics)
     weights = "one linear layer on the image features of" if kind == "head" else "the image tower and head on"
     towers = [model["backbone"] for model in content.get("models", [content])]
     names = ", ".join(str(tower["name"]) for tower in towers)
     facts = [
         ("dataset", content["dataset"]),
-        ("images", f"{shots_label(run.config.DATASET.NUM_SHOTS, run.config.DATASET.LONGTAIL)}, seed {run.seed}"),
-        ("classes", f"{len(classes):,}"),
+        ("images", f"{shots_label(metrics['shots'], metrics['longtail'])}, seed {metrics['seed']}"),
+        ("classes", f"{len(classes_of(content)):,}"),
         ("method", content["trainer"]),
         ("backbone", "; ".join(f"{tower['name']} ({tower['id']})" for tower in towers)),
         ("licence of the weights", licence_of(content)),
@@ -101,8 +115,8 @@ def card_of(run: Run, content: Mapping[str, Any], kind: str, out: Path) -> str:
         _table(facts, ["", ""]),
         "## Accuracy",
         "Percent of the test images:",
-        _table(_accuracies(run.metrics), ["", "%"]),
-        *_prior(run.path),
+        _table(_accuracies(metrics), ["", "%"]),
+        *_prior(Path(folder)),
         "## Load",
         _how_to_load(content, kind, out),
     ]

@@ -1,10 +1,7 @@
 """Comparison of an exported file with the run's predictions of a few random images."""
 
-import contextlib
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -14,32 +11,33 @@ from torch import Tensor
 if TYPE_CHECKING:
     from unskew.engine.trainer import SimpleTrainer
 
-# Heights and widths; three images are another batch than that of the export.
+# Widths and heights; three images are another batch than that of the export.
 SIZES = ((300, 400), (400, 300), (257, 257))
 
 # Largest differences of log probabilities. Towers of low precision, and GPUs, have fewer digits than a float32 graph.
 CLOSE, ROUGH = (1e-3, 1e-2), (0.05, 0.5)  # relative, absolute
 
 
-@contextlib.contextmanager
-def pictures() -> Iterator[list[str]]:
-    """Yield the paths of a few random images, which are deleted afterwards."""
+def pictures() -> list[Image.Image]:
+    """Return a few random images."""
     rng = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [str(Path(folder) / f"{number}.png") for number in range(len(SIZES))]
-        for path, size in zip(paths, SIZES, strict=True):
-            coarse = Image.fromarray(rng.integers(256, size=(4, 4, 3), dtype=np.uint8))
-            coarse.resize(size[::-1], Image.Resampling.BICUBIC).save(path)
-        yield paths
+    coarse = (Image.fromarray(rng.integers(256, size=(4, 4, 3), dtype=np.uint8)) for _ in SIZES)
+    return [image.resize(size, Image.Resampling.BICUBIC) for image, size in zip(coarse, SIZES, strict=True)]
 
 
-def features_of(trainer: "SimpleTrainer", paths: list[str]) -> Tensor:
+def predicted(trainer: "SimpleTrainer", images: Sequence[Image.Image], tested: Sequence[int] | None) -> Tensor:
+    """Return the trainer's logits [N, C] of images, among the tested classes, on the CPU."""
+    logits = trainer.predict_parts(cast("Sequence[str]", images)).logits.cpu()  # the loaders read PIL images too
+    return logits if tested is None else logits[:, tested]
+
+
+def features_of(trainer: "SimpleTrainer", images: Sequence[Image.Image]) -> Tensor:
     """Return the features [N, D] that the trainer's linear head reads, on the CPU."""
     from unskew.engine.clip_trainer import CLIPTrainer
 
     if not isinstance(trainer, CLIPTrainer):
         raise ValueError(f"{trainer.cfg.TRAINER.NAME} has a linear head, but no backbone of CLIP: subclass CLIPTrainer")
-    return trainer.mean_features(paths).cpu()
+    return trainer.mean_features(cast("Sequence[str]", images)).cpu()
 
 
 def compare(logits: Tensor, expected: Tensor, trainer: "SimpleTrainer", exact: bool = True) -> None:

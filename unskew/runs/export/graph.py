@@ -1,7 +1,6 @@
 """ONNX files: a linear head on features, or a whole prediction from crops of images."""
 
 import contextlib
-import importlib.util
 import io
 import logging
 import shutil
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from unskew.data.images import read_image
 from unskew.engine.image_models import ImageModel, linear_logits
 from unskew.runs.export import check
 from unskew.utils.errors import format_error
@@ -22,17 +20,8 @@ from unskew.utils.files import move_into_place, remove_leftovers, temporary_path
 if TYPE_CHECKING:
     from unskew.engine.trainer import SimpleTrainer
 
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-
 # Protocol buffers end at 2 GiB; larger weights are in a file of their own beside the graph.
 MOST_BYTES = 2**31 - 2**27
-
-
-def check_installed() -> None:
-    """Raise ``ValueError`` if a package of the extra ``export`` is missing."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ValueError(f"an export to .onnx needs {', '.join(missing)}: run pip install 'unskew[export]'")
 
 
 class Outputs(nn.Module):
@@ -42,15 +31,17 @@ class Outputs(nn.Module):
         model: the model.
         crops: V; for 1, the input of this module has no axis of crops.
         temperature: the temperature of the probabilities.
+        tested: the classes of the model to keep; ``None`` for all.
     """
 
-    def __init__(self, model: nn.Module, crops: int, temperature: float) -> None:
+    def __init__(self, model: nn.Module, crops: int, temperature: float, tested: Sequence[int] | None = None) -> None:
         super().__init__()
-        self.model, self.crops, self.temperature = model, crops, temperature
+        self.model, self.crops, self.temperature, self.tested = model, crops, temperature, tested
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits and probabilities."""
         logits = self.model(inputs[:, None] if self.crops == 1 else inputs)
+        logits = logits if self.tested is None else logits[:, self.tested]
         return logits, (logits / self.temperature).softmax(1)
 
 
@@ -80,7 +71,7 @@ def write_head(trainer: "SimpleTrainer", weight: Tensor, bias: Tensor, out: Path
     _write(trainer, module, "features", rows, expected, out, facts)
 
 
-def write_model(trainer: "SimpleTrainer", out: Path, facts: Mapping[str, str]) -> None:
+def write_model(trainer: "SimpleTrainer", tested: Sequence[int] | None, out: Path, facts: Mapping[str, str]) -> None:
     """Write image tower and head with the input ``images``, [B, 3, H, W] or [B, crops, 3, H, W], RGB in [0, 1].
 
     Raises:
@@ -95,19 +86,12 @@ def write_model(trainer: "SimpleTrainer", out: Path, facts: Mapping[str, str]) -
                 f"the models of {trainer.cfg.TRAINER.NAME} read images of other sizes or resize them in another way, "
                 f"and one graph has one input: choose models that agree ('{first.crops[0]}' and '{tower.crops[0]}')"
             )
-    with check.pictures() as paths:
-        images = _prepared(first, paths, trainer.cfg.DATASET.UPRIGHT)
-        expected = trainer.predict_parts(paths).logits.cpu()
-    crops = images.shape[1]
+    pictures, crops = check.pictures(), len(first.prepare)
+    images = torch.stack([torch.stack([prepare(image) for prepare in first.prepare]) for image in pictures])
     images = images[:, 0] if crops == 1 else images
-    module = Outputs(model, crops, float(facts["temperature"]))
+    expected = check.predicted(trainer, pictures, tested)
+    module = Outputs(model, crops, float(facts["temperature"]), tested)
     _write(trainer, module, "images", images.to(trainer.device), expected, out, facts)
-
-
-def _prepared(model: ImageModel, paths: Sequence[str], upright: bool) -> Tensor:
-    """Return the crops [N, V, 3, H, W] of image files, not normalised."""
-    images = [read_image(path, upright=upright) for path in paths]
-    return torch.stack([torch.stack([prepare(image) for prepare in model.prepare]) for image in images])
 
 
 def _write(

@@ -1,15 +1,18 @@
 """`export_run`: a finished run as a linear head or as a whole model, with a model card."""
 
+import importlib.util
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unskew.data.saved_run import read_model
 from unskew.engine.run_dir import RunDir
+from unskew.runs import libraries
 from unskew.runs.export.card import card_of, metadata_of
 from unskew.runs.model import load_trainer
-from unskew.runs.run import load_run
+from unskew.runs.run import number_of_threads
+from unskew.utils import threads
 from unskew.utils.files import unwritable, write_atomically
 
 if TYPE_CHECKING:
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 HEAD, MODEL = "head", "model"
 SAFETENSORS, ONNX = ".safetensors", ".onnx"
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # the extra ``export``
 
 _CARD_MARK = "<!-- model card of unskew export -->"
 
@@ -48,32 +52,31 @@ def export_run(folder: str | Path, out: str | Path, kind: str = "") -> Exported:
     """
     out = Path(out)
     _check_out(out, Path(folder), kind)
+    RunDir(folder).read_config()  # a line for a folder without a finished run
+    content = read_model(folder)
     if out.suffix == ONNX:
-        from unskew.runs.export import graph
-
-        graph.check_installed()
-    run, content = load_run(folder), read_model(folder)
-    from unskew.engine.image_models import check_not_transductive
+        check_installed()
+    libraries.freeze()
+    import torch
 
     trainer = load_trainer(folder)
-    head = trainer.linear_head()
-    kind = kind or (MODEL if head is None and out.suffix == ONNX else HEAD)
-    if kind == HEAD and head is None:
-        check_not_transductive(trainer)
-        raise ValueError(
-            f"{trainer.cfg.TRAINER.NAME} in '{folder}' is not linear in the image feature, so it has no head: "
-            f"use --kind {MODEL} --out {out.with_suffix(ONNX)}"
-        )
-    facts = metadata_of(content, kind)
-    if kind == HEAD and head is not None:
-        _write_head(trainer, head, out, facts)
-    else:
-        if trainer.cfg.TRAINER.get("PREC", "fp32") != "fp32":  # a graph computes in one precision
-            trainer = load_trainer(folder, precision="fp32")
-        graph.write_model(trainer, out, facts)
+    with threads.limit(number_of_threads(trainer.cfg)), torch.random.fork_rng(devices=[]):  # members draw weights
+        head = trainer.linear_head()
+        kind = kind or (MODEL if head is None and out.suffix == ONNX else HEAD)
+        if kind == MODEL:
+            _write_model(trainer, content, folder, out)
+        else:
+            _write_head(trainer, head, content, out)
     card = out.with_suffix(".md")
-    write_atomically(card, f"{_CARD_MARK}\n{card_of(run, content, kind, out)}")
+    write_atomically(card, f"{_CARD_MARK}\n{card_of(folder, content, kind, out)}")
     return Exported(kind, out, card)
+
+
+def check_installed() -> None:
+    """Raise ``ValueError`` if a package of the extra ``export`` is missing."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"an export to {ONNX} needs {', '.join(missing)}: run pip install 'unskew[export]'")
 
 
 def _check_out(out: Path, folder: Path, kind: str) -> None:
@@ -96,13 +99,31 @@ def _check_out(out: Path, folder: Path, kind: str) -> None:
         raise ValueError(f"the model card would overwrite '{card}', which is no card: choose another --out")
 
 
-def _write_head(trainer: "SimpleTrainer", head: "tuple[Tensor, Tensor]", out: Path, facts: Mapping[str, str]) -> None:
+def _write_model(trainer: "SimpleTrainer", content: Mapping[str, Any], folder: str | Path, out: Path) -> None:
+    from unskew.runs.export import graph
+
+    if trainer.cfg.TRAINER.get("PREC", "fp32") != "fp32":  # a graph computes in one precision
+        trainer = load_trainer(folder, precision="fp32")
+    graph.write_model(trainer, content.get("test_classes"), out, metadata_of(content, MODEL))
+
+
+def _write_head(
+    trainer: "SimpleTrainer", head: "tuple[Tensor, Tensor] | None", content: Mapping[str, Any], out: Path
+) -> None:
+    from unskew.engine.image_models import check_not_transductive
     from unskew.runs.export import check
 
-    weights, bias = (tensor.cpu().contiguous() for tensor in head)
-    with check.pictures() as paths:
-        features, expected = check.features_of(trainer, paths), trainer.predict_parts(paths).logits.cpu()
-    check.compare(features @ weights.T + bias, expected, trainer)
+    if head is None:
+        check_not_transductive(trainer)
+        raise ValueError(
+            f"{trainer.cfg.TRAINER.NAME} is not linear in the image feature, so it has no head: use --kind {MODEL} "
+            f"--out {out.with_suffix(ONNX)}"
+        )
+    tested = content.get("test_classes")
+    weights, bias = ((part if tested is None else part[tested]).cpu().contiguous() for part in head)
+    images, facts = check.pictures(), metadata_of(content, HEAD)
+    logits = check.features_of(trainer, images) @ weights.T + bias
+    check.compare(logits, check.predicted(trainer, images, tested), trainer)
     if out.suffix == ONNX:
         from unskew.runs.export import graph
 
