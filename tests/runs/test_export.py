@@ -95,6 +95,38 @@ def test_the_run_is_not_changed(run, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
 
 
+PLUGIN = """
+import torch
+from unskew import TRAINER_REGISTRY, CLIPTrainer
+
+@TRAINER_REGISTRY.register()
+class ShiftedZeroshot(CLIPTrainer):
+    def build_model(self):
+        self.bias = torch.nn.ParameterList([torch.zeros(self.num_classes)])
+        self.register_for_training("bias", self.bias, class_bound=True)
+
+    def logits(self, image_features):
+        return self.cosine_logits(image_features, self.zeroshot_weights) + self.bias[0]
+
+    def linear_head(self):
+        return self.cosine_head(self.zeroshot_weights)[0], self.bias[0].detach()
+"""
+
+
+def test_the_trainer_of_a_plugin_is_exported(data_root, tmp_path, capsys):
+    file = tmp_path / "shifted.py"
+    file.write_text(PLUGIN)
+    options = {"shots": 2, "root": data_root, "folder": tmp_path / "run", "plugins": [file]}
+    run = unskew.train("digits", "ShiftedZeroshot", opts=("OPTIM.MAX_EPOCH", 2, "OPTIM.LR", 1.0), **options)
+    out = tmp_path / "head.safetensors"
+    assert main(["export", str(run.path), "--out", str(out), "--plugin", str(file)]) == 0
+    weight, bias, _ = read(out)
+    assert bias.std() > 0.01
+    paths = [item.impath for item in build_dataset(run.config).test]
+    x = F.normalize(unskew.encode_images(unskew.load_backbone("micro"), paths), dim=1)
+    torch.testing.assert_close(x @ weight.T + bias, run.predictions["logits"], rtol=1e-5, atol=1e-5)
+
+
 # --- the model card -----------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from building import SHORT
 from PIL import Image
+from safetensors.torch import load_file
 from torchvision import transforms as T
 
 import unskew
@@ -16,7 +17,7 @@ from unskew.runs.model import load_trainer
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-pytestmark = pytest.mark.onnx
+pytestmark = [pytest.mark.onnx, pytest.mark.slow]
 
 # Small trainings at a rate that moves the weights away from their initial values.
 OPTS = (*SHORT, "OPTIM.LR", 0.05)
@@ -36,10 +37,6 @@ def pictures(folder, count=5):
         small = Image.fromarray(rng.integers(256, size=(5, 5, 3), dtype=np.uint8))
         small.resize((40 + 9 * number, 60)).save(path)
     return paths
-
-
-def probabilities_of(trainer, paths, temperature):
-    return (trainer.predict_parts(paths).logits / temperature).softmax(1).numpy()
 
 
 def by_hand(paths, facts):
@@ -73,7 +70,7 @@ def test_a_graph_gives_the_probabilities_of_the_run(case, data_root, tmp_path):
     assert float(facts["temperature"]) == temperature
     assert json.loads(facts["classes"]) == run.metrics["classnames"]
     paths = pictures(tmp_path)
-    expected = probabilities_of(load_trainer(run.path), paths, temperature)
+    expected = unskew.load_run(run.path).predict_proba(paths).probabilities
     images = by_hand(paths, facts)
     for batch in (slice(0, 5), slice(0, 1)):
         logits, probabilities = session.run(None, {"images": images[batch]})
@@ -93,7 +90,7 @@ def test_a_graph_gives_the_probabilities_of_the_run(case, data_root, tmp_path):
 def test_several_crops_are_an_axis_of_the_input(data_root, tmp_path):
     run = train("GLA", data_root, tmp_path, "TEST.CROPS", 5, backbone="micro-vit")
     trainer, paths = load_trainer(run.path), pictures(tmp_path)
-    expected = probabilities_of(trainer, paths, 1)
+    expected = unskew.load_run(run.path).predict_proba(paths).probabilities
     crops = [np.stack([transform(Image.open(path)).numpy() for path in paths]) for transform in trainer.dm.tfm_crops]
     mean, std = (np.array(getattr(trainer.backbone, name), np.float32)[:, None, None] for name in ("mean", "std"))
     images = np.stack(crops, 1) * std + mean  # [N, 5, 3, H, W]
@@ -103,6 +100,23 @@ def test_several_crops_are_an_axis_of_the_input(data_root, tmp_path):
         session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
         _, probabilities = session.run(None, inputs)
         np.testing.assert_allclose(probabilities, expected, atol=1e-4)
+
+
+def test_a_run_that_is_tested_among_some_classes_predicts_these(data_root, tmp_path):
+    run = train("ZeroshotCLIP", data_root, tmp_path)
+    file = run.path / "model.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"test_classes": [1, 4, 7]}))
+    paths = pictures(tmp_path)
+    found = unskew.load_run(run.path).predict_proba(paths)
+    session = onnxruntime.InferenceSession(
+        str(export_run(run.path, tmp_path / "model.onnx", "model").file), providers=["CPUExecutionProvider"]
+    )
+    facts = session.get_modelmeta().custom_metadata_map
+    assert json.loads(facts["classes"]) == list(found.classes) == ["one", "four", "seven"]
+    _, probabilities = session.run(None, {"images": by_hand(paths, facts)})
+    np.testing.assert_allclose(probabilities, found.probabilities, atol=1e-4)
+    weight = load_file(export_run(run.path, tmp_path / "head.safetensors").file)["weight"]
+    assert weight.shape == (3, 64)
 
 
 def test_large_weights_have_a_file_of_their_own(data_root, tmp_path, monkeypatch):
@@ -132,6 +146,18 @@ def test_members_that_read_other_images_are_an_error(data_root, tmp_path, monkey
     with pytest.raises(ValueError, match=r"32.*48"):
         export_run(run.path, tmp_path / "model.onnx")
     assert not list(tmp_path.glob("*.onnx")) and not list(tmp_path.glob("*.md"))
+
+
+def test_a_trainer_may_ask_for_the_number_of_images(data_root, tmp_path, monkeypatch):
+    from unskew.trainers.clipadapter import CLIPAdapter
+
+    run, logits = train("CLIPAdapter", data_root, tmp_path), CLIPAdapter.logits
+    monkeypatch.setattr(CLIPAdapter, "logits", lambda self, x: logits(self, x) + torch.zeros(len(x), 1))
+    session = onnxruntime.InferenceSession(
+        str(export_run(run.path, tmp_path / "model.onnx").file), providers=["CPUExecutionProvider"]
+    )
+    for count in (1, 5):
+        assert session.run(["logits"], {"images": np.zeros((count, 3, 32, 32), np.float32)})[0].shape == (count, 10)
 
 
 def test_a_model_that_pytorch_cannot_export_is_an_error(data_root, tmp_path, monkeypatch, capfd):
