@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.onnx, pytest.mark.slow]
 
 # Small trainings at a rate that moves the weights away from their initial values.
 OPTS = (*SHORT, "OPTIM.LR", 0.05)
-MEMBERS = ("TRAINER.BACKDOOR.DEBIAS", False, "TRAINER.BACKDOOR.MEMBERS")
+MEMBERS = "TRAINER.BACKDOOR.MEMBERS"
 
 
 def train(trainer, data_root, folder, *opts, backbone=""):
@@ -54,7 +54,7 @@ CASES = {
     "not calibrated": ("TipAdapter", (), "micro"),
     "sum of two halves": ("GLA", ("TRAINER.GLA.BASE", "CLIPAdapter"), "micro"),
     "adapter in the tower": ("FineTune", (), "micro-vit"),
-    "mixture": ("Backdoor", (*MEMBERS, ["micro-a", "micro-vit"], "TRAINER.BACKDOOR.COMBINE", "probs"), ""),
+    "mixture": ("Backdoor", (MEMBERS, ["micro-a", "micro-vit"], "TRAINER.BACKDOOR.COMBINE", "probs"), ""),
 }
 
 
@@ -135,7 +135,7 @@ def test_large_weights_have_a_file_of_their_own(data_root, tmp_path, monkeypatch
 def test_members_that_read_other_images_are_an_error(data_root, tmp_path, monkeypatch):
     from unskew.engine import image_models
 
-    run = train("Backdoor", data_root, tmp_path, *MEMBERS, ["micro-a", "micro-b"])
+    run = train("Backdoor", data_root, tmp_path, "TRAINER.BACKDOOR.DEBIAS", False, MEMBERS, ["micro-a", "micro-b"])
     build, sizes = image_models.ImageModel.__init__, iter([32, 48])
 
     def other_size(self, *args):

@@ -32,4 +32,4 @@ def run(arguments: argparse.Namespace) -> None:
     plugins.load(arguments.plugin)
     with setup_logger(None, console=False):
         kind, file, card = export_run(arguments.run, arguments.out, arguments.kind)
-    print(f"{kind}: '{file}' ({file.stat().st_size / 1e6:.2f} MB), model card '{card}'")
+    print(f"{kind}: '{file}' ({file.stat().st_size / 1e3:,.1f} kB), model card '{card}'")

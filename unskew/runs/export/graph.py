@@ -104,6 +104,8 @@ def _write(
     facts: Mapping[str, str],
 ) -> None:
     """Write a module as ONNX, after a comparison of its logits with the expected ones in ONNX Runtime."""
+    with torch.no_grad():
+        module.eval()(inputs[:2])  # trainers compute some numbers at their first use, and these must not be traced
     program = _export(trainer, module, name, inputs[:2])
     program.model.metadata_props.update(facts)
     size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values() if value.const_value)
@@ -125,7 +127,7 @@ def _export(trainer: "SimpleTrainer", module: nn.Module, name: str, example: Ten
     names: dict[str, Any] = {"input_names": [name], "output_names": ["logits", "probabilities"]}
     try:
         with _quiet():
-            captured = _capture(module.eval(), example)
+            captured = _capture(module, example)
             program: Any = torch.onnx.export(captured, dynamo=True, verbose=False, **names)
     except Exception as error:  # PyTorch's exporter raises errors of many kinds
         cause = error
