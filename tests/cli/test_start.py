@@ -71,6 +71,7 @@ COMMANDS = [  # exit code, modules that this command has no use for either, comm
     (0, {"requests", "numpy"}, SWEEP),
     (0, {"tqdm", "requests", "numpy"}, [*SWEEP, "--dry-run"]),
     (0, {"tqdm", "requests", "numpy"}, ["table", "output"]),
+    (0, {"requests"}, ["report", "output"]),
     (0, {"requests"}, ["data", "list"]),
     (0, {"requests", "unskew.datasets.imagenet"}, ["data", "verify", "digits"]),
     (0, {"requests", "unskew.datasets.imagenet"}, ["data", "verify", "folder", "--root", "birds"]),

@@ -1,0 +1,97 @@
+"""The report's figures and tables as files for a paper."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from unskew.runs.report import drawing
+from unskew.runs.report.blocks import Cell, Figure, Section, Table
+from unskew.utils.files import write_atomically
+
+# LaTeX's special characters, and characters that its fonts lack outside formulas.
+_LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$", "−": "$-$", "\n": " "},
+}
+
+
+def save_figures(sections: Sequence[Section], folder: Path) -> int:
+    """Write each figure as PDF and SVG at paper size; return the number of figures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = [block for section in sections for block in section.blocks if isinstance(block, Figure)]
+    for figure in found:
+        drawing.save(figure, folder)
+    return len(found)
+
+
+def save_tables(sections: Sequence[Section], folder: Path) -> int:
+    """Write each table as LaTeX (booktabs) and CSV; return the number of tables."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = [block for section in sections for block in section.blocks if isinstance(block, Table)]
+    for table in found:
+        write_atomically(folder / f"{table.name}.tex", _encode(latex(table)))
+        write_atomically(folder / f"{table.name}.csv", _encode(comma_separated(table)))
+    return len(found)
+
+
+def _encode(text: str) -> bytes:
+    return text.encode(errors="backslashreplace")
+
+
+def latex(table: Table) -> str:
+    """Return a table for LaTeX's package booktabs; marked cells are bold."""
+    numeric = [any(isinstance(row[i].value, float | int) for row in table.rows) for i in range(len(table.columns))]
+    lines = [
+        f"% {' '.join(table.caption.split())}",
+        rf"\begin{{tabular}}{{{''.join('r' if right else 'l' for right in numeric)}}}",
+        r"\toprule",
+        " & ".join(map(escape, table.columns)) + r" \\",
+        r"\midrule",
+        *(" & ".join(map(_latex_cell, row)) + r" \\" for row in table.rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_cell(cell: Cell) -> str:
+    text = escape(cell.text)
+    return rf"\textbf{{{text}}}" if cell.best else text
+
+
+def escape(text: str) -> str:
+    """Return a text for LaTeX."""
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def comma_separated(table: Table) -> str:
+    """Return a table as CSV: numbers in full, with the texts, notes, marks and folders in columns of their own."""
+    file = io.StringIO()
+    rows = csv.writer(file, lineterminator="\n")
+    more = [_extra_columns(table, index) for index in range(len(table.columns))]
+    rows.writerow(
+        [name for i, column in enumerate(table.columns) for name in (column, *(f"{column}: {x}" for x in more[i]))]
+    )
+    for row in table.rows:
+        rows.writerow(
+            [value for i, cell in enumerate(row) for value in (_plain(cell), *(_extra(cell, x) for x in more[i]))]
+        )
+    return file.getvalue()
+
+
+def _plain(cell: Cell) -> str | float:
+    return cell.text if cell.value is None else cell.value
+
+
+def _extra_columns(table: Table, index: int) -> list[str]:
+    """Return the properties that some cell of a column has beside its value."""
+    return [name for name in ("text", "note", "best", "folder") if any(_extra(row[index], name) for row in table.rows)]
+
+
+def _extra(cell: Cell, name: str) -> str:
+    if name == "text":
+        return cell.text if "±" in cell.text else ""
+    value = getattr(cell, name)
+    return ("yes" if value is True else str(value)) if value else ""
