@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 2. Your own images, from a folder to an exported head
 #
-# All that is needed is a folder of images for each class. Here, 896 pictures of handwritten digits stand in for your
+# All that is needed is a folder of images for each class. Here, 536 pictures of handwritten digits stand in for your
 # photos, and the small model `micro` for CLIP; with yours, leave out this cell and choose a backbone such as
 # `ViT-B/16`.
 

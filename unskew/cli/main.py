@@ -37,8 +37,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = build_parser()
     arguments, others = parser.parse_known_args(end_lists(given))
     others = [word for word in others if word != "--opts"]  # of a command without overrides
-    if "images" in arguments and not any(word.startswith("-") and word != "-" for word in others):
-        arguments.images += others  # those behind a flag
+    if "paths" in arguments and not any(word.startswith("-") and word != "-" for word in others):
+        arguments.paths += others  # those behind a flag
         return arguments
     try:
         pairs = take_pairs(given, others)

@@ -25,7 +25,7 @@ def add(commands: Commands) -> None:
     """Add the command to the parser."""
     p = commands.add_parser("predict", help="the classes of images, by a finished run")
     p.add_argument("run", metavar="RUN", help="the folder of a finished run; its dataset is not needed")
-    p.add_argument("images", nargs="+", metavar="IMAGE", help="images and folders of images; - reads paths from stdin")
+    p.add_argument("paths", nargs="+", metavar="IMAGE", help="images and folders of images; - reads paths from stdin")
     p.add_argument("--top", type=_count, default=5, metavar="K", help="classes per image (default: 5)")
     p.add_argument("--format", choices=FORMATS, default="table", help="default: table")
     p.add_argument("--explain", action="store_true", help="also the parts of each class's score")
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.run)
     RunDir(folder).read_config()  # a wrong folder is reported before torch is imported
     read_model(folder)
-    paths, problems = find_images(arguments.images)
+    paths, problems = find_images(arguments.paths)
     for problem in problems:
         _report(problem)
     if not paths:
