@@ -104,8 +104,9 @@ def test_folders_standard_input_and_doubled_paths(run, paths, tmp_path, capsys, 
     assert (code, err) == (0, "") and images == ["A.png", "b/2.png", "b/deep/1.PNG"]
 
 
-def test_standard_input_without_paths(run, capsys, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+@pytest.mark.parametrize("stdin", [io.StringIO("\n"), None])  # None: a closed one
+def test_standard_input_without_paths(stdin, run, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", stdin)
     code, out, err = predict(capsys, run.path, "-")
     assert code == 2 and not out and len(err.splitlines()) == 1
 

@@ -134,6 +134,20 @@ def test_repeated_paths_have_a_row_each(trained):
     assert len(labels) == 4 and labels[0] == labels[2] == labels[3]
 
 
+def test_numpy_arrays_are_predicted_like_pil_images(trained):
+    image = Image.fromarray(np.random.default_rng(0).integers(256, size=(30, 40, 3), dtype=np.uint8))
+    pixels, expected = np.asarray(image), trained("CoOp").predict_proba(image).probabilities
+    for given in (pixels, pixels / 255, [pixels, pixels[::-1][::-1]], np.stack([pixels, pixels])):
+        found = trained("CoOp").predict_proba(given).probabilities
+        np.testing.assert_allclose(found, np.tile(expected, (len(found), 1)), atol=1e-6)
+
+
+def test_an_array_of_paths_is_several_paths(trained):
+    run = trained("CoOp")
+    paths = paths_of(run, 2)
+    assert (run.predict(np.array(paths)).labels == run.predict(paths).labels).all()
+
+
 @pytest.mark.parametrize("upright", [True, False])
 def test_images_are_turned_as_in_the_test(upright, trained, tmp_path):
     run = trained("CoOp", "DATASET.UPRIGHT", upright)
@@ -186,7 +200,17 @@ def test_a_copied_run_loads_its_own_model(trained):
     [
         ([], "no images"),
         (["nothing.png"], "nothing.png"),
-        ([np.zeros((32, 32, 3), np.uint8)], "ndarray"),
+        (np.zeros((3, 32, 32), np.uint8), "H, W, 3"),
+        (np.zeros((32, 32), np.uint8), "32, 32"),
+        (np.zeros((32, 32, 3), np.int64), "int64"),
+        (np.full((32, 32, 3), 255.0), "0, 1"),
+        (Image.new("RGB", (0, 4)), "no pixels"),
+        (torch.zeros(3, 0, 4), "no pixels"),
+        (torch.rand(3, 32, 32).to_sparse(), "dense"),
+        (torch.zeros(3, 32, 32, device="meta"), "dense"),
+        (torch.tensor(1.0), "3, H, W"),
+        (None, "NoneType"),
+        (b"a.png", "bytes"),
         (torch.zeros(1, 32, 32, 3), "3, H, W"),
         (torch.full((1, 3, 32, 32), -1.0), "0, 1"),
         (torch.full((1, 3, 32, 32), torch.nan), "0, 1"),

@@ -117,7 +117,7 @@ def _lines(argument: str) -> list[str]:
     if argument != "-":
         return [argument]
     stream = getattr(sys.stdin, "buffer", None)
-    lines = [os.fsdecode(line) for line in stream] if stream else list(sys.stdin)  # names need not be UTF-8
+    lines = [os.fsdecode(line) for line in stream] if stream else list(sys.stdin or ())  # names need not be UTF-8
     paths = [path for line in lines if (path := line.rstrip("\r\n"))]
     if not paths:
         raise ValueError("standard input holds no paths: give one per line")

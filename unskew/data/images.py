@@ -108,9 +108,14 @@ def to_rgb(image: Image.Image, *, upright: bool = False) -> Image.Image:
     Args:
         image: an image of any mode; it is not changed.
         upright: apply the EXIF orientation, and put transparent images on white.
+
+    Raises:
+        ValueError: the image has no pixels.
     """
     tiles = getattr(image, "tile", None)  # cleared by load()
     raw_mode = str(tiles[0][3]) if tiles else ""
+    if 0 in image.size:
+        raise ValueError("it has no pixels")
     image.load()  # a PNG file may have its EXIF data behind the pixels
     turn = _UPRIGHT.get(orientation(image)) if upright else None
     image = _to_eight_bits(image, upright)

@@ -1,6 +1,6 @@
 """The dataset of a trainer that only predicts: the classes and prompts of a finished run, without images."""
 
-import math
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,13 +10,34 @@ from yacs.config import CfgNode
 from unskew.data.dataset import DATASET_REGISTRY, DatasetBase
 from unskew.utils.files import read_json
 
+Kinds = type | tuple[type, ...]
+
 SAVED_RUN = "saved_run"  # DATASET.NAME; DATASET.ROOT is then the folder of the run
 
 MODEL_FILE = "model.json"
 
 VERSION = 1
 
-_TEXTS, _LISTS, _NODES = ("dataset", "trainer", "template", "context_init"), ("classes", "templates"), ("backbone",)
+_LISTS = ("classes", "templates")
+
+_KINDS: dict[str, Kinds] = {
+    "version": int,
+    **dict.fromkeys(("dataset", "trainer", "template", "context_init", "calibration"), str),
+    **dict.fromkeys(_LISTS, list),
+    "temperature": (float, int),
+    "transductive": bool,
+}
+
+# Of each backbone.
+_MODEL_KINDS: dict[str, Kinds] = {"backbone": dict, "preprocessing": dict, "license": str}
+_BACKBONE_KINDS: dict[str, Kinds] = dict.fromkeys(("name", "id", "architecture", "tag"), str)
+_PREPROCESSING_KINDS: dict[str, Kinds] = {
+    "size": (int, list),
+    **dict.fromkeys(("interpolation", "resize_mode"), str),
+    **dict.fromkeys(("mean", "std"), list),
+    "crops": int,
+    "upright": bool,
+}
 
 
 def read_model(folder: str | Path) -> dict[str, Any]:
@@ -48,19 +69,43 @@ def _damage(model: object) -> str:
     """Return what is wrong with the content of the file, or ""."""
     if not isinstance(model, dict):
         return "it holds no object"
-    for keys, kind in ((_TEXTS, str), (_LISTS, list), (_NODES, dict)):
-        for key in keys:
-            if not isinstance(model.get(key), kind):
-                return f"{key} is {model.get(key)!r:.80}"
+    if wrong := _wrong_value(model, _KINDS):
+        return wrong
     if not (model["classes"] and all(isinstance(name, str) for key in _LISTS for name in model[key])):
         return "its classes and templates must be texts"
-    if not isinstance(temperature := model.get("temperature"), int | float) or not 0 < temperature < math.inf:
-        return f"temperature is {temperature!r:.80}"
-    count = len(model["classes"])
-    if not _all_are(model.get("models", []), lambda entry: isinstance(entry["backbone"], dict)):
+    if not 0 < model["temperature"] <= sys.float_info.max:
+        return f"temperature is {model['temperature']!r:.80}"
+    models = model.get("models", [model])
+    if not (models and _all_are(models, lambda entry: isinstance(entry, dict))):
         return "models must be a list of backbones"
-    if not _all_are(model.get("test_classes", []), lambda label: isinstance(label, int) and 0 <= label < count):
-        return f"test_classes must be labels below {count}"
+    if wrong := next((wrong for wrong in map(_damage_of_backbone, models) if wrong), ""):
+        return wrong
+    count, tested = len(model["classes"]), model.get("test_classes", [0])
+    labels = _all_are(tested, lambda label: type(label) is int and 0 <= label < count)
+    if not (labels and tested and len(set(tested)) == len(tested)):
+        return f"test_classes must be different labels below {count}"
+    return ""
+
+
+def _damage_of_backbone(model: Mapping[str, Any]) -> str:
+    """Return what is wrong with the description of a backbone, or ""."""
+    if wrong := _wrong_value(model, _MODEL_KINDS) or _wrong_value(model["backbone"], _BACKBONE_KINDS):
+        return wrong
+    size, crops = (model["preprocessing"].get(key) for key in ("size", "crops"))
+    if wrong := _wrong_value(model["preprocessing"], _PREPROCESSING_KINDS):
+        return wrong
+    sizes = size if isinstance(size, list) else [size]
+    if not (sizes and _all_are([*sizes, crops], lambda number: type(number) is int and number > 0)):
+        return f"size is {size!r:.80}, crops is {crops!r:.80}"
+    return ""
+
+
+def _wrong_value(node: Mapping[str, Any], kinds: Mapping[str, Kinds]) -> str:
+    """Return the first key whose value is of another kind, with its value, or ""; a truth value is no number."""
+    for key, kind in kinds.items():
+        value = node.get(key)
+        if type(value) not in (kind if isinstance(kind, tuple) else (kind,)):
+            return f"{key} is {value!r:.80}"
     return ""
 
 

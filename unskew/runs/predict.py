@@ -1,7 +1,7 @@
-"""Predictions of a finished run for any images: files, PIL images and tensors."""
+"""Predictions of a finished run for any images: files, PIL images, tensors and arrays."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -28,7 +28,7 @@ from unskew.utils.errors import DAMAGE, format_error
 # Images of one call of the trainer. From 1,024 on, worker processes decode them.
 BATCH = 2048
 
-Images = str | Path | Image.Image | Tensor | Sequence[str | Path | Image.Image | Tensor]
+Images = str | Path | Image.Image | Tensor | np.ndarray | Sequence[str | Path | Image.Image | Tensor | np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -175,18 +175,23 @@ def as_images(images: Images) -> list[str | Image.Image]:
     """Return images as paths and PIL images.
 
     Args:
-        images: one or several paths, PIL images or tensors [3, H, W], or a tensor [N, 3, H, W]; bytes, or floats in
-            [0, 1], not normalised.
+        images: one or several paths, PIL images, tensors [3, H, W] or arrays [H, W, 3], or a tensor [N, 3, H, W] or
+            array [N, H, W, 3]; bytes, or floats in [0, 1], not normalised.
 
     Raises:
         ValueError: there is no image, or one of another kind.
     """
-    if isinstance(images, str | Path | Image.Image) or (isinstance(images, Tensor) and images.ndim == 3):
-        images = [images]
-    given = list(images)
+    given = [images] if _is_one(images) else list(images)  # type: ignore[arg-type]
     if not given:
         raise ValueError("there are no images to predict: give at least one")
     return [_as_image(image) for image in given]
+
+
+def _is_one(images: object) -> bool:
+    """Return whether this is no sequence of images; arrays of paths are one."""
+    if isinstance(images, Tensor) or (isinstance(images, np.ndarray) and images.dtype.kind not in "OUS"):
+        return images.ndim != 4
+    return isinstance(images, str | bytes | Image.Image) or not isinstance(images, Iterable)
 
 
 def _as_image(image: object) -> str | Image.Image:
@@ -194,17 +199,43 @@ def _as_image(image: object) -> str | Image.Image:
         return image
     if isinstance(image, str | os.PathLike):
         return os.fsdecode(image)
+    if isinstance(image, np.ndarray):
+        return F.to_pil_image(_pixels(_from_array(image)))
     if not isinstance(image, Tensor):
-        raise ValueError(f"an image must be a path, a PIL image or a tensor [3, H, W] (got {type(image).__name__})")
+        raise ValueError(
+            f"an image must be a path, a PIL image, a tensor [3, H, W] or an array [H, W, 3] "
+            f"(got {type(image).__name__})"
+        )
     if image.ndim != 3 or image.shape[0] not in (1, 3):
         raise ValueError(f"the tensor of an image must be [3, H, W] (got {list(image.shape)})")
+    try:
+        return F.to_pil_image(_pixels(image))
+    except RuntimeError as error:  # sparse tensors and others without values to compare
+        raise ValueError(
+            f"the tensor of an image cannot be read ({format_error(error)[:80]}): give a dense one"
+        ) from error
+
+
+def _from_array(image: np.ndarray) -> Tensor:
+    """Return an array [H, W, 3] as a tensor [3, H, W]."""
+    if image.ndim != 3 or image.shape[2] not in (1, 3):
+        raise ValueError(f"the array of an image must be [H, W, 3] (got {list(image.shape)})")
+    if image.dtype.kind != "f" and image.dtype != np.uint8:
+        raise ValueError(f"the array of an image must be uint8, or floats in [0, 1] (got {image.dtype})")
+    values = np.array(image, np.float32 if image.dtype.kind == "f" else np.uint8, order="C")
+    return torch.from_numpy(values).permute(2, 0, 1)
+
+
+def _pixels(image: Tensor) -> Tensor:
+    """Return the bytes [3, H, W] of an image."""
     if image.is_floating_point():
+        image = image.detach().float()
         if not bool(((image >= 0) & (image <= 1)).all()):
-            raise ValueError("a float tensor of an image must have values in [0, 1]: give it before normalisation")
-        image = (image.float() * 255).round().byte()
+            raise ValueError("the floats of an image must be in [0, 1]: give it before normalisation")
+        image = (image * 255).round().byte()
     if image.dtype != torch.uint8:
         raise ValueError(f"the tensor of an image must be uint8, or floats in [0, 1] (got {image.dtype})")
-    return F.to_pil_image(image.cpu())
+    return image.cpu()
 
 
 def _problems(images: Sequence[str | Image.Image]) -> dict[int, str]:

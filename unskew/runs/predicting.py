@@ -27,8 +27,9 @@ class Predicting:
         depends on all images of the call.
 
         Args:
-            images: N paths, PIL images or tensors [3, H, W], or one tensor [N, 3, H, W]. Tensors hold bytes, or floats
-                in [0, 1]; all images are preprocessed like those of the test.
+            images: N paths, PIL images, tensors [3, H, W] or NumPy arrays [H, W, 3], or one tensor [N, 3, H, W] or
+                array [N, H, W, 3]. Tensors and arrays hold bytes, or floats in [0, 1]; all images are preprocessed
+                like those of the test.
 
         Returns:
             The ``labels`` [N], their ``names`` [N], and the names of all ``classes``.
