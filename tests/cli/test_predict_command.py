@@ -171,6 +171,15 @@ def test_a_name_that_would_act_on_the_terminal_is_escaped(run, paths, tmp_path, 
         assert code == 0 and out.encode()
 
 
+@pytest.mark.parametrize("style", ["table", "csv"])
+def test_a_name_that_the_encoding_of_the_output_lacks_is_escaped(style, run, paths, tmp_path, monkeypatch):
+    Image.open(paths[0]).save(tmp_path / "日.png")
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", stream)
+    assert main(["predict", str(run.path), str(tmp_path / "日.png"), "--format", style]) == 0
+    assert rb"\u65e5.png" in stream.buffer.getvalue()
+
+
 # --- wrong commands ---------------------------------------------------------------------------------
 
 

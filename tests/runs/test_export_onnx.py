@@ -1,5 +1,6 @@
 """Exported ONNX graphs give the probabilities of the run's predictions, from images and from features."""
 
+import errno
 import json
 
 import numpy as np
@@ -130,6 +131,17 @@ def test_large_weights_have_a_file_of_their_own(data_root, tmp_path, monkeypatch
     trainer, paths = load_trainer(run.path), pictures(tmp_path)
     logits, _ = session.run(None, {"features": trainer.encode(paths).numpy()})
     np.testing.assert_allclose(logits, trainer.predict(paths), atol=1e-4)
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(data_root, tmp_path, monkeypatch):
+    def full(self, *args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = train("ZeroshotCLIP", data_root, tmp_path)
+    monkeypatch.setattr("torch.onnx.ONNXProgram.save", full)
+    with pytest.raises(OSError, match=r"head\.onnx"):
+        export_run(run.path, tmp_path / "head.onnx")
+    assert not list(tmp_path.glob("*head*"))
 
 
 def test_members_that_read_other_images_are_an_error(data_root, tmp_path, monkeypatch):

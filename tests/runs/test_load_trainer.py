@@ -168,6 +168,8 @@ def test_folders_without_a_finished_run_or_model_json(data_root, tmp_path):
     done.unlink()
     with pytest.raises(FileNotFoundError, match="done"):
         load_trainer(run.path)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        load_trainer(tmp_path / "nothing")
 
 
 def test_the_trainer_of_a_plugin_that_is_not_imported(data_root, tmp_path):

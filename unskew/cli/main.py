@@ -5,6 +5,7 @@ Commands import torch only when they need it, so that a mistyped name or key is 
 
 import argparse
 import functools
+import io
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -24,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 for success, 1 if `unskew predict` could not read all images, or 2 for a user's mistake, which is printed in
         one line (with UNSKEW_DEBUG set, it raises); see `exit_code`.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of classes and files may not fit the terminal's encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = parse(argv)
     if argv is None:  # the process is this command's
         libraries.allow_freezing()

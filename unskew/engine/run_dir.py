@@ -114,8 +114,11 @@ class RunDir:
             ValueError: the file is damaged.
         """
         if not self.is_finished:
-            reason = self.damage() or "it has no file 'done'"
-            raise FileNotFoundError(f"'{self.path}' is not the folder of a finished run ({reason}): run it again")
+            unfinished = "it has no file 'done'" if self.path.is_dir() else "there is no such folder"
+            reason = self.damage() or unfinished
+            raise FileNotFoundError(
+                f"'{self.path}' is not the folder of a finished run ({reason}): give the folder of one, or run it again"
+            )
         return self._read_config()
 
     def _read_config(self) -> dict:

@@ -55,10 +55,15 @@ def write_atomically(path: str | Path, content: str | bytes | Callable[[BinaryIO
                 _fill(device, content)
             return
         _replace_content(Path(os.path.realpath(path)) if path.is_symlink() else path, content)
-    except OSError as error:  # a failed write() does not name its file
-        advice = "make room on the disk and run the same command again" if error.errno in FULL else ""
-        reason = f"cannot write '{path}': {error.strerror}; {advice or 'choose another place'}"
-        raise type(error)(error.errno, reason) from error
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def write_error(path: str | Path, error: OSError) -> OSError:
+    """Return an error with the file and advice; a failed write() does not name its file."""
+    advice = "make room on the disk and run the same command again" if error.errno in FULL else ""
+    reason = f"cannot write '{path}': {error.strerror}; {advice or 'choose another place'}"
+    return type(error)(error.errno, reason)
 
 
 def _replace_content(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:

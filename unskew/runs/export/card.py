@@ -10,6 +10,7 @@ from tabulate import tabulate
 
 import unskew
 from unskew.engine.run_dir import RunDir, shots_label
+from unskew.micro import weights as micro
 from unskew.runs.tables import read_metrics
 
 SHOWN = 5  # classes of the largest and of the smallest prior
@@ -155,6 +156,8 @@ def _weights(backbone: Mapping[str, str]) -> str:
     """Return the argument ``pretrained`` of open_clip for a backbone, as code."""
     if backbone["tag"]:
         return 'backbone["tag"]'
+    if backbone["name"] in micro.NAMES:
+        return f"str(unskew.micro.weights.model_path({backbone['name']!r}))"
     return "None" if ":" in backbone["architecture"] else '"FILE_OF_THE_WEIGHTS"'  # a folder has its weights
 
 
@@ -164,6 +167,9 @@ def _how_to_load(content: Mapping[str, Any], kind: str, out: Path) -> str:
     batch = "N" if crops == 1 else f"N, {crops}"
     if out.suffix == ".safetensors":
         code, note = OPEN_CLIP, "W and bias fit any program that computes the features of the same weights."
+        if (name := content["backbone"]["name"]) in micro.NAMES:
+            note += f" {_plain(name)} is part of unskew and unknown to open_clip: run this first, "
+            note += "`import open_clip, unskew.micro.weights; open_clip.add_model_config(unskew.micro.weights.MODELS)`."
         if crops > 1:
             note = f"x is the mean of the normalised features of {crops} crops of each image, which this code omits."
         code = code.format(file=out.name, weights=_weights(content["backbone"]))

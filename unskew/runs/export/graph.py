@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from unskew.engine.image_models import ImageModel, linear_logits
 from unskew.runs.export import check
 from unskew.utils.errors import format_error
-from unskew.utils.files import move_into_place, remove_leftovers, temporary_path
+from unskew.utils.files import move_into_place, remove_leftovers, temporary_path, write_error
 
 if TYPE_CHECKING:
     from unskew.engine.trainer import SimpleTrainer
@@ -113,7 +113,10 @@ def _write(
     folder = temporary_path(out)
     folder.mkdir()
     try:
-        program.save(folder / out.name, external_data=size > MOST_BYTES)
+        try:
+            program.save(folder / out.name, external_data=size > MOST_BYTES)
+        except OSError as error:
+            raise write_error(out, error) from error
         logits = _run(folder / out.name, name, inputs)
         check.compare(logits, expected, trainer, exact=trainer.device.type == "cpu")
         for file in sorted(folder.iterdir(), key=lambda file: file.name == out.name):  # the graph follows its weights
