@@ -7,9 +7,9 @@ import pytest
 from safetensors.numpy import save_file
 from scipy import stats
 
-from unskew.runs import records, text_tables
+from unskew.runs import cell_statistics, records, text_tables
 from unskew.runs.cells import all_cells
-from unskew.runs.comparison import compare, interval
+from unskew.runs.comparison import Difference, compare, interval
 
 IMAGES = 400
 
@@ -224,3 +224,19 @@ def test_titles_and_notes_of_latex_are_comments(make):
 @pytest.mark.parametrize("metric", ["peak_memory_mb", "trained_parameters", "images_encoded", "images_cached"])
 def test_costs_are_no_percentages(metric, make):
     assert "%" not in text_tables.table([make("A", 200) | {metric: 12}], metric)
+
+
+def test_the_best_is_marked_with_all_that_do_not_differ_significantly(make):
+    rights = {"low": 200, "best": 330, "equal": 329, "alone": 310}
+    rows = [make(trainer, right) for trainer, right in rights.items() if trainer != "alone"]
+    rows += [make("alone", 310, shots=4)]
+    marked = {cell.trainer: cell.is_best for cell in cell_statistics.against_best(all_cells(rows, ["accuracy"])[0])}
+    assert marked == {"low": False, "best": True, "equal": True, "alone": False}
+
+
+def test_holms_method_decides_what_is_marked(make, monkeypatch):
+    """Of seven p-values of 0.02, none is significant; a single one is."""
+    monkeypatch.setattr(cell_statistics.comparison, "compare_averages", lambda *_: Difference(1, 0, 2, 0.02))
+    cells, _ = all_cells([make(str(number), 200 + number) for number in range(8)], ["accuracy"])
+    assert all(cell.is_best for cell in cell_statistics.against_best(cells))
+    assert [cell.is_best for cell in cell_statistics.against_best(cells[-2:])] == [False, True]

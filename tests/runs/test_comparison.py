@@ -6,7 +6,7 @@ from scipy import stats
 from scipy.special import ndtr
 
 from unskew.runs import comparison
-from unskew.runs.comparison import average_interval, compare, compare_averages, holm, interval, not_worse
+from unskew.runs.comparison import average_interval, compare, compare_averages, holm, interval
 
 GRANULARITY = 4 * np.sqrt(0.25 / comparison.RESAMPLES)  # of a p-value from random signs: 4 standard deviations
 HARD = 0.8  # a run is right if the sum of normal effects of its seed, the image and both exceeds the image's hardness
@@ -143,26 +143,6 @@ def test_holm_by_hand():
     """Four p-values 0.01, 0.04, 0.03, 0.005: times 4, 3, 2, 1 in their order, then the largest so far."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.7]) == [1, 1] and holm([0.2]) == [0.2] and holm([]) == []
-
-
-def test_the_best_and_its_equals_are_not_worse(rng):
-    shared = rng.normal(size=3000)
-    tables = {
-        name: shared + rng.normal(size=(3, 3000)) + shift > 0
-        for name, shift in (("low", 0.5), ("best", 1.0), ("equal", 1.0), ("lower", 0.9))
-    }
-    assert not_worse(tables, rng) == {"best", "equal"}
-    assert not_worse({"one": tables["low"]}, rng) == {"one"} and not_worse({}, rng) == set()
-    same = dict.fromkeys("abc", tables["best"])
-    assert not_worse(same, rng) == {*"abc"}
-
-
-def test_holms_method_decides_what_is_not_worse(rng, monkeypatch):
-    """Of seven p-values of 0.02, none is significant; without the correction, all would be."""
-    monkeypatch.setattr(comparison, "compare", lambda *_: comparison.Difference(1, 0, 2, 0.02))
-    tables = {str(number): np.arange(9)[None] < number for number in range(8)}
-    assert not_worse(tables, rng) == {*tables}
-    assert not_worse(dict(list(tables.items())[-2:]), rng) == {"7"}
 
 
 def test_equal_generators_give_equal_numbers(rng):

@@ -74,14 +74,7 @@ def test_other_test_images_are_not_paired(change, tmp_path):
     with pytest.raises(ValueError, match=r"first.*second"):
         outcomes.outcomes([first, second])
     found = {"a": outcomes.outcomes([first]), "b": outcomes.outcomes([second]), "c": outcomes.outcomes([first])}
-    kept, others = outcomes.comparable(found)
-    assert [*kept] == ["a", "c"] and others == ["b"]
-    kept, others = outcomes.comparable({"b": found["b"], **found, "d": found["a"]})
-    assert [*kept] == ["a", "c", "d"] and others == ["b"]
-
-
-def test_nothing_is_comparable_to_nothing():
-    assert outcomes.comparable({}) == ({}, [])
+    assert found["a"].images == found["c"].images != found["b"].images
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "no labels", "one row", "empty"])

@@ -74,7 +74,7 @@ def test_5000_classes_need_little_memory_and_a_small_page(tmp_path):
     names = [f"class number {label}" for label in range(5000)]
     for trainer in ("GLA", "ZeroshotCLIP"):
         make_run(tmp_path / "output", trainer, classnames=names, images=5000)
-    places = gather.places(gather.collect([tmp_path / "output"]))
+    places, _ = gather.arrange(gather.collect([tmp_path / "output"]))
     tracemalloc.start()
     confusion_section(places)
     bias_section(places, images=False)

@@ -11,7 +11,7 @@ from report_folders import CLASSES, make_run, make_sweep, write_history
 from safetensors.numpy import load_file, save_file
 
 from unskew.cli.main import main
-from unskew.runs import comparison
+from unskew.runs import comparison, records, tables
 from unskew.runs.report import gather, overview, write_report
 
 SECTIONS = ["Overview", "Accuracy against shots", "The bias", "Calibration", "Confusion", "Training", "Cost"]
@@ -87,32 +87,79 @@ def test_numbers_and_colours_in_texts_of_figures_are_kept(tmp_path):
     assert {"0.1", "0.01", "0.001", "0.0001"} <= shown  # of the learning rate
 
 
-def test_the_marks_are_those_of_the_test_and_the_interval_is_that_of_the_bootstrap(tmp_path):
+def arranged(tmp_path):
+    return gather.arrange(gather.collect([tmp_path / "output"]))
+
+
+def correctness(tmp_path, trainer, shots=16, dataset="pets"):
+    folders = sorted((tmp_path / "output" / dataset / trainer / f"micro_{shots}shots").iterdir())
+    return np.stack([comparison.correctness(folder) for folder in folders])
+
+
+def cells_of(table, trainer):
+    (row,) = [row for row in table.rows if row[0].text == trainer]
+    return row
+
+
+def test_the_marks_are_those_of_the_test_and_the_interval_is_that_of_the_table(tmp_path):
     make_sweep(tmp_path / "output", images=240)
-    (place,) = gather.places(gather.collect([tmp_path / "output"]))
-    marked = overview.best_trainers(place, 16)
-    correct = {cell.trainer: cell.correct for cell in place.column(16)}
-    assert marked == comparison.not_worse(correct, drawn()) == {"GLA"}
-    table = overview.overview_section([place]).blocks[1]
-    (row,) = [row for row in table.rows if row[0].text == "GLA"]
-    low, high = comparison.interval(correct["GLA"], drawn())
-    assert row[2].best and row[2].note == f"[{low:.1f}, {high:.1f}], 2 seeds"
-    assert row[2].folder == tmp_path / "output" / "pets" / "GLA" / "micro_16shots"
+    (place,), averages = arranged(tmp_path)
+    assert averages == []
+    table = overview.overview_section([place], []).blocks[1]
+    gla, coop, zero = (correctness(tmp_path, name) for name in ("GLA", "CoOp", "ZeroshotCLIP"))
+    p_values = [comparison.compare(gla, other, np.random.default_rng(0)).p_value for other in (coop, zero)]
+    assert max(comparison.holm(p_values)) < 0.01
+    assert [cells_of(table, name)[2].best for name in ("GLA", "CoOp", "ZeroshotCLIP")] == [True, False, False]
+    (record,) = [
+        r for r in records.records(tables.collect(tmp_path / "output")) if (r["trainer"], r["shots"]) == ("GLA", 16)
+    ]
+    cell = cells_of(table, "GLA")[2]
+    assert cell.value == record["mean"] == pytest.approx(100 * gla.mean())
+    assert cell.note == f"[{record['low']:.1f}, {record['high']:.1f}], 2 seeds"
+    assert cell.folder == tmp_path / "output" / "pets" / "GLA" / "micro_16shots"
 
 
-def drawn():
-    return np.random.default_rng(0)
-
-
-def test_several_datasets_have_an_average_of_the_trainers_that_all_of_them_have(tmp_path):
+def test_averages_are_those_of_the_table_and_their_marks_are_tested(tmp_path):
     make_sweep(tmp_path / "output", seeds=(1,))
-    for trainer, quality in (("GLA", 2.0), ("CoOp", 1.0)):
+    for trainer, quality in (("GLA", 2.0), ("CoOp", 1.0), ("ZeroshotCLIP", 1.99)):
         make_run(tmp_path / "output", trainer, dataset="birds", quality=quality)
-    places = gather.places(gather.collect([tmp_path / "output"]))
-    (average,) = overview.averages(places)
-    assert set(average.points) == {("GLA", 16), ("CoOp", 16)}
-    mean, low, high = average.points["GLA", 16]
-    assert mean == sum(place.cells["GLA", 16].mean for place in places) / 2 and low < mean < high
+    make_run(tmp_path / "output", "TaskRes", quality=2.9)
+    make_run(tmp_path / "output", "TaskRes", dataset="birds", quality=2.0)
+    places, (average,) = arranged(tmp_path)
+    table = overview.overview_section(places, [average]).blocks[-1]
+    assert table.columns == ["trainer", "16 shots (%)"]
+    found = {r["trainer"]: r for r in records.records(tables.collect(tmp_path / "output")) if r["dataset"] == "average"}
+    best = max(found, key=lambda name: found[name]["mean"])
+    compared = summary_of(tmp_path, best)
+    expected = {name for name in found if name == best or compared[name] >= 0.05}
+    assert {row[0].text for row in table.rows if row[1].best} == expected
+    assert {best} < expected < set(found)
+    for row in table.rows:
+        record = found[row[0].text]
+        assert row[1].value == record["mean"] and row[1].note == f"[{record['low']:.1f}, {record['high']:.1f}], 1 seed"
+
+
+def summary_of(tmp_path, trainer):
+    rows = records.records(tables.collect(tmp_path / "output"), compare=trainer)
+    return {row["trainer"]: row["adjusted_p"] for row in rows if row["dataset"] == "average"}
+
+
+def test_an_average_names_the_datasets_that_it_leaves_out(tmp_path):
+    make_sweep(tmp_path / "output", seeds=(1,))
+    make_run(tmp_path / "output", "GLA", dataset="birds")
+    _, page = write(tmp_path)
+    assert "birds (no CoOp, ZeroshotCLIP)" in page.sections["overview"]
+
+
+def test_long_tailed_runs_are_not_averaged_with_those_on_all_images(tmp_path):
+    for name, longtail in (("all", False), ("tail", True)):
+        folder = make_run(tmp_path / "output" / name, shots=-1)
+        row = tables.read_metrics(folder / "metrics.json")
+        tables.write_metrics(folder / "metrics.json", {**row, "longtail": longtail})
+    places, _ = arranged(tmp_path)
+    assert [(place.longtail, len(place.runs)) for place in places] == [(False, 1), (True, 1)]
+    assert len({place.stem for place in places}) == 2
+    assert [r["seeds"] for r in records.records(tables.collect(tmp_path / "output"))] == [1, 1]
 
 
 def test_runs_on_other_test_images_are_not_compared(tmp_path):
@@ -148,7 +195,8 @@ def test_damaged_predictions_are_left_out_with_a_warning(tmp_path, warned):
     held = load_file(folder / "predictions.safetensors")
     save_file({**held, "labels": held["labels"] + 99}, folder / "predictions.safetensors")
     write(tmp_path)
-    assert [str(folder) in message for message in warned()] == [True]
+    messages = warned()
+    assert messages and all(str(folder) in message for message in messages)
 
 
 def test_the_same_runs_give_the_same_bytes_and_overlapping_folders_count_once(tmp_path):
@@ -162,7 +210,7 @@ def test_relative_and_absolute_folders_mix(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_run("output", "GLA")
     folders = ["output", make_run(tmp_path / "more", "CoOp")]
-    places = gather.places(gather.collect(folders))
+    places, _ = gather.arrange(gather.collect(folders))
     assert [place.folder for place in places] == [tmp_path]
     assert "2 runs" in write_report(folders, "report.html")
 
@@ -187,3 +235,13 @@ def test_runs_that_differ_in_hidden_keys_are_named(tmp_path):
     first, second = (make_run(tmp_path / "output" / name) for name in ("a", "b"))
     _, page = write(tmp_path)
     assert f"'{first}' and '{second}' are both GLA, 16 shots, seed 1" in page.sections["overview"]
+
+
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_folders_may_be_before_and_behind_flags(before, tmp_path, capsys):
+    folders = [str(make_run(tmp_path / "output", trainer)) for trainer in ("GLA", "CoOp")]
+    flags = ["--images", "--out", str(tmp_path / "two.html")]
+    assert main(["report", *folders[:before], *flags, *folders[before:]]) == 0
+    assert "2 runs" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["report", *flags, "--wrong"])

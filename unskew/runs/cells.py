@@ -81,6 +81,12 @@ class Cell:
         return [tuple(sorted({row["seed"] for row in rows})) for rows in self.parts]
 
     @property
+    def is_best(self) -> bool:
+        """True if the other trainer is the best, and this one is it or does not differ from it significantly."""
+        is_alike = self.adjusted_p is not None and not self.is_significant
+        return self.compared_with == self.trainer or is_alike
+
+    @property
     def is_significant(self) -> bool:
         """True if the difference from the other trainer is significant at the level 0.05."""
         return self.adjusted_p is not None and self.adjusted_p < SIGNIFICANT
@@ -195,21 +201,23 @@ def _warn_of_mixtures(rows: Sequence[Mapping]) -> None:
     """Warn of runs that differ only in keys which the table does not show: it averages them like seeds."""
     seen: dict[tuple, Mapping] = {}
     for row in rows:
-        key = tuple(row.get(name) for name in ("dataset", "backbone", "trainer", "shots", "seed"))
+        key = (*(row.get(name) for name in ("dataset", "backbone", "trainer", "seed")), label_of(row))
         if seen.setdefault(key, row) is not row:
             where = f"'{seen[key].get('folder')}' and '{row.get('folder')}'"
-            shots = shots_label(row.get("shots", -1))
-            logger.warning(f"{where} are both {key[2]}, {shots}, seed {key[4]}: the table averages them")
+            logger.warning(f"{where} are both {key[2]}, {key[4]}, seed {key[3]}: they are averaged like seeds")
 
 
 def _cells_of_datasets(rows: Sequence[Mapping], metrics: Sequence[str]) -> list[Cell]:
     """Return the cells of all settings and metrics; rows without the number are left out."""
+    settings: dict[tuple, list[Mapping]] = {}
+    for row in rows:
+        settings.setdefault((row["dataset"], row["backbone"], row["trainer"], label_of(row)), []).append(row)
     cells = []
-    for (_, backbone, trainer, shots), same in grouped(rows, ("dataset", "backbone", "trainer", "shots")).items():
+    for (_, backbone, trainer, _), same in settings.items():
         for metric in metrics:
             having = tuple(row for row in same if isinstance(row.get(metric), int | float))
             if having:
-                cells.append(Cell(backbone, trainer, shots, metric, (having,)))
+                cells.append(Cell(backbone, trainer, same[0]["shots"], metric, (having,)))
     return cells
 
 

@@ -6,7 +6,7 @@ each image S times, so images are resampled together with their values of all se
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -142,25 +142,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = largest
     return adjusted
-
-
-def not_worse(correct_by_name: Mapping[str, NDArray], generator: np.random.Generator, alpha: float = 0.05) -> set[str]:
-    """Return the most accurate trainer and all that do not differ from it significantly, by Holm's method.
-
-    The best is chosen by the same images, so alpha is exceeded somewhat: of 5 (10) equal trainers, some are left out
-    with a probability of 8% (10%) instead of 5%.
-
-    Args:
-        correct_by_name: correctness [S, N] of each trainer on the same N test images.
-        generator: the source of the draws.
-        alpha: the probability of an error, over all comparisons with the best.
-    """
-    if not correct_by_name:
-        return set()
-    best = max(correct_by_name, key=lambda name: correct_by_name[name].mean())
-    others = [name for name in correct_by_name if name != best]
-    p_values = [compare(correct_by_name[best], correct_by_name[name], generator).p_value for name in others]
-    return {best, *(name for name, p in zip(others, holm(p_values), strict=True) if p >= alpha)}
 
 
 def _draws(units: NDArray, rows: Sequence[NDArray], scale: int, generator: np.random.Generator) -> NDArray:

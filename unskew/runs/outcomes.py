@@ -70,18 +70,6 @@ def outcomes(rows: Sequence[Mapping], part: str = "logits") -> Outcomes:
     return Outcomes(np.stack(tables), tuple(row["seed"] for row in rows), images[0])
 
 
-def comparable(outcomes_by_name: Mapping[str, Outcomes]) -> tuple[dict[str, Outcomes], list[str]]:
-    """Return the trainers that can be compared image by image, and the names of the others.
-
-    If trainers differ in their test images, for instance because some runs skipped unreadable ones, the largest group
-    on the same images is kept; of groups of one size, the first.
-    """
-    images = [found.images for found in outcomes_by_name.values()]
-    most = max(images, key=images.count, default="")
-    kept = {name: found for name, found in outcomes_by_name.items() if found.images == most}
-    return kept, [name for name in outcomes_by_name if name not in kept]
-
-
 def _correctness_and_labels(folder: str | Path, part: str) -> tuple[NDArray, NDArray]:
     file = RunDir(folder).predictions
     if not file.is_file():

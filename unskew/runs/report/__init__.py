@@ -36,7 +36,7 @@ def write_report(
         OSError: a file cannot be written.
     """
     runs, out = gather.collect(folders), Path(out)
-    places = gather.places(runs)
+    places, averages = gather.arrange(runs)
     order = list(dict.fromkeys(run.trainer for run in runs))
     detailed, others = places[:_MOST_DETAILED], places[_MOST_DETAILED:]
     closer = [
@@ -50,7 +50,8 @@ def write_report(
         text = f"{len(others)} more are not shown here ({left}): write a report of their folders alone."
         for section in closer:
             section.blocks += [Heading("Other datasets"), Note(text)]
-    sections = [overview_section(places), against_shots_section(places, order), *closer, cost_section(places)]
+    first = [overview_section(places, averages), against_shots_section(places, averages, order)]
+    sections = [*first, *closer, cost_section(places)]
     content = page.render(sections, _summary(runs, places, order), out.parent)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, content)

@@ -3,7 +3,6 @@
 import functools
 import logging
 import os
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from unskew.engine.run_dir import RunDir, path_safe, shots_label
-from unskew.runs import comparison, tables
+from unskew.runs import cell_statistics, cells, tables
 from unskew.runs.report.arrays import Predictions
 from unskew.utils.errors import DAMAGE, format_error
 
@@ -39,7 +38,12 @@ class ReportRun:
     @property
     def label(self) -> str:
         """The run's name, such as "GLA, 16 shots, seed 1"."""
-        return f"{self.trainer}, {shots_label(self.row['shots'], self.row.get('longtail') is True)}, seed {self.seed}"
+        return f"{self.trainer}, {cells.label_of(self.row)}, seed {self.seed}"
+
+    @property
+    def longtail(self) -> bool:
+        """True for a run on a long-tailed dataset."""
+        return bool(self.row.get("longtail", False))
 
     @functools.cached_property
     def predictions(self) -> Predictions | None:
@@ -70,66 +74,69 @@ class ReportRun:
 
 @dataclass(frozen=True)
 class Cell:
-    """The runs of one trainer and one number of shots, which differ in their seeds."""
+    """The runs of one trainer and one number of shots, which differ in their seeds; of an average, in datasets too.
 
-    trainer: str
-    shots: int
+    Attributes:
+        accuracy: their test accuracy, with its interval and its difference from the best trainer.
+        runs: the runs.
+    """
+
+    accuracy: cells.Cell
     runs: Sequence[ReportRun]
 
     @property
-    def seeds(self) -> list[int]:
-        """The seeds, in order."""
-        return sorted({run.seed for run in self.runs})
+    def trainer(self) -> str:
+        """The trainer's name."""
+        return self.accuracy.trainer
+
+    @property
+    def shots(self) -> int:
+        """Training images per class; -1: all of them."""
+        return self.accuracy.shots
+
+    @property
+    def mean(self) -> float:
+        """The mean accuracy in percent."""
+        return self.accuracy.mean
 
     @property
     def folder(self) -> Path:
-        """The folder that holds the folders of all seeds, or the folder of the only run."""
-        parents = {run.path.parent for run in self.runs}
-        return next(iter(parents)) if len(parents) == 1 and len(self.runs) > 1 else self.runs[0].path
+        """The folder that holds the folders of all runs, or the folder of the only run."""
+        return _common_folder(self.runs)
 
     def values(self, metric: str) -> list[float]:
         """Return a metric of the runs that have it."""
         found = [run.row.get(metric) for run in self.runs]
         return [float(v) for v in found if isinstance(v, int | float) and not isinstance(v, bool) and v == v]
 
-    @property
-    def mean(self) -> float:
-        """The mean accuracy in percent."""
-        return statistics.fmean(self.values("accuracy"))
-
-    @functools.cached_property
-    def correct(self) -> np.ndarray | None:
-        """Correctness of each run on each test image, [S, N]; ``None`` unless all have the same test images."""
-        if not all(self.runs[0].same_images(run) for run in self.runs):
-            return None
-        return np.stack([run.predictions.correct() for run in self.runs if run.predictions])
-
-    @functools.cached_property
-    def interval(self) -> tuple[float, float] | None:
-        """The 95% interval of the mean accuracy in percent, by bootstrap over seeds and images."""
-        if self.correct is None:
-            return None
-        found = comparison.interval(self.correct, np.random.default_rng(0))
-        return found.low, found.high
-
 
 @dataclass(frozen=True)
 class Place:
-    """The runs on one dataset with one backbone."""
+    """The runs on one dataset with one backbone, or their averages over datasets.
+
+    Attributes:
+        dataset: the dataset's name.
+        backbone: the backbone's name.
+        longtail: the dataset is long-tailed.
+        cells: the runs by trainer and number of shots; an average may have none.
+        notes: lines on the datasets that are not in an average.
+    """
 
     dataset: str
     backbone: str
+    longtail: bool
     cells: Mapping[tuple[str, int], Cell]
+    notes: Sequence[str] = ()
 
     @property
     def title(self) -> str:
         """The heading, such as "digits, micro"."""
-        return f"{self.dataset}, {self.backbone}"
+        return f"{self.dataset}, {self.backbone}{', long-tailed' if self.longtail else ''}"
 
     @property
     def stem(self) -> str:
         """The beginning of the names of files."""
-        return path_safe(f"{self.dataset}-{self.backbone}")
+        return path_safe(f"{self.dataset}-{self.backbone}{'-longtail' if self.longtail else ''}")
 
     @property
     def runs(self) -> list[ReportRun]:
@@ -139,10 +146,7 @@ class Place:
     @property
     def folder(self) -> Path:
         """The folder that holds the folders of all runs, or the folder of the only run."""
-        paths: list[str | Path] = [run.path for run in self.runs]
-        if len({os.path.isabs(path) for path in paths}) > 1:
-            paths = [os.path.abspath(path) for path in paths]
-        return Path(os.path.commonpath(paths))
+        return _common_folder(self.runs)
 
     @functools.cached_property
     def trainers(self) -> list[str]:
@@ -156,11 +160,6 @@ class Place:
     def shots(self) -> list[int]:
         """The numbers of shots; all images (-1) come last."""
         return sorted({shots for _, shots in self.cells}, key=lambda k: (k < 0, k))
-
-    @property
-    def longtail(self) -> bool:
-        """True for a long-tailed dataset."""
-        return any(run.row.get("longtail") is True for run in self.runs)
 
     def label(self, shots: int) -> str:
         """Return "16 shots", "all images" or "long-tailed"."""
@@ -221,13 +220,32 @@ def collect(folders: Iterable[str | Path]) -> list[ReportRun]:
     return list(runs.values())
 
 
-def places(runs: Sequence[ReportRun]) -> list[Place]:
-    """Return runs by dataset and backbone, in the order of first appearance."""
-    grouped: dict[tuple[str, str], dict[tuple[str, int], list[ReportRun]]] = {}
+def arrange(runs: Sequence[ReportRun]) -> tuple[list[Place], list[Place]]:
+    """Return runs by dataset and backbone, in the order of first appearance, and the averages of each backbone.
+
+    The cells and averages are those of ``unskew table``. A backbone with several datasets has averages.
+    """
+    by_folder = {run.row["folder"]: run for run in runs}
+    backbones: dict[tuple[str, bool], list[Mapping]] = {}
+    places: dict[tuple[str, str, bool], dict[tuple[str, int], Cell]] = {}
     for run in runs:
-        cells = grouped.setdefault((run.row["dataset"], run.row["backbone"]), {})
-        cells.setdefault((run.row["trainer"], run.row["shots"]), []).append(run)
-    return [
-        Place(*where, {key: Cell(*key, sorted(same, key=lambda run: run.seed)) for key, same in cells.items()})
-        for where, cells in grouped.items()
-    ]
+        backbones.setdefault((run.row["backbone"], run.longtail), []).append(run.row)
+        places[run.row["dataset"], run.row["backbone"], run.longtail] = {}
+    averages = []
+    for (backbone, longtail), rows in backbones.items():
+        found, notes = cells.all_cells(rows, ["accuracy"])
+        means: dict[tuple[str, int], Cell] = {}
+        for cell in cell_statistics.against_best(found):
+            of_cell = sorted((by_folder[row["folder"]] for row in cell.rows), key=lambda run: run.seed)
+            target = places[cell.dataset, backbone, longtail] if len(cell.parts) == 1 else means
+            target[cell.trainer, cell.shots] = Cell(cell, of_cell)
+        if len({row["dataset"] for row in rows}) > 1:
+            averages.append(Place("average", backbone, longtail, means, notes))
+    return [Place(*where, of_place) for where, of_place in places.items()], averages
+
+
+def _common_folder(runs: Sequence[ReportRun]) -> Path:
+    paths: list[str | Path] = [run.path for run in runs]
+    if len({os.path.isabs(path) for path in paths}) > 1:
+        paths = [os.path.abspath(path) for path in paths]
+    return Path(os.path.commonpath(paths))
