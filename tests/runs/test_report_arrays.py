@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from report_folders import CLASSES, make_run
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_torch
 
 from unskew.debias import classification_metrics, prior_groups
 from unskew.debias.metrics import class_accuracies
 from unskew.runs import predictions
-from unskew.runs.report import arrays
+from unskew.runs.report import arrays, write_report
 from unskew.runs.report.arrays import Predictions, calibration_error, reliability
 from unskew.runs.report.bias_figures import thirds
 from unskew.runs.report.calibration import confused_pairs
@@ -96,3 +98,36 @@ def test_the_command_imports_no_pytorch(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("part", ["zs", "ft"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda logits: logits[:50],
+        lambda logits: logits[:, :3],
+        lambda logits: np.concatenate([logits, logits], axis=1),
+        lambda logits: logits[:, 0],
+        lambda logits: logits[0],
+        lambda logits: logits.astype(np.int32),
+    ],
+)
+def test_a_part_that_does_not_fit_the_labels_is_not_there(part, change, file, tmp_path):
+    with safe_open(file, framework="np") as held:
+        formulas = held.metadata()
+    tensors = load_file(file)
+    save_file({**tensors, part: np.ascontiguousarray(change(tensors[part]))}, file, formulas)
+    found = Predictions(file)
+    assert not found.has(part) and found.has("logits")
+    write_report([tmp_path], tmp_path / "report.html")
+
+
+def test_labels_and_logits_of_other_types_are_an_error(file):
+    tensors = load_file(file)
+    for change in ({"labels": tensors["labels"] + 0.5}, {"labels": tensors["labels"] * np.nan}):
+        save_file({**tensors, **change}, file)
+        with pytest.raises(TypeError, match="float64"):
+            Predictions(file)
+    save_torch({"labels": torch.tensor(tensors["labels"]), "logits": torch.tensor(tensors["logits"]).bfloat16()}, file)
+    with pytest.raises(ValueError, match=r"predictions\.safetensors"):
+        Predictions(file)

@@ -3,8 +3,10 @@
 import base64
 import csv
 import io
+import json
 import re
 import tracemalloc
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -68,6 +70,22 @@ def test_the_training_curves_are_those_of_the_history(tmp_path):
     }
     (folder / "history.csv").write_bytes(b"epoch,loss\nx,y\n\xff")
     assert training.read_history(run) == {}
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("history.csv", "epoch,loss,accuracy,lr\n1,inf,nan,0\n2,1e308,-1e308,1e300\n"),
+        ("history.csv", f"epoch,loss\n1,1\n{10**400},2\n"),
+        ("history.csv", "epoch,loss,lr\n1,3e37,1e-30\n2,-3e37,3e37\n"),
+        ("prior.csv", "class,log_q,log_q_deviation,count\n" + "a,1e308,-5,-2\n" * 6),
+        ("prior.csv", "class,log_q,log_q_deviation,count\n" + "a,-1,-5,-2\n" * 6),
+    ],
+)
+def test_numbers_that_nobody_can_draw_are_left_out(file, text, tmp_path):
+    folder = make_run(tmp_path / "output", "GLA")
+    (folder / file).write_text(text)
+    assert "1 run" in write_report([folder], tmp_path / "report.html")
 
 
 def test_5000_classes_need_little_memory_and_a_small_page(tmp_path):
@@ -146,3 +164,40 @@ def test_without_the_images_of_the_run_there_is_one_line(fault, photos):
         (photos / "pets" / "test" / "owl" / "21.png").write_bytes((photos / "pets/test/owl/01.png").read_bytes())
     text = page_of(photos, "--images")
     assert "<img" not in text and text.count("No example images") == 1
+
+
+def test_a_page_replaces_only_a_page(tmp_path, capsys):
+    run = make_run(tmp_path / "output", "GLA")
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    for path in before:
+        assert main(["report", str(run), "--out", str(path)]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and str(path) in error
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
+    for _ in range(2):
+        assert main(["report", str(run), "--out", str(tmp_path / "new" / "report.html")]) == 0
+
+
+@pytest.mark.parametrize(
+    "flags", [["--out", "file/r.html"], ["--out", ""], ["--figures", "file"], ["--tables", "file"]]
+)
+def test_a_place_that_cannot_be_written_is_one_line(flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_run("output", "GLA")
+    (tmp_path / "file").touch()
+    assert main(["report", "output", *flags]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "Errno" not in error and (flags[1].split("/")[0] or "--out") in error
+
+
+def test_figures_of_names_with_control_characters_are_xml(tmp_path):
+    names = ("\x00", "\x1b[31m", "\ud800", "\ufffe", "tab\there", "猫")
+    run = make_run(tmp_path / "output", "GLA", classnames=[*CLASSES])
+    row = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(
+        json.dumps({**row, "classnames": names, "dataset": "d\ud800", "trainer": "GLA\x01"})
+    )
+    assert main(["report", str(run), "--out", str(tmp_path / "r.html"), "--figures", str(tmp_path / "figures")]) == 0
+    texts = [ElementTree.parse(path).getroot().itertext() for path in (tmp_path / "figures").glob("*.svg")]
+    shown = {text.strip() for found in texts for text in found}
+    assert {"\\x00", "\\x1b[31m", "\\ud800", "\\ufffe", "tab here", "猫"} <= shown

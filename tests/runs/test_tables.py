@@ -218,3 +218,8 @@ def test_runs_that_no_row_tells_apart_are_said(caplog):
     caplog.clear()
     text_tables.table(ROWS)
     assert not caplog.text
+
+
+def test_titles_in_latex_are_one_comment_line():
+    text = text_tables.table([{**row, "dataset": "a\nb"} for row in ROWS], style="latex")
+    assert all(line.startswith("%") for line in text.split("\\begin")[0].splitlines() if line)

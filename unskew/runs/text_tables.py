@@ -64,7 +64,7 @@ def table(
     for place, group in grouped([*rows, *_rows_of_averages(cells)], places).items():
         where = ", ".join([place[0] or _datasets(cells, {row["backbone"] for row in group}), *place[1:]])
         for shots, same in _by_label(group).items() if columns else [("", group)]:
-            title = _title(where, not place[0], "" if columns else metric, shots, same)
+            title = " ".join(_title(where, not place[0], "" if columns else metric, shots, same).split())
             heads = [(_short(name), shots, name) for name in columns] or [(k, k, metric) for k in _by_label(group)]
             unit = _unit(*columns) if columns else ""
             versus = f": differences from {compare}" if compare else ""

@@ -32,10 +32,11 @@ def write_report(
 
     Raises:
         FileNotFoundError: a folder does not exist.
-        ValueError: there is no finished run.
+        ValueError: there is no finished run, or ``out`` is a file that is no page.
         OSError: a file cannot be written.
     """
     runs, out = gather.collect(folders), Path(out)
+    files.prepare(out, figures, tables)
     places, averages = gather.arrange(runs)
     order = list(dict.fromkeys(run.trainer for run in runs))
     detailed, others = places[:_MOST_DETAILED], places[_MOST_DETAILED:]
@@ -53,7 +54,6 @@ def write_report(
     first = [overview_section(places, averages), against_shots_section(places, averages, order)]
     sections = [*first, *closer, cost_section(places)]
     content = page.render(sections, _summary(runs, places, order), out.parent)
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, content)
     parts = [f"{len(runs):,} run{'s' if len(runs) > 1 else ''}", f"{len(content) / 1000:,.0f} kB"]
     if figures:

@@ -10,6 +10,8 @@ from unskew.utils.errors import check_regular
 
 ECE_BINS = 15  # as in `unskew.debias.metrics`
 
+_TYPES = ("F16", "F32", "F64")  # of logits; NumPy lacks bfloat16, which a plugin may write
+
 _BLOCK = 4_000_000  # numbers of logits in memory at a time
 
 
@@ -33,20 +35,24 @@ class Predictions:
         self._predicted: dict[str, np.ndarray] = {}
         self._confidence: dict[str, np.ndarray] = {}
         with safe_open(path, framework="np") as file:
-            self._held = set(file.keys())
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # no dict
+            shapes = {name: tuple(part.get_shape()) for name, part in slices.items() if part.get_dtype() in _TYPES}
             self._formulas = {name: text.split(" + ") for name, text in (file.metadata() or {}).items()}
-            self.labels = file.get_tensor("labels").astype(np.int64)
-            shape = file.get_slice("logits").get_shape()
+            self.labels = file.get_tensor("labels").astype(np.int64, casting="same_kind")
+        shape = shapes.get("logits", ())
         count = len(self.labels) if self.labels.ndim == 1 else -1
         if len(shape) != 2 or shape[0] != count or not count or not shape[1]:
-            raise ValueError(f"'{path}' has logits {list(shape)} and labels {list(self.labels.shape)}: run again")
+            raise ValueError(f"'{path}' has no logits for its labels {list(self.labels.shape)}: run again")
         self.classes = int(shape[1])
+        self._tables = {name for name, found in shapes.items() if found == shape}
+        self._held = self._tables | {name for name, found in shapes.items() if found == shape[1:]}
         if self.labels.min() < 0 or self.labels.max() >= self.classes:
             raise ValueError(f"'{path}' has labels beyond its {self.classes} classes: run again")
 
     def has(self, part: str) -> bool:
-        """Return whether the file gives the logits of a part: "zs", "ft", "ensemble", ..."""
-        return all(name in self._held for name in self._terms(part))
+        """Return whether the file gives logits of a part that fit the labels: "zs", "ft", "ensemble", ..."""
+        first, *others = self._terms(part)
+        return first in self._tables and self._held.issuperset(others)
 
     def predicted(self, part: str = "logits") -> np.ndarray:
         """Return the predicted class of each image, ``[N]``."""
@@ -104,7 +110,8 @@ class Predictions:
 
 def _largest_probability(logits: np.ndarray) -> np.ndarray:
     """Return the largest softmax probability of each row: 1 / sum exp(logit - largest logit)."""
-    return 1 / np.exp(logits - logits.max(1, keepdims=True)).sum(1)
+    with np.errstate(invalid="ignore"):  # infinite logits have none
+        return 1 / np.exp(logits - logits.max(1, keepdims=True)).sum(1)
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

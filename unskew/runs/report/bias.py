@@ -13,6 +13,7 @@ from unskew import config
 from unskew.engine.run_dir import RunDir
 from unskew.runs.report import bias_figures, thumbnails
 from unskew.runs.report.blocks import Cell, Heading, Note, Section, Table, number, word
+from unskew.runs.report.drawing import LARGEST
 from unskew.runs.report.gather import Place, ReportRun, is_debiased
 from unskew.runs.tables import mean_and_deviation
 from unskew.utils.errors import DAMAGE
@@ -134,12 +135,13 @@ def read_prior(run: ReportRun) -> Prior | None:
 
 
 def _column(rows: Sequence[Mapping[str, str]], name: str) -> "NDArray | None":
-    """Return a column of numbers; ``None`` if it is missing or has a cell without a finite number."""
+    """Return a column of numbers; ``None`` if it is missing or has a cell without a number of reasonable size."""
     try:
         values = np.array([float(row[name]) for row in rows])
     except (KeyError, TypeError, ValueError):
         return None
-    return values if np.isfinite(values).all() else None
+    is_whole = bool((np.abs(values) < LARGEST).all()) and (name == "log_q" or bool((values >= 0).all()))
+    return values if is_whole else None
 
 
 # --- tables -----------------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.axis import XAxis, YAxis
     from matplotlib.figure import Figure as Canvas
 
+LARGEST = 1e38  # a larger number in a file is damage, and matplotlib cannot draw it
+
 # Colours of the page's SVG that stand for CSS variables: no other artist has them.
 _PAGE_FOREGROUND = "#010203"
 _PAGE_SERIES = tuple(f"#0a0b{number:02x}" for number in range(8))

@@ -17,9 +17,35 @@ _LATEX = {
 }
 
 
+_BEGINNING = b"<!DOCTYPE html>"  # of a page
+
+
+def prepare(out: Path, *folders: str | Path) -> None:
+    """Make the folders of the page, its figures and its tables.
+
+    Args:
+        out: the page; an older page is replaced, and any other file is an error.
+        folders: folders of figures and tables; "" is none.
+
+    Raises:
+        ValueError: ``out`` is no name of a file, or a file that is no page.
+        OSError: a folder cannot be made.
+    """
+    if not out.name:
+        raise ValueError("--out needs the name of a file, such as report.html")
+    if out.is_file():
+        with out.open("rb") as file:
+            if file.read(len(_BEGINNING)) not in (_BEGINNING, b""):
+                raise ValueError(f"'{out}' is not replaced, because it is no page of a report: choose another --out")
+    for folder in [out.parent, *(Path(folder) for folder in folders if folder)]:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise type(error)(error.errno, f"cannot make '{folder}': {error.strerror}; choose another place") from error
+
+
 def save_figures(sections: Sequence[Section], folder: Path) -> int:
     """Write each figure as PDF and SVG at paper size; return the number of figures."""
-    folder.mkdir(parents=True, exist_ok=True)
     found = [block for section in sections for block in section.blocks if isinstance(block, Figure)]
     for figure in found:
         drawing.save(figure, folder)
@@ -28,7 +54,6 @@ def save_figures(sections: Sequence[Section], folder: Path) -> int:
 
 def save_tables(sections: Sequence[Section], folder: Path) -> int:
     """Write each table as LaTeX (booktabs) and CSV; return the number of tables."""
-    folder.mkdir(parents=True, exist_ok=True)
     found = [block for section in sections for block in section.blocks if isinstance(block, Table)]
     for table in found:
         write_atomically(folder / f"{table.name}.tex", _encode(latex(table)))

@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from unskew.engine.run_dir import RunDir, path_safe, shots_label
 from unskew.runs import cell_statistics, cells, tables
 from unskew.runs.report.arrays import Predictions
 from unskew.utils.errors import DAMAGE, format_error
+
+_NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 logger = logging.getLogger("unskew")
 
@@ -59,7 +62,7 @@ class ReportRun:
     def classnames(self) -> list[str]:
         """The names of the classes by label; "class 7" where the run has none."""
         given = self.row.get("classnames")
-        names = [str(name) for name in given] if isinstance(given, list) else []
+        names = [_printable(str(name)) for name in given] if isinstance(given, list) else []
         count = self.predictions.classes if self.predictions else len(names)
         return names if len(names) == count else [f"class {label}" for label in range(count)]
 
@@ -213,11 +216,17 @@ def collect(folders: Iterable[str | Path]) -> list[ReportRun]:
         for row in tables.collect(folder):
             path = Path(row["folder"])
             if isinstance(row.get("accuracy"), int | float) and row["accuracy"] == row["accuracy"]:
+                row |= {key: _printable(row[key]) for key in ("dataset", "trainer", "backbone")}
                 runs.setdefault(path.resolve(), ReportRun(row, path))
     if not runs:
         below = ", ".join(f"'{folder}'" for folder in folders)
         raise ValueError(f"no finished run with an accuracy in {below}: run `unskew train` first")
     return list(runs.values())
+
+
+def _printable(name: str) -> str:
+    """Return a name with a backslash escape for each character that XML, and thus SVG, does not allow."""
+    return _NOT_IN_XML.sub(lambda match: match[0].encode("unicode_escape").decode(), name)
 
 
 def arrange(runs: Sequence[ReportRun]) -> tuple[list[Place], list[Place]]:

@@ -2,12 +2,11 @@
 
 import csv
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from unskew.runs.report.blocks import Cell, Figure, Heading, Note, Section, Table, number, word
-from unskew.runs.report.drawing import use_log_scale
+from unskew.runs.report.drawing import LARGEST, use_log_scale
 from unskew.runs.report.gather import Place, ReportRun
 from unskew.utils.errors import DAMAGE
 
@@ -45,11 +44,12 @@ def read_history(run: ReportRun) -> History:
         with (run.path / "history.csv").open(encoding="utf-8", newline="") as stream:
             for row in csv.DictReader(stream):
                 for name in _CURVES:
-                    if row.get(name) and math.isfinite(value := float(row[name])):
+                    if row.get(name) and abs(value := float(row[name])) < LARGEST:
                         columns.setdefault(name, []).append((int(row["epoch"]), value))
     except DAMAGE:
         return {}
-    return columns
+    epochs = [epoch for points in columns.values() for epoch, _ in points]
+    return columns if max(epochs, default=0) < LARGEST else {}
 
 
 def training_section(places: Sequence[Place], order: Sequence[str]) -> Section:
