@@ -201,3 +201,14 @@ def test_figures_of_names_with_control_characters_are_xml(tmp_path):
     texts = [ElementTree.parse(path).getroot().itertext() for path in (tmp_path / "figures").glob("*.svg")]
     shown = {text.strip() for found in texts for text in found}
     assert {"\\x00", "\\x1b[31m", "\\ud800", "\\ufffe", "tab here", "猫"} <= shown
+
+
+def test_places_of_similar_names_have_files_of_their_own(tmp_path):
+    for dataset, backbone in (("pets-micro", "a"), ("pets", "micro-a"), ("PETS", "micro-A"), ("pets", "micro/a")):
+        run = make_run(tmp_path / "output" / backbone, "GLA", dataset=dataset)
+        row = json.loads((run / "metrics.json").read_text())
+        (run / "metrics.json").write_text(json.dumps({**row, "backbone": backbone}))
+    line = write_report([tmp_path / "output"], tmp_path / "r.html", False, tmp_path / "figures", tmp_path / "tables")
+    figures, tables = map(int, re.findall(r"(\d+) (?:figures|tables) in", line))
+    for folder, count in (("figures", 2 * figures), ("tables", 2 * tables)):
+        assert len({path.name.lower() for path in (tmp_path / folder).iterdir()}) == count

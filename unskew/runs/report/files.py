@@ -2,8 +2,11 @@
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from unskew.runs.report import drawing
 from unskew.runs.report.blocks import Cell, Figure, Section, Table
@@ -18,6 +21,9 @@ _LATEX = {
 
 
 _BEGINNING = b"<!DOCTYPE html>"  # of a page
+
+
+_Named = TypeVar("_Named", Figure, Table)
 
 
 def prepare(out: Path, *folders: str | Path) -> None:
@@ -46,7 +52,7 @@ def prepare(out: Path, *folders: str | Path) -> None:
 
 def save_figures(sections: Sequence[Section], folder: Path) -> int:
     """Write each figure as PDF and SVG at paper size; return the number of figures."""
-    found = [block for section in sections for block in section.blocks if isinstance(block, Figure)]
+    found = _with_own_names([block for section in sections for block in section.blocks if isinstance(block, Figure)])
     for figure in found:
         drawing.save(figure, folder)
     return len(found)
@@ -54,11 +60,22 @@ def save_figures(sections: Sequence[Section], folder: Path) -> int:
 
 def save_tables(sections: Sequence[Section], folder: Path) -> int:
     """Write each table as LaTeX (booktabs) and CSV; return the number of tables."""
-    found = [block for section in sections for block in section.blocks if isinstance(block, Table)]
+    found = _with_own_names([block for section in sections for block in section.blocks if isinstance(block, Table)])
     for table in found:
         write_atomically(folder / f"{table.name}.tex", _encode(latex(table)))
         write_atomically(folder / f"{table.name}.csv", _encode(comma_separated(table)))
     return len(found)
+
+
+def _with_own_names(blocks: list[_Named]) -> list[_Named]:
+    """Return blocks with a number behind a name that an earlier one has, in upper or lower case."""
+    seen: Counter[str] = Counter()
+    found = []
+    for block in blocks:
+        seen[block.name.lower()] += 1
+        count = seen[block.name.lower()]
+        found.append(replace(block, name=f"{block.name}--{count}") if count > 1 else block)
+    return found
 
 
 def _encode(text: str) -> bytes:
@@ -68,8 +85,10 @@ def _encode(text: str) -> bytes:
 def latex(table: Table) -> str:
     """Return a table for LaTeX's package booktabs; marked cells are bold."""
     numeric = [any(isinstance(row[i].value, float | int) for row in table.rows) for i in range(len(table.columns))]
+    has_notes = any(cell.note for row in table.rows for cell in row)
     lines = [
         f"% {' '.join(table.caption.split())}",
+        *["% Marked cells are bold here, and the smaller lines are in the CSV."] * has_notes,
         rf"\begin{{tabular}}{{{''.join('r' if right else 'l' for right in numeric)}}}",
         r"\toprule",
         " & ".join(map(escape, table.columns)) + r" \\",

@@ -132,9 +132,14 @@ class Place:
     notes: Sequence[str] = ()
 
     @property
+    def model(self) -> str:
+        """The backbone, and the word "long-tailed" for such a dataset."""
+        return f"{self.backbone}{', long-tailed' if self.longtail else ''}"
+
+    @property
     def title(self) -> str:
         """The heading, such as "digits, micro"."""
-        return f"{self.dataset}, {self.backbone}{', long-tailed' if self.longtail else ''}"
+        return f"{self.dataset}, {self.model}"
 
     @property
     def stem(self) -> str:

@@ -40,9 +40,10 @@ def overview_section(places: Sequence[Place], averages: Sequence[Place]) -> Sect
         section.blocks += [Heading(place.title), _table(place, _CAPTION)]
         section.blocks += [Note(text) for text in (_repeated(place), _skipped(place), _uncompared(place)) if text]
     for average in averages:
-        section.blocks.append(Heading(f"Average over datasets, {average.backbone}"))
+        section.blocks.append(Heading(f"Average over datasets, {average.model}"))
         section.blocks += [_table(average, _average_caption(average))] if average.cells else []
-        section.blocks += [Note(text) for text in (*average.notes, _uncompared(average)) if text]
+        notes = [f"{note[0].upper()}{note[1:]}." for note in average.notes]
+        section.blocks += [Note(text) for text in (*notes, _uncompared(average)) if text]
     return section
 
 
@@ -121,7 +122,7 @@ def against_shots_section(places: Sequence[Place], averages: Sequence[Place], or
         section.blocks.append(_lines(place, caption, order))
     for average in averages:
         if average.cells:
-            section.blocks.append(_lines(average, f"Average over datasets, {average.backbone}. {band}", order))
+            section.blocks.append(_lines(average, f"Average over datasets, {average.model}. {band}", order))
     return section
 
 
