@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from building import SHORT
+from plugin_traces import as_a_process
 from safetensors import safe_open
 
 import unskew
@@ -114,17 +115,18 @@ class ShiftedZeroshot(CLIPTrainer):
 
 
 def test_the_trainer_of_a_plugin_is_exported(data_root, tmp_path, capsys):
-    file = tmp_path / "shifted.py"
-    file.write_text(PLUGIN)
-    options = {"shots": 2, "root": data_root, "folder": tmp_path / "run", "plugins": [file]}
-    run = unskew.train("digits", "ShiftedZeroshot", opts=("OPTIM.MAX_EPOCH", 2, "OPTIM.LR", 1.0), **options)
-    out = tmp_path / "head.safetensors"
-    assert main(["export", str(run.path), "--out", str(out), "--plugin", str(file)]) == 0
-    weight, bias, _ = read(out)
-    assert bias.std() > 0.01
-    paths = [item.impath for item in build_dataset(run.config).test]
-    x = F.normalize(unskew.encode_images(unskew.load_backbone("micro"), paths), dim=1)
-    torch.testing.assert_close(x @ weight.T + bias, run.predictions["logits"], rtol=1e-5, atol=1e-5)
+    with as_a_process(tmp_path):
+        file = tmp_path / "shifted.py"
+        file.write_text(PLUGIN)
+        options = {"shots": 2, "root": data_root, "folder": tmp_path / "run", "plugins": [file]}
+        run = unskew.train("digits", "ShiftedZeroshot", opts=("OPTIM.MAX_EPOCH", 2, "OPTIM.LR", 1.0), **options)
+        out = tmp_path / "head.safetensors"
+        assert main(["export", str(run.path), "--out", str(out), "--plugin", str(file)]) == 0
+        weight, bias, _ = read(out)
+        assert bias.std() > 0.01
+        paths = [item.impath for item in build_dataset(run.config).test]
+        x = F.normalize(unskew.encode_images(unskew.load_backbone("micro"), paths), dim=1)
+        torch.testing.assert_close(x @ weight.T + bias, run.predictions["logits"], rtol=1e-5, atol=1e-5)
 
 
 # --- the model card -----------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """Datasets and trainers as people write them for Dassl, in files of their own."""
 
-import contextlib
 import json
 import os
 import re
@@ -12,21 +11,18 @@ from textwrap import dedent
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+from plugin_traces import as_a_process
 
 from unskew import config
 from unskew.cli.main import main
 from unskew.config import plugins as declared
-from unskew.data.dataset import DATASET_REGISTRY
 from unskew.engine import fingerprint
-from unskew.engine.evaluator import EVALUATOR_REGISTRY
 from unskew.engine.run_dir import backbone_label, trainer_label
 from unskew.engine.trainer import TRAINER_REGISTRY
 from unskew.runs import plugins
 from unskew.runs.run import Run, execute, load_run
 from unskew.utils import logging
-from unskew.utils.registry import discover
 
 # Reads mypets/train/red/0.png.
 DATASET = """
@@ -107,30 +103,6 @@ NOTHING = """
 
 QUICK = ["OPTIM.MAX_EPOCH", "2", "DATALOADER.NUM_WORKERS", "0", "INPUT.VIEWS", "1", "INPUT.SIZE", "(16, 16)"]
 LEARNS = [*QUICK, "OPTIM.LR", "0.1", "DATALOADER.TRAIN_X.BATCH_SIZE", "4"]
-
-
-@contextlib.contextmanager
-def as_a_process(folder):
-    """Remove all traces of the plugins of ``folder`` from the process, which other tests share."""
-    discover("unskew.trainers")
-    discover("unskew.datasets")
-    before, safe = set(sys.modules), torch.serialization.get_safe_globals()
-    with pytest.MonkeyPatch.context() as patch:
-        for owner, name, empty in ((plugins, "_loaded", set()), (declared, "_plugins", []), (declared, "_names", {})):
-            patch.setattr(owner, name, empty)
-        for registry in (DATASET_REGISTRY, TRAINER_REGISTRY, EVALUATOR_REGISTRY):
-            patch.setattr(registry, "_table", dict(registry._table))
-        for name in ("path", "meta_path"):
-            patch.setattr(sys, name, list(getattr(sys, name)))
-        for owner, name in ((torch, "load"), (torch.cuda.amp, "GradScaler"), (torch.cuda.amp, "autocast")):
-            patch.setattr(owner, name, getattr(owner, name))
-        yield
-    torch.serialization.clear_safe_globals()
-    torch.serialization.add_safe_globals(safe)
-    for name in set(sys.modules) - before:
-        file = getattr(sys.modules[name], "__file__", None) or ""
-        if name.split(".")[0] == "dassl" or Path(file).is_relative_to(folder):
-            del sys.modules[name]
 
 
 @pytest.fixture(autouse=True)

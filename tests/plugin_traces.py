@@ -1,0 +1,39 @@
+"""Plugins that are imported for one test only."""
+
+import contextlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from unskew.config import plugins as declared
+from unskew.data.dataset import DATASET_REGISTRY
+from unskew.engine.evaluator import EVALUATOR_REGISTRY
+from unskew.engine.trainer import TRAINER_REGISTRY
+from unskew.runs import plugins
+from unskew.utils.registry import discover
+
+
+@contextlib.contextmanager
+def as_a_process(folder):
+    """Remove all traces of the plugins of ``folder`` from the process, which other tests share."""
+    discover("unskew.trainers")
+    discover("unskew.datasets")
+    before, safe = set(sys.modules), torch.serialization.get_safe_globals()
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name, empty in ((plugins, "_loaded", set()), (declared, "_plugins", []), (declared, "_names", {})):
+            patch.setattr(owner, name, empty)
+        for registry in (DATASET_REGISTRY, TRAINER_REGISTRY, EVALUATOR_REGISTRY):
+            patch.setattr(registry, "_table", dict(registry._table))
+        for name in ("path", "meta_path"):
+            patch.setattr(sys, name, list(getattr(sys, name)))
+        for owner, name in ((torch, "load"), (torch.cuda.amp, "GradScaler"), (torch.cuda.amp, "autocast")):
+            patch.setattr(owner, name, getattr(owner, name))
+        yield
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(safe)
+    for name in set(sys.modules) - before:
+        file = getattr(sys.modules[name], "__file__", None) or ""
+        if name.split(".")[0] == "dassl" or Path(file).is_relative_to(folder):
+            del sys.modules[name]
