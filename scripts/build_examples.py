@@ -23,7 +23,8 @@ PAGE = ROOT / "docs" / "EXAMPLES.md"
 INTRODUCTION = """# Examples
 
 Each example is a Python file in cells: run the file, or single cells in an editor that knows `# %%`, such as VS Code or
-(with jupytext) Jupyter. They need no network, only data and models of the package, and less than a minute each.
+(with jupytext) Jupyter. They need no network, only data and models of the package, and less than a minute each. Run
+them in an empty folder: they write their files there, such as `data`, `output` and `report.html`.
 `python scripts/build_examples.py` runs them and writes this page.
 """
 

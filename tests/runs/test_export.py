@@ -168,6 +168,19 @@ def test_an_export_replaces_its_own_card_and_no_other_file(run, tmp_path, capsys
     (tmp_path / "README.md").write_text("mine")
     assert "README.md" in fails(capsys, "export", run.path, "--out", tmp_path / "README.safetensors")
     assert (tmp_path / "README.md").read_text() == "mine"
+    (tmp_path / "mine.safetensors").write_text("mine")
+    assert "mine.safetensors" in fails(capsys, "export", run.path, "--out", tmp_path / "mine.safetensors")
+    assert (tmp_path / "mine.safetensors").read_text() == "mine" and not (tmp_path / "mine.md").exists()
+
+
+@pytest.mark.onnx
+def test_a_model_is_not_replaced_by_a_head(run, tmp_path, capsys):
+    out = tmp_path / "new" / "model.onnx"  # the folder is made
+    export_run(run.path, out, "model")
+    before = out.read_bytes()
+    assert "--kind model" in fails(capsys, "export", run.path, "--out", out)
+    assert out.read_bytes() == before
+    assert main(["export", str(run.path), "--out", str(out), "--kind", "model"]) == 0
 
 
 # --- errors -------------------------------------------------------------------------------------------
@@ -192,7 +205,6 @@ def test_a_transductive_run_cannot_be_exported(data_root, tmp_path, capsys):
         ("head.bin", "", ".safetensors"),
         ("head", "", ".onnx"),
         ("model.safetensors", "model", "--kind model"),
-        ("nothing/head.safetensors", "", "nothing"),
         ("folder.safetensors", "", "folder.safetensors"),
     ],
 )

@@ -63,8 +63,7 @@ def test_the_card_and_the_page_have_the_same_code(head):
 def test_the_code_of_the_card_loads_the_embedded_models(head):
     _, expected = head
     card, names = Path("head.md").read_text(encoding="utf-8"), {}
-    (first,) = re.findall("`(import .*)`", card)
-    exec(f"{first}\n{card.split('```python')[1].split('```')[0]}", names)
+    exec(card.split("```python")[1].split("```")[0], names)
     torch.testing.assert_close(names["probabilities"], expected, rtol=0, atol=1e-5)
 
 

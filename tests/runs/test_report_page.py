@@ -144,6 +144,14 @@ def summary_of(tmp_path, trainer):
     return {row["trainer"]: row["adjusted_p"] for row in rows if row["dataset"] == "average"}
 
 
+def test_datasets_without_common_shots_have_no_average(tmp_path):
+    make_run(tmp_path / "output", dataset="pets", shots=1)
+    make_run(tmp_path / "output", dataset="cars", shots=4)
+    places, averages = arranged(tmp_path)
+    headings = [block.text for block in overview.overview_section(places, averages).blocks if hasattr(block, "text")]
+    assert averages == [] and not any("Average" in text for text in headings)
+
+
 def test_an_average_names_the_datasets_that_it_leaves_out(tmp_path):
     make_sweep(tmp_path / "output", seeds=(1,))
     make_run(tmp_path / "output", "GLA", dataset="birds")

@@ -168,8 +168,10 @@ def _how_to_load(content: Mapping[str, Any], kind: str, out: Path) -> str:
     if out.suffix == ".safetensors":
         code, note = OPEN_CLIP, "W and bias fit any program that computes the features of the same weights."
         if (name := content["backbone"]["name"]) in micro.NAMES:
-            note += f" {_plain(name)} is part of unskew and unknown to open_clip: run this first, "
-            note += "`import open_clip, unskew.micro.weights; open_clip.add_model_config(unskew.micro.weights.MODELS)`."
+            note += f" {_plain(name)} is part of unskew and unknown to open_clip, so the code makes it known."
+            code = f"import unskew.micro.weights\n{code.strip()}".replace(
+                "\nbackbone, temp", "\nopen_clip.add_model_config(unskew.micro.weights.MODELS)\nbackbone, temp"
+            )
         if crops > 1:
             note = f"x is the mean of the normalised features of {crops} crops of each image, which this code omits."
         code = code.format(file=out.name, weights=_weights(content["backbone"]))

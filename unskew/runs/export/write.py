@@ -24,7 +24,7 @@ HEAD, MODEL = "head", "model"
 SAFETENSORS, ONNX = ".safetensors", ".onnx"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # the extra ``export``
 
-_CARD_MARK = "<!-- model card of unskew export -->"
+_CARD_MARK = "<!-- model card of unskew export: {} -->"  # the kind
 
 
 class Exported(NamedTuple):
@@ -63,12 +63,14 @@ def export_run(folder: str | Path, out: str | Path, kind: str = "") -> Exported:
     with threads.limit(number_of_threads(trainer.cfg)), torch.random.fork_rng(devices=[]):  # members draw weights
         head = trainer.linear_head()
         kind = kind or (MODEL if head is None and out.suffix == ONNX else HEAD)
+        _check_replaced(out, kind)
+        out.parent.mkdir(parents=True, exist_ok=True)
         if kind == MODEL:
             _write_model(trainer, content, folder, out)
         else:
             _write_head(trainer, head, content, out)
     card = out.with_suffix(".md")
-    write_atomically(card, f"{_CARD_MARK}\n{card_of(folder, content, kind, out)}")
+    write_atomically(card, f"{_CARD_MARK.format(kind)}\n{card_of(folder, content, kind, out)}")
     return Exported(kind, out, card)
 
 
@@ -87,16 +89,29 @@ def _check_out(out: Path, folder: Path, kind: str) -> None:
         raise ValueError(f"--out must end in {SAFETENSORS} or {ONNX} (got '{out}')")
     if kind == MODEL and out.suffix != ONNX:
         raise ValueError(f"--kind {MODEL} is written as {ONNX} (got --out '{out}'): change one of them")
-    if not out.parent.is_dir():
-        raise ValueError(f"--out '{out}': there is no folder '{out.parent}'; create it, or choose another")
     card = out.with_suffix(".md")
     problem = unwritable(out.parent) or next((f"'{path}' is a folder" for path in (out, card) if path.is_dir()), "")
     if problem:
         raise ValueError(f"--out '{out}' cannot be written ({problem}): choose another place")
     if os.path.realpath(out) == os.path.realpath(RunDir(folder).predictions):
         raise ValueError(f"--out '{out}' is a file of the run: choose another name")
-    if card.exists() and not card.read_bytes().startswith(_CARD_MARK.encode()):
-        raise ValueError(f"the model card would overwrite '{card}', which is no card: choose another --out")
+    if kind:
+        _check_replaced(out, kind)
+
+
+def _check_replaced(out: Path, kind: str) -> None:
+    """Raise ``ValueError`` if a file to replace is no earlier export of this kind, which its card tells."""
+    card = out.with_suffix(".md")
+    first = card.read_bytes().split(b"\n", 1)[0] if card.exists() else b""
+    if first == _CARD_MARK.format(kind).encode() or not (card.exists() or out.exists()):
+        return
+    other = MODEL if kind == HEAD else HEAD
+    if first == _CARD_MARK.format(other).encode():
+        raise ValueError(
+            f"'{card}' describes a {other}, and this is a {kind}: set --kind {other}, or choose another --out"
+        )
+    name = card if card.exists() else out
+    raise ValueError(f"the export would overwrite '{name}', which is no export: choose another --out")
 
 
 def _write_model(trainer: "SimpleTrainer", content: Mapping[str, Any], folder: str | Path, out: Path) -> None:

@@ -157,10 +157,11 @@ def _groups_table(place: Place) -> Table | None:
     rows = [[word(cell.trainer), *(_mean(cell.values(name), cell.folder) for name in known)] for cell in cells]
     caption = (
         f"Mean class accuracy of groups of classes in percent, {place.label(shots)}. p_many, p_medium and p_few are "
-        "the thirds of the classes with the largest, middle and smallest q, the same classes for all trainers; d_many, "
-        "d_medium and d_few have more than 100, 20 to 100 and fewer than 20 training images. A trainer without bias "
-        "has similar numbers in all thirds."
+        "the thirds of the classes with the largest, middle and smallest q, the same classes for all trainers. A "
+        "trainer without bias has similar numbers in all thirds."
     )
+    if any(name.startswith("d_") for name in known):
+        caption += " d_many, d_medium and d_few have more than 100, 20 to 100 and fewer than 20 training images."
     return Table(f"groups-{place.stem}", ["trainer", *(f"{name} (%)" for name in known)], rows, caption)
 
 

@@ -253,7 +253,7 @@ def arrange(runs: Sequence[ReportRun]) -> tuple[list[Place], list[Place]]:
             of_cell = sorted((by_folder[row["folder"]] for row in cell.rows), key=lambda run: run.seed)
             target = places[cell.dataset, backbone, longtail] if len(cell.parts) == 1 else means
             target[cell.trainer, cell.shots] = Cell(cell, of_cell)
-        if len({row["dataset"] for row in rows}) > 1:
+        if len({row["dataset"] for row in rows}) > 1 and (means or notes):
             averages.append(Place("average", backbone, longtail, means, notes))
     return [Place(*where, of_place) for where, of_place in places.items()], averages
 

@@ -22,7 +22,7 @@ Point = tuple[float, float, float]  # mean, and the ends of its interval
 
 _CAPTION = (
     "Test accuracy in percent: mean ± standard deviation over seeds; below it the 95% interval and the number of "
-    "seeds. Marked (●): the best, and all that do not differ significantly from it."
+    "seeds. Marked (●): the best of several, and all that do not differ significantly from it."
 )
 
 _LEAD = (
