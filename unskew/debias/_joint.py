@@ -81,7 +81,7 @@ class LogitSums:
             highest = [[feature[rows].amax(1).double() for rows in blocks(first)] for feature in self._features]
             self._highest = torch.stack([torch.cat(each) for each in highest])  # [J, N]
         if labels is not None:
-            places = torch.searchsorted(classes, labels)
+            places = torch.searchsorted(classes, labels.contiguous())
             for rows in blocks(self._features[0]):
                 self.label_logits += (
                     self._read(rows).gather(2, places[None, rows, None].expand(count, -1, 1)).sum((1, 2))
