@@ -40,7 +40,7 @@ def complete(cells: Sequence[Cell], intervals: bool, compare: str) -> list[Cell]
     if over_seeds := [cell.metric for cell in cells if not _part(cell.metric)]:
         wrong = over_seeds[0]
         raise ValueError(
-            f"images have no '{wrong}' to compare; choose accuracy, or <part>_accuracy such as zs_accuracy"
+            f"'{wrong}' is not defined for a single image, so it cannot be compared; choose accuracy or zs_accuracy"
         )
     return [cell for group in _settings(completed) for cell in _compared(group, compare, read)]
 

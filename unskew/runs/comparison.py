@@ -22,7 +22,7 @@ INTERVAL_NOTE = (
     "cover the test images only"
 )
 TEST_NOTE = (
-    "p-values are of two-sided sign-flip permutation tests over test images, corrected by Holm's method; they cover "
+    "p-values come from two-sided sign-flip permutation tests over test images, corrected by Holm's method; they cover "
     "the choice of the test images for these seeds, not the choice of the seeds"
 )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unskew.clip.image_counts import ImageCount
 
-# Keys of costs in metrics.json; `_train_and_test` measures the seconds.
+# Keys of costs in metrics.json; a run measures its seconds itself.
 NAMES = ("seconds", "peak_memory_mb", "trained_parameters", "images_encoded", "images_cached")
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")

@@ -125,7 +125,9 @@ def load_trainer(folder: str | Path, precision: str = "") -> "SimpleTrainer":
 
     name = saved.get("CLASS") or saved["NAME"]
     if name not in {*config.names("trainers"), *TRAINER_REGISTRY.registered_names()}:
-        raise ValueError(f"the trainer '{name}' of '{place.path}' is of a plugin: pass its file with --plugin")
+        raise ValueError(
+            f"the trainer '{name}' of '{place.path}' comes from a plugin: pass the plugin's file with --plugin"
+        )
     cfg = _config(place)
     cfg = config.derive(cfg, {"TRAINER.PREC": precision}) if precision else cfg
 

@@ -231,7 +231,7 @@ def _pixels(image: Tensor) -> Tensor:
     if image.is_floating_point():
         image = image.detach().float()
         if not bool(((image >= 0) & (image <= 1)).all()):
-            raise ValueError("the floats of an image must be in [0, 1]: give it before normalisation")
+            raise ValueError("the floats of an image must be in [0, 1]: give the image before normalisation")
         image = (image * 255).round().byte()
     if image.dtype != torch.uint8:
         raise ValueError(f"the tensor of an image must be uint8, or floats in [0, 1] (got {image.dtype})")

@@ -108,10 +108,10 @@ def _check_replaced(out: Path, kind: str) -> None:
     other = MODEL if kind == HEAD else HEAD
     if first == _CARD_MARK.format(other).encode():
         raise ValueError(
-            f"'{card}' describes a {other}, and this is a {kind}: set --kind {other}, or choose another --out"
+            f"'{card}' describes a {other}, but this export is a {kind}: set --kind {other}, or choose another --out"
         )
     name = card if card.exists() else out
-    raise ValueError(f"the export would overwrite '{name}', which is no export: choose another --out")
+    raise ValueError(f"--out would overwrite '{name}', which is not an earlier export: choose another name")
 
 
 def _write_model(trainer: "SimpleTrainer", content: Mapping[str, Any], folder: str | Path, out: Path) -> None:
