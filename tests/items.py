@@ -24,7 +24,12 @@ def make(root, classes, images, split="train", first=0):
 
 def config(shots=2, seed=1, val_shots=-1, subsample="all", holdout=0.0):
     dataset = SimpleNamespace(
-        NUM_SHOTS=shots, NUM_VAL_SHOTS=val_shots, SEED=-1, SUBSAMPLE_CLASSES=subsample, HOLDOUT=holdout
+        NUM_SHOTS=shots,
+        NUM_VAL_SHOTS=val_shots,
+        SEED=-1,
+        SUBSAMPLE_CLASSES=subsample,
+        HOLDOUT=holdout,
+        TRAIN_ON_VAL=False,
     )
     return SimpleNamespace(SEED=seed, DATASET=dataset)
 

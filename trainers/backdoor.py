@@ -184,6 +184,11 @@ class Backdoor(SimpleTrainer):
         return self.node.CALIBRATE != "none"
 
     @property
+    def uses_val(self) -> bool:
+        node = self.node
+        return node.DEBIAS or node.CALIBRATE != "none" or node.WEIGHTS != "uniform"
+
+    @property
     def logit_adjusted(self) -> bool:
         return self.node.DEBIAS or build_trainer(self._member_config(self.members[0])).logit_adjusted
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from torch import Tensor
 from yacs.config import CfgNode
 
+from unskew.data.dataset import Datum
 from unskew.debias.affine import affine_form
+from unskew.debias.prior import METHODS
 from unskew.engine.clip_trainer import CLIPTrainer
 from unskew.engine.debiasing import (
     SavedGLA,
@@ -19,6 +21,7 @@ from unskew.engine.debiasing import (
     check_transductive,
     fit_zeroshot_prior,
     fitted_prior,
+    fitting_items,
     matches_classes,
     prior_options,
 )
@@ -44,6 +47,10 @@ class DebiasedZeroshot(CLIPTrainer):
     @property
     def transductive(self) -> bool:
         return self.gla.transductive
+
+    def labelled_items(self) -> Sequence[Datum]:
+        needs_labels = self.node.PRIOR in METHODS and self.node.PRIOR != "unlabelled"
+        return fitting_items(self) if needs_labels else []
 
     def build_model(self) -> None:
         keys = {"log_q": "log_q_", "temperature": "zs_temperature_"}

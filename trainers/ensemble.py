@@ -58,6 +58,7 @@ class Ensemble(CLIPTrainer):
 
     part_names: tuple[str, ...] = ("zs", "ft", "ensemble")
     calibrated = True
+    uses_val = True
 
     @property
     def logit_adjusted(self) -> bool:

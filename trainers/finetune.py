@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 
 from unskew.clip import adapters, features, heads
 from unskew.debias.losses import LOGIT_ADJUSTED, build_loss
+from unskew.debias.prior import METHODS
 from unskew.engine.checkpoint import bind_to_classes
 from unskew.engine.clip_trainer import CLIPTrainer
 from unskew.engine.debiasing import check_prior, pretraining_prior
@@ -97,6 +98,10 @@ class FineTune(CLIPTrainer):
     @property
     def logit_adjusted(self) -> bool:
         return self.node.LOSS in LOGIT_ADJUSTED
+
+    @property
+    def uses_val(self) -> bool:
+        return self.node.LOSS == "gla_train" and self.node.PRIOR in METHODS
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)

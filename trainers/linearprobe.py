@@ -21,6 +21,10 @@ CANDIDATES = tuple(10.0**power for power in range(-2, 5))
 class LinearProbe(CLIPTrainer):
     """Multinomial logistic regression (L2) on normalised features of the images, without augmentation."""
 
+    @property
+    def uses_val(self) -> bool:
+        return not self.node.C
+
     def build_model(self) -> None:
         with torch.device(self.device):
             self.head = torch.nn.Linear(self.zeroshot_weights.shape[1], self.num_classes).requires_grad_(False)

@@ -193,6 +193,8 @@ def mean_losses(
 class TipAdapter(CLIPTrainer):
     """Logits = zero-shot + cache, without training; the keys are training features averaged over the views."""
 
+    uses_val = True
+
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
         tops, steps = self.node.SEARCH_SCALE, self.node.SEARCH_STEP

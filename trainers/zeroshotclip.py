@@ -1,7 +1,10 @@
 """Zero-shot CLIP: the dataset's prompts, without training (Radford et al. 2021, arXiv 2103.00020)."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
+from unskew.data.dataset import Datum
 from unskew.engine.clip_trainer import CLIPTrainer
 from unskew.engine.trainer import TRAINER_REGISTRY
 
@@ -11,6 +14,9 @@ class ZeroshotCLIP(CLIPTrainer):
     """Logits = exp(logit_scale) * cosine with the mean text feature of the dataset's templates."""
 
     logit_adjusted = True  # the model was not trained on the training images
+
+    def labelled_items(self) -> Sequence[Datum]:
+        return []
 
     def build_model(self) -> None:
         """Build nothing: no weights are trained."""

@@ -144,3 +144,43 @@ def test_a_table_shows_costs_without_a_percentage(name):
     names = {"dataset": "d", "trainer": "t", "backbone": "b", "shots": 1, "seed": 1, "accuracy": 50.0}
     tables.check_columns([name])
     assert "%" not in text_tables.table([{**names, name: 12}], name).splitlines()[0]
+
+
+# --- labelled images --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "opts", "expected"),
+    [
+        ("ZeroshotCLIP", (), 0),
+        ("CoOp", (), 6),
+        ("CoOp", ("TEST.FINAL_MODEL", "best_val"), 10),
+        ("LinearProbe", (), 10),
+        ("LinearProbe", ("TRAINER.LINEARPROBE.C", 1.0), 6),
+        ("TipAdapterF", (), 10),
+        ("DebiasedZeroshot", (), 10),
+        ("DebiasedZeroshot", ("TRAINER.DEBIASEDZEROSHOT.PRIOR", "unlabelled"), 0),
+        ("FineTune", (), 6),
+        ("FineTune", ("TRAINER.FINETUNE.LOSS", "gla_train"), 10),
+        ("GLA", (), 10),
+        ("Backdoor", (), 10),
+    ],
+)
+def test_labelled_images_per_class(name, opts, expected, data_root, tmp_path):
+    trainer = build(name, data_root, tmp_path, *opts, shots=6)
+    assert len(trainer.labelled_items()) == 10 * expected
+
+
+@pytest.mark.parametrize("name", ["CoOp", "ZeroshotCLIP", "FineTune", "CLIPAdapter", "TaskRes"])
+def test_without_val_the_bits_are_the_same_if_no_image_of_it_is_counted(name, data_root, tmp_path):
+    paths, logits = [], []
+    for number in (-1, 0):
+        trainer = build(name, data_root, tmp_path / str(number), "DATASET.NUM_VAL_SHOTS", number, "OPTIM.MAX_EPOCH", 1)
+        trainer.train()
+        paths = paths or [item.impath for item in trainer.dataset.test[:20]]
+        logits.append(trainer.predict(paths))
+    assert torch.equal(*logits)
+
+
+def test_they_are_in_the_metrics(data_root, tmp_path):
+    assert execute(run_of("LinearProbe", data_root, tmp_path))["labelled_images"] == 4

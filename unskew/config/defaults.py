@@ -76,6 +76,7 @@ def _default_tree() -> CfgNode:
             NUM_SHOTS=-1,  # -1: all training images
             NUM_VAL_SHOTS=-1,  # -1: min(NUM_SHOTS, 4), as CoOp draws
             SEED=-1,  # of the few-shot sample; -1: SEED
+            TRAIN_ON_VAL=False,  # add the val images to train, for methods that use no val; val is then empty
             HOLDOUT=0.0,  # part of a class's training images that serves as val, in runs on all images without one
             IMBALANCE=100,  # of cifar100_lt: images of the most to those of the least frequent class
             TEMPLATE="",  # the prompt of a class, "a photo of a {}."; empty: the dataset's own

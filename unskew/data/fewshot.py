@@ -23,7 +23,7 @@ logger = logging.getLogger("unskew")
 HOLDOUT_FROM = 20
 
 # The keys below DATASET that `select` reads.
-SELECTION = ("NUM_SHOTS", "NUM_VAL_SHOTS", "SEED", "HOLDOUT", "SUBSAMPLE_CLASSES")
+SELECTION = ("NUM_SHOTS", "NUM_VAL_SHOTS", "SEED", "HOLDOUT", "TRAIN_ON_VAL", "SUBSAMPLE_CLASSES")
 
 _Sample = tuple[list[Datum], list[Datum]]  # train and val
 
@@ -48,6 +48,7 @@ def select(
       from the training images that were not sampled, never from test.
     - ``SEED``: the sample's seed. If it is negative, ``cfg.SEED`` is used; if both are, each run has another sample.
     - ``HOLDOUT``: without val and with all images, this part of each class's training images is val, for every seed.
+    - ``TRAIN_ON_VAL``: the selected val images are added to train, and val is empty.
     - ``SUBSAMPLE_CLASSES``: all, base or new.
 
     A published ``root/split_fewshot/shot_K-seed_S.pkl`` is used if it exists. Each sample is recorded as JSON.
@@ -77,6 +78,8 @@ def select(
         train, val = _fewshot(Path(root), cache, train, val, shots, val_shots, seed)
     elif node.HOLDOUT and not val:
         train, val = split_off(train, node.HOLDOUT, random.Random(0), least=HOLDOUT_FROM)
+    if node.TRAIN_ON_VAL:
+        train, val = [*train, *val], []
     return _subsample_classes(node.SUBSAMPLE_CLASSES, Selection(train_x=train, val=val, test=test))
 
 

@@ -25,7 +25,7 @@ NOT_IDENTITY = (
 OWN_DATA_VERSION = 2
 
 # Keys that are younger than some finished runs, with the values that equal the earlier behaviour.
-LATER_KEYS = {"DATASET.UPRIGHT": False, "DATASET.UNREADABLE": "error"}
+LATER_KEYS = {"DATASET.UPRIGHT": False, "DATASET.UNREADABLE": "error", "DATASET.TRAIN_ON_VAL": False}
 
 
 def _nodes_read(cfg: Mapping) -> set[str]:

@@ -89,6 +89,8 @@ class SimpleTrainer(TrainerBase):
 
     # Whether the logits are free of log p, the label frequencies of the training images.
     logit_adjusted = False
+    # Whether labels of val change the model in other ways than the selection of an epoch ("best_val").
+    uses_val = False
     # Whether the softmax of the logits gives calibrated probabilities, because the trainer calibrates them itself.
     calibrated = False
     # `fit` sets it to False: a trainer inside another one is not tested.
@@ -362,6 +364,11 @@ class SimpleTrainer(TrainerBase):
 
     def _is_empty(self, split: str) -> bool:
         return not self._items(split)
+
+    def labelled_items(self) -> Sequence[Datum]:
+        """Return the images whose labels the trainer uses: those of train and, if it uses val, those of val."""
+        uses_val = self.uses_val or self._selects_best_val
+        return [*self._items("train_x"), *(self._items("val") if uses_val else ())]
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:

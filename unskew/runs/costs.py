@@ -1,4 +1,4 @@
-"""The cost of a run: peak memory, trained parameters, images encoded and images found in the cache."""
+"""The cost of a run: peak memory, trained parameters, labelled images, images encoded and found in the cache."""
 
 import contextlib
 import re
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from unskew.clip.image_counts import ImageCount
 
 # Keys of costs in metrics.json; a run measures its seconds itself.
-NAMES = ("seconds", "peak_memory_mb", "trained_parameters", "images_encoded", "images_cached")
+NAMES = ("seconds", "peak_memory_mb", "trained_parameters", "images_encoded", "images_cached", "labelled_images")
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -25,6 +25,7 @@ class Costs:
     def of(self, trainer: Any) -> dict[str, object]:
         """Return the costs by name, after the training; a trainer written for Dassl may lack some.
 
+        ``labelled_images`` is the mean number of images per class whose labels the trainer uses, in train and val.
         ``peak_memory_mb`` is in millions of bytes; ``peak_memory_of`` names the memory. That of a GPU is the memory of
         PyTorch's tensors. On a CPU it is the resident memory of the process, during this run where the system can
         reset it (Linux), else since the process has started.
@@ -32,6 +33,8 @@ class Costs:
         costs: dict[str, object] = dict(_peak(trainer, self._resettable))
         if hasattr(trainer, "trained_parameters"):
             costs["trained_parameters"] = trainer.trained_parameters()
+        if hasattr(trainer, "labelled_items"):
+            costs["labelled_images"] = round(len(trainer.labelled_items()) / trainer.num_classes, 2)
         if not self._images.is_empty:
             costs |= {"images_encoded": self._images.encoded, "images_cached": self._images.cached}
         return costs

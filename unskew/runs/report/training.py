@@ -30,6 +30,7 @@ _COSTS = {
     "seconds": ("seconds", 1),
     "peak_memory_mb": ("peak memory (MB)", 0),
     "trained_parameters": ("trained parameters", 0),
+    "labelled_images": ("labelled images per class", 1),
     "images_encoded": ("images encoded", 0),
     "images_cached": ("images from the cache", 0),
 }
