@@ -51,9 +51,11 @@ setup(
     ],
     extras_require={
         "export": ["onnx", "onnxruntime", "onnxscript"],
+        "import": ["datasets>=4.0"],  # older versions run the code of a dataset
         "transport": ["POT"],
         "test": [
             "POT",
+            "datasets>=4.0",
             "mypy",
             "onnx",
             "onnxruntime",

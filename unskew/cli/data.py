@@ -1,9 +1,10 @@
-"""The commands `unskew data list | prepare | verify`."""
+"""The commands `unskew data list | prepare | verify | import`."""
 
 import argparse
 import os
 from typing import TYPE_CHECKING
 
+from unskew.cli import importing
 from unskew.cli.arguments import add_overrides
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ else:
 
 def add(commands: Commands) -> None:
     """Add the commands to the parser of `unskew`."""
-    data = commands.add_parser("data", help="list, download and check datasets")
+    data = commands.add_parser("data", help="list, download, check and import datasets")
     parsers = data.add_subparsers(required=True, metavar="COMMAND")
     listed = parsers.add_parser("list", help="list all datasets with their state, size and licence")
     prepared = parsers.add_parser("prepare", help="download, check and lay out a dataset")
@@ -26,6 +27,7 @@ def add(commands: Commands) -> None:
     verified.add_argument("--root", default="", help="folder of the datasets (default: data), or your own data")
     verified.add_argument("--full", action="store_true", help="open all images, not only 5,000; list every problem")
     add_overrides(verified)
+    importing.add(parsers)
     listed.set_defaults(command=_list)
     prepared.set_defaults(command=_prepare)
     verified.set_defaults(command=_verify)

@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 from unskew.data.copies import warn_of_copies
 from unskew.data.dataset import Datum, class_names
 from unskew.data.fewshot import select
-from unskew.data.image_folders import class_folders, list_subfolder, listed_items, user_images
+from unskew.data.image_folders import OWN_NAMES, class_folders, list_subfolder, listed_items, user_images
 from unskew.data.names import class_order, composed, read_names, warn_of_equal_prompts
 from unskew.data.readable import ReadableSelection, select_readable
 from unskew.data.sampling import split_in_three
@@ -82,7 +82,7 @@ def read_folders(root: Path, names_file: str = "") -> dict[str, list[Datum]]:
 
     Args:
         root: the folder.
-        names_file: a file of class names; default the folders' names.
+        names_file: a file of class names; default ``root/classnames.json`` if it exists, else the folders' names.
 
     Returns:
         All images by split.
@@ -91,6 +91,8 @@ def read_folders(root: Path, names_file: str = "") -> dict[str, list[Datum]]:
         ValueError: there are fewer than two class folders with images, two of them are the same number, or the names
             do not fit the folders.
     """
+    if not names_file and (root / OWN_NAMES).is_file():
+        names_file = str(root / OWN_NAMES)
     splits, empty = remember(("folders", root, names_file), lambda: _read_folders(root, names_file))
     if empty:
         logger.warning(f"{len(empty)} folder(s) in '{root}' have no images and are skipped, for instance '{empty[0]}'")

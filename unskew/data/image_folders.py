@@ -31,6 +31,9 @@ LEFT_OVER = frozenset(
     ]
 )
 
+# The file in the user's folder that names its classes, in the format of DATASET.CLASSNAMES.
+OWN_NAMES = "classnames.json"
+
 # A cache is not worth it for fewer files.
 CACHE_FROM = 10_000
 

@@ -20,7 +20,7 @@ _Value = TypeVar("_Value", str, int)
 SHOWN = 3  # names in a message
 
 # A prefix and the number at the end of a name, perhaps with the zeros that pandas writes: "class12", "12", "12.0".
-_NUMBERED = re.compile(r"(.*?)([0-9]{1,18})(?:\.0*)?", re.DOTALL)
+NUMBERED = re.compile(r"(.*?)([0-9]{1,18})(?:\.0*)?", re.DOTALL)
 
 
 def composed(name: str) -> str:
@@ -42,7 +42,7 @@ def class_order(names: Iterable[str], place: str) -> list[str]:
         ValueError: two names are the same number, such as ``1`` and ``01``.
     """
     ordered = sorted(set(names))
-    matches = [_NUMBERED.fullmatch(name) for name in ordered]
+    matches = [NUMBERED.fullmatch(name) for name in ordered]
     if len({match and match[1] for match in matches}) > 1 or None in matches:
         return ordered
     numbers: dict[int, str] = {}

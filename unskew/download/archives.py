@@ -68,12 +68,13 @@ def extract(archive: str | Path, folder: str | Path, *, limit: int | None = None
         raise explained from error
 
 
-def _explain(error: BaseException, archive: Path) -> Exception | None:
+def _explain(error: BaseException, archive: Path, action: str = "unpack") -> Exception | None:
     """Return an error that names the archive, or ``None`` if the error is not about the archive."""
     if isinstance(error, _RefusedError | tarfile.FilterError):
-        return ValueError(f"'{archive}' was not unpacked: {error}")
+        return ValueError(f"'{archive}' was not {action}{'ed' if action == 'unpack' else ''}: {error}")
     if isinstance(error, OSError) and error.errno:
-        reason = f"cannot unpack '{archive}': {error.strerror}; make room on the disk and run the same command again"
+        advice = "make room on the disk and run the same command again" if action == "unpack" else "replace it"
+        reason = f"cannot {action} '{archive}': {error.strerror}; {advice}"
         return type(error)(error.errno, reason)
     if isinstance(error, gzip.BadGzipFile) or (isinstance(error, DAMAGE) and not isinstance(error, OSError)):
         reason = format_error(error)
@@ -233,3 +234,58 @@ def _zip_members(file: IO[bytes], folder: Path, limit: int) -> Iterator[_Member]
             else:
                 with archive.open(member) as stream:
                     yield _Member(parts, stream)
+
+
+# --- the files of a tar, without unpacking it ---------------------------------------------------------
+
+
+def read_tar(archive: str | Path, wanted: Callable[[str], bool], largest: int) -> Iterator[tuple[str, bytes | None]]:
+    """Yield the name of each file in a .tar or .tar.gz, with its content if it is wanted. Nothing is written.
+
+    Files that macOS adds are skipped.
+
+    Args:
+        archive: the archive's path.
+        wanted: tells of a name whether to read the file.
+        largest: largest size of a wanted file in bytes.
+
+    Raises:
+        ValueError: the archive is damaged, cut short or of another kind, unpacks to too much, or has a member that is
+            larger than ``largest``, no file or folder, or outside the archive by its path.
+    """
+    limit = 20 * check_regular(archive) + 2**30
+    try:
+        with open(archive, "rb") as file:
+            stream: _Stream = gzip.GzipFile(fileobj=file) if file.read(2) == b"\x1f\x8b" else file
+            file.seek(0)
+            yield from _tar_contents(stream, wanted, largest, limit)
+    except Exception as error:
+        explained = _explain(error, Path(archive), "read")
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def _tar_contents(
+    file: _Stream, wanted: Callable[[str], bool], largest: int, limit: int
+) -> Iterator[tuple[str, bytes | None]]:
+    left = limit
+    with file, tarfile.open(fileobj=file, mode="r|", tarinfo=_StrictTarInfo) as tar:
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # frees memory; not in typeshed
+            if _is_junk(member.name) or member.isdir():
+                continue
+            _parts(member.name)
+            if not member.isreg() or member.issparse():
+                raise _RefusedError(f"it holds {member.name!r}, which is a link, a device or a file with holes")
+            left -= member.size
+            if left < 0:
+                raise _too_much(limit)
+            if not wanted(member.name):
+                yield member.name, None
+                continue
+            if member.size > largest:
+                raise _RefusedError(f"it holds {member.name!r} with {member.size} bytes; at most {largest} are read")
+            content = tar.extractfile(member)
+            yield member.name, content.read() if content else b""
+        _read_to_end(file, limit)

@@ -11,7 +11,7 @@ from yacs.config import CfgNode
 
 from unskew.config import class_name, flatten, names
 from unskew.data.dataset import USER_DATASETS
-from unskew.data.image_folders import user_images
+from unskew.data.image_folders import OWN_NAMES, user_images
 from unskew.data.snapshot import State, file_state, file_states, remember
 from unskew.utils.files import expand
 
@@ -80,6 +80,9 @@ def files(cfg: Mapping) -> dict[str, str]:
     if file := leaves.get("DATASET.CLASSNAMES"):
         names_file = os.path.join(".", str(file))
         states["DATASET.CLASSNAMES"] = remember(("names", names_file), lambda: _content(names_file))
+    elif leaves.get("DATASET.NAME") in USER_DATASETS and leaves.get("DATASET.ROOT"):
+        own_names = str(Path(str(leaves["DATASET.ROOT"])) / OWN_NAMES)  # of a folder; a CSV file has none
+        states["DATASET.CLASSNAMES"] = remember(("names", own_names), lambda: _content(own_names))
     for key, value in leaves.items():
         if key == "MODEL.BACKBONE.NAME" or key.endswith(".MEMBERS"):
             backbones = value if isinstance(value, list) else [value]
