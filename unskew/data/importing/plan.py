@@ -87,7 +87,7 @@ def _names(source: Source, labels: set[int | str], given: Mapping[str, str]) -> 
     Raises:
         ValueError: there are names, but not for each label.
     """
-    ordered: list[int | str] = sorted(labels)  # type: ignore[type-var]  # of one type
+    ordered: list[int | str] = sorted(labels)  # of one type
     known: dict[int | str, str] = {label: given[str(label)] for label in ordered if str(label) in given}
     place = "--classnames"
     if not given:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping

@@ -101,7 +101,7 @@ class TorchVision(Source):
         needed = [name for name, required in parameters.items() if required and name not in options]
         if needed:
             raise ValueError(
-                f"torchvision's {self.identity['source']} needs the arguments {', '.join(needed)}, which cannot be given"
+                f"torchvision's {self.identity['source']} needs the arguments {', '.join(needed)}, which have no flag"
             )
         try:
             return self._class(**options, **({"download": False} if "download" in parameters else {}))
