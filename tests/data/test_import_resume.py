@@ -33,8 +33,9 @@ def count_events(stop_at: int, replace) -> list[int]:
     """Let each event count, and end the process, as by kill -9, before the one of this number; return the count."""
     count = [0]
     for place, name in EVENTS:
+        real = getattr(place, name)
 
-        def call(*args, real=getattr(place, name), **options):
+        def call(*args, real=real, **options):
             if count[0] == stop_at:
                 os._exit(9)
             count[0] += 1

@@ -8,8 +8,8 @@ import glob
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from unskew.data.custom import split_name
 from unskew.data.image_folders import EXTENSIONS
 from unskew.data.importing.source import Label, Source, Stored, file_states, split_in
 from unskew.download.archives import read_tar
-from unskew.utils.errors import DAMAGE
+from unskew.utils.errors import DAMAGE, format_error
 from unskew.utils.files import expand
 
 _LARGEST = 2**28  # bytes of a member that is read
@@ -141,8 +141,8 @@ def _tars_by_split(tars: Sequence[Path], split: str) -> dict[str, list[Path]]:
 
 
 def _split_in(tar: Path) -> str:
-    """Return the split in the name of a file, or else of its folder; "" if there is none."""
-    return split_in(tar.name) or split_in(tar.resolve().parent.name)
+    """Return the split that the name of a file has as a word, or that its folder is called; "" if there is none."""
+    return split_in(tar.name) or split_name(tar.resolve().parent.name) or ""
 
 
 # --- samples -----------------------------------------------------------------------------------------
@@ -150,14 +150,14 @@ def _split_in(tar: Path) -> str:
 
 @dataclass
 class _Sample:
-    """The files of one key."""
+    """The files of one key, and what the label files say."""
 
     key: str
-    label: Label = None
-    classname: str = ""
+    files: dict[str, bytes] = field(default_factory=dict)  # the label files by extension
     image_name: str = ""
     image: bytes | None = None
-    rank: int = len(_LABEL_FILES)  # of the file that gave the label
+    label: Label = None
+    classname: str = ""
 
 
 def _samples(tar: Path, images: bool) -> Iterator[_Sample]:
@@ -171,64 +171,68 @@ def _samples(tar: Path, images: bool) -> Iterator[_Sample]:
         extension = _key(name)[1]
         return extension in _LABEL_FILES or (images and _is_image(extension))
 
+    for sample in _groups(read_tar(tar, wanted, _LARGEST)):
+        try:
+            labelled = _read_label(sample)
+            if sample.image_name and not labelled:
+                raise ValueError("it has no label: add a .cls, .json or .txt file")
+            if labelled and not sample.image_name:
+                raise ValueError("it has no image")
+        except DAMAGE as error:
+            raise ValueError(f"'{tar}', sample '{sample.key}': {format_error(error)}") from error
+        if labelled:
+            yield sample
+
+
+def _groups(members: Iterable[tuple[str, bytes | None]]) -> Iterator[_Sample]:
+    """Yield the files of one key together; they follow each other."""
     sample = _Sample("")
-    for name, content in read_tar(tar, wanted, _LARGEST):
+    for name, content in members:
         key, extension = _key(name)
-        if not extension:
+        if not key:
             continue
         if key != sample.key:
-            if _is_complete(sample, tar):
-                yield sample
+            yield sample
             sample = _Sample(key)
-        try:
-            _add(sample, name, extension, content)
-        except DAMAGE as error:
-            raise ValueError(f"'{tar}': {error}; correct this sample") from error
-    if _is_complete(sample, tar):
-        yield sample
+        if _is_image(extension):
+            if sample.image_name:
+                raise ValueError(f"the sample '{key}' has two images, '{sample.image_name}' and '{name}': keep one")
+            sample.image_name, sample.image = name, content
+        elif extension in _LABEL_FILES:
+            sample.files[extension] = content or b""
+    yield sample
 
 
 def _key(name: str) -> tuple[str, str]:
     """Return the key of a member and its extension, which begins at the first dot of the name."""
-    folder, _, last = name.rpartition("/")
+    folder, slash, last = name.rpartition("/")
     stem, _, extension = last.partition(".")
-    return (f"{folder}/{stem}", extension.lower()) if stem else ("", "")
+    return (f"{folder}{slash}{stem}", extension.lower()) if stem and extension else ("", "")
 
 
 def _is_image(extension: str) -> bool:
     return f".{extension}".endswith(EXTENSIONS)
 
 
-def _is_complete(sample: _Sample, tar: Path) -> bool:
-    """Return whether a sample has an image and a label; ``False`` if it has neither.
-
-    Raises:
-        ValueError: it has only one of them.
-    """
-    labelled = sample.rank < len(_LABEL_FILES)
-    if bool(sample.image_name) != labelled:
-        lacks = "no image" if labelled else "no label: add a .cls, .json or .txt file"
-        raise ValueError(f"'{tar}': the sample '{sample.key.lstrip('/')}' has {lacks}")
-    return labelled
-
-
-def _add(sample: _Sample, name: str, extension: str, content: bytes | None) -> None:
-    """Add a file to a sample."""
-    if _is_image(extension):
-        if sample.image_name:
-            raise ValueError(
-                f"the sample '{sample.key.lstrip('/')}' has two images, '{sample.image_name}' and '{name}'"
-            )
-        sample.image_name, sample.image = name, content
-    elif extension in _LABEL_FILES:
+def _read_label(sample: _Sample) -> bool:
+    """Read the label of a sample and its class name; return whether it has a label, which may be empty."""
+    for extension in _LABEL_FILES:
+        if extension not in sample.files or (extension == "txt" and _is_named(sample)):  # a caption
+            continue
+        text = sample.files[extension].decode("utf-8-sig")
         try:
-            text = (content or b"").decode("utf-8-sig")
             label, classname = _read_json(text) if extension == "json" else (_number(text.strip()), "")
         except DAMAGE as error:
-            raise ValueError(f"the label '{name}' cannot be read ({error})") from error
-        sample.classname = classname or sample.classname
-        if label is not None and _LABEL_FILES.index(extension) < sample.rank:
-            sample.label, sample.rank = label, _LABEL_FILES.index(extension)
+            raise ValueError(f"its .{extension} file is no label ({format_error(error)})") from error
+        sample.classname = sample.classname or classname
+        sample.label = label if sample.label is None else sample.label
+    if sample.label is None and sample.classname:
+        sample.label, sample.classname = sample.classname, ""
+    return sample.label is not None
+
+
+def _is_named(sample: _Sample) -> bool:
+    return sample.label is not None or bool(sample.classname)
 
 
 def _number(text: str) -> Label:
@@ -247,6 +251,4 @@ def _read_json(text: str) -> tuple[Label, str]:
     names = [content[key] for key in _NAME_KEYS if isinstance(content.get(key), str)]
     if isinstance(label, bool) or not isinstance(label, int | str | None):
         raise ValueError(f"its label is {label!r}, neither a number nor a word")
-    if label is None and names:
-        return names[0], ""
     return label, names[0] if names else ""
