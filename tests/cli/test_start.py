@@ -79,6 +79,8 @@ COMMANDS = [  # exit code, modules that this command has no use for either, comm
     (0, {"tqdm", "yaml", "yacs"}, ["--help"]),
     (0, {"tqdm", "yaml", "yacs"}, ["--version"]),
     (0, {"tqdm", "yaml", "yacs"}, ["train", "--help"]),
+    (0, {"tqdm", "yaml", "yacs"}, ["data", "import", "hf", "--help"]),
+    (2, {"requests", "datasets", "pyarrow"}, ["data", "import", "webdataset", "none.tar", "--out", "new"]),
     (2, {"tqdm", "yaml", "yacs"}, ["train", "--nothing"]),
     (2, {"tqdm", "requests", "numpy"}, [*TRAIN, "OPTIM.LRR", "1"]),
     (2, {"tqdm", "requests", "numpy"}, ["sweep", "-d", "digits", "-t", "Coops"]),

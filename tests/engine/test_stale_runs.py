@@ -122,6 +122,14 @@ def test_changed_class_names_are_named(images, tmp_path):
     assert refused(run) == "DATASET.CLASSNAMES"
 
 
+def test_changed_class_names_in_the_folder_are_named(images, tmp_path):
+    names = images / "classnames.json"
+    names.write_text('{"red": "red", "blue": "blue"}')
+    run = finished("folder", images, tmp_path)
+    names.write_text('{"red": "red", "blue": "azure"}')
+    assert refused(run) == "DATASET.CLASSNAMES"
+
+
 def test_a_run_without_a_record_of_its_images_is_refused(images, tmp_path):
     """As an older version has left it: the images may have changed since."""
     run = finished("folder", images, tmp_path)

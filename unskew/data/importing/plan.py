@@ -17,7 +17,7 @@ logger = logging.getLogger("unskew")
 
 @dataclass(frozen=True)
 class Plan:
-    """What an import writes.
+    """The images, classes and folders that an import writes.
 
     Attributes:
         counts: images by label, by split.

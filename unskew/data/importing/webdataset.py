@@ -57,7 +57,8 @@ class WebDataset(Source):
     def open(self) -> None:
         """Record the splits; the tars are read with the labels."""
         self.splits = {
-            split: "--split" if "split" in self.identity else tars[0].name for split, tars in self._by_split.items()
+            split: "--split" if "split" in self.identity else f"{len(tars)} tar(s)"
+            for split, tars in self._by_split.items()
         }
         self.facts = {"tars": {split: [tar.name for tar in tars] for split, tars in self._by_split.items()}}
 
