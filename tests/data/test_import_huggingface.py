@@ -175,10 +175,12 @@ def test_damaged_files_are_one_line(tmp_path):
 def test_code_and_files_of_other_kinds_are_refused(tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "set.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    (tmp_path / "set" / "a.csv").write_text("image,label\n1.jpg,0\n")
+    (tmp_path / "csv").mkdir()
+    for folder in ("set", "csv"):
+        (tmp_path / folder / "a.csv").write_text("image,label\n1.jpg,0\n")
     (tmp_path / "a.pkl").write_bytes(b"x")
-    for source in ("set", "a.pkl"):
-        with pytest.raises(ValueError, match=source) as error:
+    for source, match in (("set", "set.py"), ("csv", "kind csv"), ("a.pkl", "a.pkl.*parquet")):
+        with pytest.raises(ValueError, match=match) as error:
             import_images(HuggingFace(str(tmp_path / source)), tmp_path / "out")
         assert "\n" not in str(error.value)
     assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()

@@ -168,7 +168,7 @@ def _write_once(source: Source, plan: Plan, split: str, staging: Path) -> dict[s
         logger.info(f"{split}: written before the interruption")
         return read_json(record)
     shutil.rmtree(part, ignore_errors=True)
-    with _sums(staging, split).open("w", encoding="utf-8") as sums:
+    with _sums(staging, split).open("w", encoding="utf-8", buffering=1) as sums:
         facts = {"from": source.splits[split], **_write(source, plan, split, part, sums)}
     if unreadable := facts["unreadable"]:
         logger.warning(f"{split}: {len(unreadable):,} image(s) cannot be read, for instance '{unreadable[0]}'")
@@ -177,7 +177,8 @@ def _write_once(source: Source, plan: Plan, split: str, staging: Path) -> dict[s
     if facts["images"] + missing != plan.counts[split].total():
         raise ValueError(f"{source} has changed while it was read: start the import again")
     write_json(facts, record)
-    move_into_place(part, staging / split)
+    with _writing(staging / split):
+        move_into_place(part, staging / split)
     return facts
 
 
@@ -209,7 +210,8 @@ def _write(source: Source, plan: Plan, split: str, part: Path, sums: TextIO) -> 
             _put(part / folder / name, encoded[1], new=folder not in counts)
             counts[folder] += 1
             line = f"{hashlib.sha256(encoded[1]).hexdigest()}  {split}/{folder}/{name}\n"
-            sums.write(line)
+            with _writing(sums.name):
+                sums.write(line)
             digest.update(line.encode())
             waiting.append(f"{part}/{folder}/{name}")
             if len(waiting) == _AT_ONCE:
@@ -232,10 +234,17 @@ def _folder(source: Source, plan: Plan, label: Label) -> str:
 
 
 def _put(path: Path, content: bytes, new: bool) -> None:
-    try:
+    with _writing(path):
         if new:
             path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
+
+
+@contextlib.contextmanager
+def _writing(path: str | Path) -> Iterator[None]:
+    """Name the file in an error of writing, and what to do."""
+    try:
+        yield
     except OSError as error:
         raise write_error(path, error) from error
 
@@ -256,10 +265,8 @@ def _finish(staging: Path, out: Path, plan: Plan, manifest: Mapping[str, Any]) -
     if any(folder != name for folder, name in names.items()):
         write_json(names, staging / OWN_NAMES)
     write_atomically(staging / MANIFEST, f"{json.dumps(manifest, indent=1)}\n")
-    try:
+    with _writing(out):
         move_into_place(staging, out)
-    except OSError as error:
-        raise write_error(out, error) from error
     _tidy(out)
 
 
