@@ -3,13 +3,13 @@
 import logging
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from unskew.runs import comparison
-from unskew.runs.cells import Cell, is_percentage
+from unskew.runs import comparison, joint_comparison
+from unskew.runs.cells import HARMONIC, Cell, is_percentage, sources
 from unskew.runs.outcomes import Outcomes, outcomes
 from unskew.utils.registry import unknown_name
 
@@ -37,7 +37,7 @@ def complete(cells: Sequence[Cell], intervals: bool, compare: str) -> list[Cell]
     trainers = list(dict.fromkeys(cell.trainer for cell in cells))
     if compare not in trainers:
         raise ValueError(unknown_name("trainer to compare with", compare, trainers))
-    if over_seeds := [cell.metric for cell in cells if not _part(cell.metric)]:
+    if over_seeds := [cell.metric for cell in cells if not _part(cell)]:
         wrong = over_seeds[0]
         raise ValueError(
             f"'{wrong}' is not defined for a single image, so it cannot be compared; choose accuracy or zs_accuracy"
@@ -67,18 +67,21 @@ def _settings(cells: Sequence[Cell]) -> list[list[Cell]]:
     return list(groups.values())
 
 
-def notes(metrics: Sequence[str], compare: str) -> list[str]:
+def notes(cells: Sequence[Cell], compare: str) -> list[str]:
     """Return the sentences that tell which variation the intervals and p-values cover."""
-    over_seeds = [metric for metric in metrics if not _part(metric)]
-    found = [comparison.INTERVAL_NOTE] if len(over_seeds) < len(metrics) else []
+    over_seeds = list(dict.fromkeys(cell.metric for cell in cells if not _part(cell)))
+    found = [comparison.INTERVAL_NOTE] if any(_part(cell) for cell in cells) else []
     if over_seeds:
         found.append(f"intervals of {', '.join(over_seeds)} are Student's t and cover the choice of the seeds only")
+    if any(cell.is_harmonic for cell in cells):
+        found.append(f"{HARMONIC}: {joint_comparison.NOTE}")
     return [*found, comparison.TEST_NOTE] if compare else found
 
 
-def _part(metric: str) -> str:
-    """Return the name of the logits with this accuracy: "logits", "zs"; "" for a metric that images do not have."""
-    if metric == "accuracy":
+def _part(cell: Cell) -> str:
+    """Return the name of the logits with a cell's accuracy: "logits", "zs"; "" for a metric that images do not have."""
+    metric = cell.metric
+    if metric == "accuracy" or cell.protocol:  # the numbers of protocols are accuracies
         return "logits"
     return metric.removesuffix("_accuracy") if metric.endswith("_accuracy") and metric not in _OVER_CLASSES else ""
 
@@ -89,14 +92,16 @@ class _Reader:
     def __init__(self) -> None:
         self._known: dict[tuple, Outcomes | None] = {}
 
-    def __call__(self, cell: Cell) -> list[Outcomes]:
-        """Return the correctness on each dataset; nothing if that of one dataset is not known."""
-        found = [self._of_part(rows, _part(cell.metric)) for rows in cell.parts]
-        known = [table for table in found if table is not None]
-        return known if len(known) == len(found) else []
+    def __call__(self, cell: Cell) -> list[list[Outcomes]]:
+        """Return the correctness in each test of each dataset; nothing if that of one test is not known.
 
-    def _of_part(self, rows: Sequence, part: str) -> Outcomes | None:
-        rows = sorted(rows, key=lambda row: row["seed"])
+        The numbers of ordinary runs have one test each. A harmonic mean and an average over targets have several.
+        """
+        found = [[self._of_part(test, _part(cell)) for test in _tests(rows, cell.metric)] for rows in cell.parts]
+        known = [[table for table in tests if table is not None] for tests in found]
+        return known if [*map(len, known)] == [*map(len, found)] else []
+
+    def _of_part(self, rows: Sequence[Mapping], part: str) -> Outcomes | None:
         key = (part, *(row["folder"] for row in rows))
         if key not in self._known:
             self._known[key] = None
@@ -107,6 +112,12 @@ class _Reader:
         return self._known[key]
 
 
+def _tests(rows: Sequence[Mapping], metric: str) -> list[tuple[Mapping, ...]]:
+    """Return the metrics of each test that makes up a number, in the order of the seeds."""
+    ordered = sorted(rows, key=lambda row: row["seed"])
+    return list(zip(*(sources(row, metric) for row in ordered), strict=True))
+
+
 def _generator(cell: Cell) -> np.random.Generator:
     """Return the same generator for a cell, whatever else is in the table."""
     key = (cell.datasets, cell.backbone, cell.trainer, cell.label, cell.metric)
@@ -114,12 +125,23 @@ def _generator(cell: Cell) -> np.random.Generator:
 
 
 def _interval(cell: Cell, read: _Reader) -> comparison.Interval | None:
-    if _part(cell.metric):
-        tables = [found.correct for found in read(cell)]
-        return comparison.average_interval(tables, _generator(cell)) if tables else None
+    if _part(cell):
+        tests = [[found.correct for found in of_dataset] for of_dataset in read(cell)]
+        if _is_joint(cell):
+            return joint_comparison.interval(tests, _combine(cell), _generator(cell)) if tests else None
+        return comparison.average_interval([table for (table,) in tests], _generator(cell)) if tests else None
     if len(cell.values) < 2:
         return None
     return comparison.seed_interval(cell.values, 100 if is_percentage(cell.metric) else math.inf)
+
+
+def _is_joint(cell: Cell) -> bool:
+    """Return whether the number is computed from several tests of the same run."""
+    return any(len(sources(row, cell.metric)) > 1 for row in cell.rows)
+
+
+def _combine(cell: Cell) -> joint_comparison.Combine:
+    return joint_comparison.harmonic if cell.is_harmonic else joint_comparison.mean
 
 
 def _compared(cells: Sequence[Cell], compare: str, read: _Reader) -> list[Cell]:
@@ -137,16 +159,24 @@ def _compared(cells: Sequence[Cell], compare: str, read: _Reader) -> list[Cell]:
 
 
 def _with_difference(cell: Cell, reference: Cell, read: _Reader) -> Cell:
-    tables, others = read(cell), read(reference)
-    if not (tables and others):
+    found, others = read(cell), read(reference)
+    if not (found and others):
         return cell
-    if [table.images for table in tables] != [other.images for other in others]:
+    if [[t.images for t in tests] for tests in found] != [[t.images for t in tests] for tests in others]:
         names = f"{cell.trainer} and {reference.trainer}"
         logger.warning(f"no difference between {names} on {_place(cell)}: their test images differ; run both again")
         return cell
-    pairs = [(table.correct, other.correct) for table, other in zip(tables, others, strict=True)]
-    paired = [table.seeds for table in tables] == [other.seeds for other in others]
-    return replace(cell, difference=comparison.compare_averages(pairs, _generator(cell), paired))
+    pairs = [
+        [(first.correct, second.correct) for first, second in zip(*of_dataset, strict=True)]
+        for of_dataset in zip(found, others, strict=True)
+    ]
+    paired = [[t.seeds for t in tests] for tests in found] == [[t.seeds for t in tests] for tests in others]
+    generator = _generator(cell)
+    if _is_joint(cell):
+        difference = joint_comparison.compare(pairs, _combine(cell), generator, paired)
+    else:
+        difference = comparison.compare_averages([pair for (pair,) in pairs], generator, paired)
+    return replace(cell, difference=difference)
 
 
 def _place(cell: Cell) -> str:

@@ -18,6 +18,27 @@ logger = logging.getLogger("unskew")
 SIGNIFICANT = 0.05  # a smaller corrected p-value is marked
 
 
+HARMONIC = "H"  # the metric of a `ProtocolRow` that is the harmonic mean of the accuracies "base" and "new"
+
+
+class ProtocolRow(dict):
+    """The numbers of a trained run and of its evaluations, by name, like the metrics of one run.
+
+    Attributes:
+        protocol: the protocol's name, such as "base_to_new".
+        sources: for each number, the metrics of the runs and evaluations that it was measured in.
+    """
+
+    def __init__(self, numbers: Mapping, protocol: str, sources: Mapping[str, tuple[Mapping, ...]]) -> None:
+        super().__init__(numbers)
+        self.protocol, self.sources = protocol, dict(sources)
+
+
+def sources(row: Mapping, metric: str) -> tuple[Mapping, ...]:
+    """Return the metrics of the runs and evaluations in which a number was measured."""
+    return row.sources[metric] if isinstance(row, ProtocolRow) else (row,)
+
+
 @dataclass(frozen=True)
 class Cell:
     """The runs of a trainer that differ in their seeds, or their average over datasets.
@@ -65,15 +86,36 @@ class Cell:
         return label_of(self.rows[0])
 
     @property
+    def protocol(self) -> str:
+        """The name of the protocol of the runs; "" for runs that were trained and tested on the same classes."""
+        row = self.rows[0]
+        return row.protocol if isinstance(row, ProtocolRow) else ""
+
+    @property
+    def is_harmonic(self) -> bool:
+        """True if the number is the harmonic mean of a base and a new accuracy."""
+        return self.metric == HARMONIC and bool(self.protocol)
+
+    @property
+    def measured(self) -> list[Mapping]:
+        """The metrics of all runs and evaluations in which the number was measured."""
+        return [source for row in self.rows for source in sources(row, self.metric)]
+
+    @property
     def values(self) -> list[float]:
-        """The number of each run; of an average, only the mean over datasets of their means."""
-        values = [[row[self.metric] for row in rows] for rows in self.parts]
-        return values[0] if len(values) == 1 else [statistics.fmean(map(statistics.fmean, values))]
+        """The number of each run; of an average, only the mean over datasets."""
+        return [row[self.metric] for row in self.parts[0]] if len(self.parts) == 1 else [self.mean]
 
     @property
     def mean(self) -> float:
-        """The mean over seeds; of an average, over datasets too."""
-        return statistics.fmean(self.values)
+        """The mean over seeds; of an average, over datasets too.
+
+        A harmonic mean is that of the two means, as in the tables of CoCoOp (Zhou et al., CVPR 2022, Table 1).
+        """
+        return harmonic_mean(self._mean("base"), self._mean("new")) if self.is_harmonic else self._mean(self.metric)
+
+    def _mean(self, metric: str) -> float:
+        return statistics.fmean(statistics.fmean(row[metric] for row in rows) for rows in self.parts)
 
     @property
     def seeds(self) -> list[tuple[int, ...]]:
@@ -109,8 +151,10 @@ class Cell:
             "high": high,
             "seeds": min(map(len, seeds)),
             "seed_numbers": " ".join(map(str, sorted(set(seeds[0]).intersection(*seeds)))),
-            "transductive": any(map(is_transductive, self.rows)),
-            "unreadable_test": max(map(skipped_images, self.rows)),
+            "transductive": any(map(is_transductive, self.measured)),
+            "unreadable_test": max(map(skipped_images, self.measured)),
+            "protocol": self.protocol,
+            "transfer": ", ".join(sorted({kind for row in self.measured if (kind := transfer_of(row))})),
         }
         if self.compared_with:
             mean, low, high, p_value = self.difference or (None, None, None, None)
@@ -133,6 +177,17 @@ def label_of(row: Mapping) -> str:
 def is_percentage(metric: str) -> bool:
     """Return whether a metric is in percent, as all are except costs."""
     return metric not in costs.NAMES
+
+
+def harmonic_mean(base: float, new: float) -> float:
+    """Return the harmonic mean of two accuracies, 0 if both are 0."""
+    return 2 * base * new / (base + new) if base + new else 0.0
+
+
+def transfer_of(row: Mapping) -> str:
+    """Return how an evaluation carried fitted terms over to its classes, such as "by class name"; "" if it did not."""
+    kind = row.get("transfer")
+    return kind if isinstance(kind, str) else ""
 
 
 def skipped_images(row: Mapping) -> int:
@@ -181,7 +236,7 @@ def all_cells(
     if intervals or compare:  # these need NumPy and read the predictions
         from unskew.runs import cell_statistics
 
-        return cell_statistics.complete(cells, intervals, compare), [*notes, *cell_statistics.notes(metrics, compare)]
+        return cell_statistics.complete(cells, intervals, compare), [*notes, *cell_statistics.notes(cells, compare)]
     return cells, notes
 
 

@@ -68,7 +68,7 @@ def average_interval(tables: Sequence[NDArray], generator: np.random.Generator, 
         level: the probability of the interval.
     """
     draws = np.mean([_draws(table.sum(0), [table], len(table), generator) for table in tables], axis=0)
-    return _central(draws, level, 0, 100)
+    return central(draws, level, 0, 100)
 
 
 def seed_interval(values: Sequence[float], largest: float, level: float = 0.95) -> Interval:
@@ -125,11 +125,11 @@ def compare_averages(
         rows = [first.astype(np.int8) - second] if paired else [first, second]
         observed.append(100 * units.mean() / scale)
         draws.append(_draws(units, rows, scale, generator))
-        flipped.append(100 * _flipped_sums(units, generator) / (scale * len(units)))
+        flipped.append(100 * flipped_sums(units, generator) / (scale * len(units)))
     mean = float(np.mean(observed))
     as_extreme = np.abs(np.mean(flipped, axis=0)) >= abs(mean) * (1 - 1e-9)  # equal numbers may be rounded differently
     p_value = (1 + int(as_extreme.sum())) / (1 + RESAMPLES)
-    return Difference(mean, *_central(np.mean(draws, axis=0), 0.95, -100, 100), p_value)
+    return Difference(mean, *central(np.mean(draws, axis=0), 0.95, -100, 100), p_value)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -164,7 +164,7 @@ def _draws(units: NDArray, rows: Sequence[NDArray], scale: int, generator: np.ra
     return draws
 
 
-def _flipped_sums(units: NDArray, generator: np.random.Generator) -> NDArray:
+def flipped_sums(units: NDArray, generator: np.random.Generator) -> NDArray:
     """Return the sum of whole numbers [N] with random signs, [B].
 
     The signs of k numbers of the same size add up to twice a binomial number minus k.
@@ -174,7 +174,7 @@ def _flipped_sums(units: NDArray, generator: np.random.Generator) -> NDArray:
     return (2 * positive - counts) @ sizes
 
 
-def _central(draws: NDArray, level: float, lowest: float, highest: float) -> Interval:
+def central(draws: NDArray, level: float, lowest: float, highest: float) -> Interval:
     """Return the central part of the draws with a probability."""
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]).clip(lowest, highest)
     return Interval(float(low), float(high))

@@ -139,7 +139,17 @@ def is_group(name: str) -> bool:
     return bool(re.fullmatch(f"[dp]_{_GROUP}|d_{_GROUP}_p_{_GROUP}", name))
 
 
-def mean_and_deviation(values: Sequence[float]) -> str:
-    """Return "82.0 ± 0.4", mean and sample standard deviation; for one value only the mean."""
-    mean = f"{statistics.fmean(values):.1f}"
-    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
+def mean_and_deviation(values: Sequence[float], mean: float | None = None) -> str:
+    """Return "82.0 ± 0.4", mean and sample standard deviation; for one value only the mean.
+
+    Args:
+        values: the number of each run.
+        mean: their mean, if it is not the arithmetic one.
+    """
+    text = f"{statistics.fmean(values) if mean is None else mean:.1f}"
+    return f"{text} ± {statistics.stdev(values):.1f}" if len(values) > 1 else text
+
+
+def is_half(row: Mapping) -> bool:
+    """Return whether a run was trained on half of the classes, so that no ordinary table shows it."""
+    return row.get("subsample", "all") != "all"

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from unskew.runs import labelled
 from unskew.runs.cells import (
     SIGNIFICANT,
     Cell,
@@ -12,6 +13,7 @@ from unskew.runs.cells import (
     is_transductive,
     label_of,
     skipped_images,
+    transfer_of,
 )
 from unskew.runs.tables import mean_and_deviation
 
@@ -21,6 +23,12 @@ if TYPE_CHECKING:
 _MARK = "*"  # at the name of a trainer
 _SKIPPED_MARK = "\N{DAGGER}"  # at a cell whose runs skipped unreadable test images
 _SIGNIFICANT_MARK = "\N{DOUBLE DAGGER}"  # at a significant difference
+# Marks at a cell whose fitted terms were carried over to other classes in these ways.
+_TRANSFER_MARKS = {"unlabelled": "\N{SECTION SIGN}", "zero-shot": "\N{PILCROW SIGN}"}
+_TRANSFER_NOTES = {
+    "unlabelled": "fitted on the target's unlabelled images",
+    "zero-shot": "zero-shot prior on the target",
+}
 _MOST_NAMES = 4  # of datasets, in a title
 
 _Key = tuple[str, str, str, str, str]  # dataset, backbone, trainer, shots in words, metric
@@ -35,12 +43,15 @@ def table(
     together: bool = False,
     ci: bool = False,
     compare: str = "",
+    title: str = "",
+    headers: Mapping[str, str] | None = None,
 ) -> str:
     """Return tables whose rows are trainers and whose cells are mean ± standard deviation over seeds.
 
     There is one table for each dataset and backbone, in the order of the rows, and then the averages over datasets.
     Trainers whose predictions used the unlabelled test images are marked, and so are cells whose runs skipped
-    unreadable test images. If the seeds differ between the cells of a table, each has the number of its seeds.
+    unreadable test images. If the seeds differ between the cells of a table, each has the number of its seeds. The
+    labelled images per class, train and val, are a column of accuracies with one number of shots, else a note.
 
     Args:
         rows: metrics of runs.
@@ -50,6 +61,8 @@ def table(
         together: put all backbones into one table, with a column of their names.
         ci: show 95% intervals instead of standard deviations; the rows need the ``folder`` of their runs.
         compare: the trainer from which the differences of the others are shown, with intervals and p-values.
+        title: the beginning of each title.
+        headers: the header of each column of metrics, if it is not the metric's name in short.
 
     Raises:
         ValueError: no row has a metric, or the comparison is impossible; the message lists the known names.
@@ -64,11 +77,14 @@ def table(
     for place, group in grouped([*rows, *_rows_of_averages(cells)], places).items():
         where = ", ".join([place[0] or _datasets(cells, {row["backbone"] for row in group}), *place[1:]])
         for shots, same in _by_label(group).items() if columns else [("", group)]:
-            title = " ".join(_title(where, not place[0], "" if columns else metric, shots, same).split())
-            heads = [(_short(name), shots, name) for name in columns] or [(k, k, metric) for k in _by_label(group)]
+            words = f"{title} {_title(where, not place[0], '' if columns else metric, shots, same)}".split()
+            heads = [((headers or {}).get(name) or _short(name), shots, name) for name in columns]
+            heads = heads or [(k, k, metric) for k in _by_label(group)]
             unit = _unit(*columns) if columns else ""
             versus = f": differences from {compare}" if compare else ""
-            parts.append(f"{start}{title}{unit}{versus}\n\n{_grid(same, together, heads, by_key, style, ci)}")
+            parts.append(f"{start}{' '.join(words)}{unit}{versus}\n\n{_grid(same, together, heads, by_key, style, ci)}")
+    if not columns and metric == "accuracy" and len(_by_label(rows)) > 1:
+        notes = [*filter(None, [labelled.note(rows)]), *notes]
     return "\n\n".join([*parts, *(f"{start}{note}" for note in [*_marks(cells), *notes])])
 
 
@@ -129,31 +145,35 @@ def _grid(
     """
     from tabulate import tabulate
 
-    lines, marked = [], []
+    lines, marked, images = [], [], []
     for (trainer, backbone), of_line in grouped(rows, ["trainer", "backbone"]).items():
         dataset = of_line[0]["dataset"]
+        images.append(labelled.text(labelled.mean(of_line)))
         lines.append([by_key.get((dataset, backbone, trainer, shots, metric)) for _, shots, metric in heads])
         name = f"{trainer} {_MARK}" if any(map(is_transductive, of_line)) else trainer
         marked.append([name, backbone] if together else [name])
     counted = len({seeds for line in lines for cell in line if cell for seeds in cell.seeds}) > 1
+    has_images = [metric for *_, metric in heads] == ["accuracy"] and any(images)
     texts = [
-        [*names, *(_text(cell, ci, counted) if cell else "" for cell in line)]
-        for names, line in zip(marked, lines, strict=True)
+        [*names, *(_text(cell, ci, counted) if cell else "" for cell in line), *[count] * has_images]
+        for names, line, count in zip(marked, lines, images, strict=True)
     ]
-    headers = ["", *["backbone"] * together, *(head for head, *_ in heads)]
+    headers = ["", *["backbone"] * together, *(head for head, *_ in heads), *[labelled.HEADER] * has_images]
     return tabulate(texts, headers=headers, tablefmt=style, disable_numparse=True)
 
 
 def _text(cell: Cell, ci: bool, counted: bool) -> str:
     """Return the text of a cell; with ``counted``, it ends with the number of seeds."""
-    mark = f" {_SKIPPED_MARK}" if any(map(skipped_images, cell.rows)) else ""
+    marks = [mark for kind, mark in _TRANSFER_MARKS.items() if kind in map(transfer_of, cell.measured)]
+    marks += [_SKIPPED_MARK] * any(map(skipped_images, cell.measured))
+    mark = "".join(f" {mark}" for mark in marks)
     number = f" (n={min(map(len, cell.seeds))})" if counted else ""
     if cell.compared_with not in ("", cell.trainer):
         if cell.difference is None or cell.adjusted_p is None:
             return ""
         significant = f" {_SIGNIFICANT_MARK}" if cell.is_significant else ""
         return _difference(cell.difference, cell.adjusted_p) + significant + mark + number
-    text = mean_and_deviation([cell.mean] if ci else cell.values)
+    text = mean_and_deviation([cell.mean] if ci else cell.values, cell.mean)
     if cell.interval:
         text += f" [{cell.interval.low:.1f}, {cell.interval.high:.1f}]"
     return text + mark + number
@@ -167,8 +187,10 @@ def _difference(difference: "Difference", p_value: float) -> str:
 
 def _marks(cells: Sequence[Cell]) -> list[str]:
     """Return the explanations of the marks."""
-    rows = [row for cell in cells for row in cell.rows]
+    rows = [row for cell in cells for row in cell.measured]
+    kinds = set(map(transfer_of, rows))
     notes = [f"{_MARK} used the unlabelled test images"] if any(map(is_transductive, rows)) else []
+    notes += [f"{mark} {_TRANSFER_NOTES[kind]}" for kind, mark in _TRANSFER_MARKS.items() if kind in kinds]
     if most := max(map(skipped_images, rows), default=0):
         notes.append(f"{_SKIPPED_MARK} without unreadable test images, at most {most:,} per run")
     if any(cell.is_significant for cell in cells):
