@@ -30,16 +30,38 @@ def run(arguments: argparse.Namespace) -> None:
     """Print the table."""
     from tabulate import tabulate_formats
 
-    from unskew.runs import records, tables, text_tables
+    from unskew.runs import tables
 
-    style, together, compare = arguments.format, arguments.together, arguments.compare
+    style = arguments.format
     formats = [*_RECORDS, *tabulate_formats]
     if style not in formats:
         raise ValueError(unknown_name("table format", style, formats))
-    rows = tables.select(tables.collect(arguments.folder), names([arguments.dataset]))
-    columns = names(arguments.columns)
-    if style in _RECORDS:
-        found = records.records(rows, columns or [arguments.metric], together, compare)
-        print(records.as_csv(found) if style == "csv" else records.as_json(found))
-    else:
-        print(text_tables.table(rows, arguments.metric, style, columns, together, arguments.ci, compare))
+    rows, evaluations = tables.collect_both(arguments.folder)
+    rows = tables.select(rows, names([arguments.dataset]))
+    print(_records(arguments, rows, evaluations) if style in _RECORDS else _text(arguments, rows, evaluations))
+
+
+def _records(arguments: argparse.Namespace, rows: list[dict], evaluations: list[dict]) -> str:
+    from unskew.runs import records
+
+    columns = names(arguments.columns) or [arguments.metric]
+    found = records.all_records(rows, evaluations, columns, arguments.together, arguments.compare)
+    return records.as_csv(found) if arguments.format == "csv" else records.as_json(found)
+
+
+def _text(arguments: argparse.Namespace, rows: list[dict], evaluations: list[dict]) -> str:
+    """Return the tables of ordinary runs, then those of protocols, which are accuracies."""
+    from unskew.runs import protocol_tables, tables, text_tables
+
+    style, ci, compare = arguments.format, arguments.ci, arguments.compare
+    columns, metric = names(arguments.columns), arguments.metric
+    whole = [row for row in rows if not tables.is_half(row)]
+    protocols = {} if columns or metric != "accuracy" else protocol_tables.split(rows, evaluations)
+    parts = []
+    if whole or not protocols:
+        known = protocol_tables.known_trainer(compare, whole, protocols)
+        parts.append(text_tables.table(whole, metric, style, columns, arguments.together, ci, known))
+    for name, found in protocols.items():
+        known = protocol_tables.known_trainer(compare, found, {"": whole})
+        parts.append(protocol_tables.render(name, found, style, ci, known))
+    return "\n\n".join(parts)

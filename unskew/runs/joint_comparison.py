@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from unskew.runs.comparison import RESAMPLES, Difference, Interval, central, flipped_sums
+from unskew.runs import comparison
+from unskew.runs.comparison import Difference, Interval, central, flipped_sums
 
 NOTE = "resampling changes base and new test images and moves both accuracies with the seeds (multivariate Student's t)"
 
@@ -86,7 +87,7 @@ def compare(
 
     observed = float(difference(np.mean(gaps, axis=0)[:, None])[0])
     as_extreme = np.abs(difference(np.mean(flipped, axis=0))) >= abs(observed) * (1 - 1e-9)
-    p_value = (1 + int(as_extreme.sum())) / (1 + RESAMPLES)
+    p_value = (1 + int(as_extreme.sum())) / (1 + comparison.RESAMPLES)
     ours, theirs = np.mean(draws, axis=0)
     return Difference(observed, *central(combine(ours) - combine(theirs), 0.95, -100, 100), p_value)
 
@@ -103,7 +104,7 @@ def _together(first: NDArray, second: NDArray, generator: np.random.Generator) -
     codes, counts = np.unique(sums[0] * (len(second) + 1) + sums[1], return_counts=True)
     values = np.stack(np.divmod(codes, len(second) + 1)) / np.array([[len(first)], [max(len(second), 1)]])
     images = first.shape[1]
-    drawn = generator.multinomial(images, counts / images, size=RESAMPLES)  # [B, values]
+    drawn = generator.multinomial(images, counts / images, size=comparison.RESAMPLES)  # [B, values]
     return 100 / images * (values @ drawn.T)
 
 
@@ -114,10 +115,10 @@ def _seed_draws(tables: Sequence[NDArray], generator: np.random.Generator) -> ND
     """
     seeds = len(tables[0])
     if seeds < 2:
-        return np.zeros((len(tables), RESAMPLES))
+        return np.zeros((len(tables), comparison.RESAMPLES))
     accuracy = 100 * np.stack([table.mean(1) for table in tables])  # [tests, S]
-    normal = generator.standard_normal((seeds, RESAMPLES))
-    spread = np.sqrt(generator.chisquare(seeds - 1, RESAMPLES) / (seeds - 1))
+    normal = generator.standard_normal((seeds, comparison.RESAMPLES))
+    spread = np.sqrt(generator.chisquare(seeds - 1, comparison.RESAMPLES) / (seeds - 1))
     return (accuracy - accuracy.mean(1, keepdims=True)) @ normal / (math.sqrt(seeds * (seeds - 1)) * spread)
 
 

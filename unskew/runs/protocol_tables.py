@@ -121,10 +121,34 @@ def text(
 
 def render(name: str, found: Sequence[ProtocolRow], style: str = "github", ci: bool = False, compare: str = "") -> str:
     """Return the tables of rows of a protocol, which must not be empty; see `text` for the arguments."""
-    if name == BASE_TO_NEW:
-        return _table(found, columns(found), name, style, ci, compare)
-    parts = [_table(group, columns(group), name, style, ci, compare) for group in grouped(found, ["dataset"]).values()]
+    start = "% " if style.startswith("latex") else ""
+    parts = []
+    for group in groups(found):
+        known = known_trainer(compare, group, {name: found})
+        names = columns(group)
+        parts.append(
+            text_tables.table(
+                group, style=style, columns=names, ci=ci, compare=known, title=TITLES[name], headers=headers(group)
+            )
+        )
+        parts += [f"{start}{note}" for note in notes(group)]
     return "\n\n".join(parts)
+
+
+def groups(found: Sequence[ProtocolRow]) -> list[list[ProtocolRow]]:
+    """Return rows of a protocol by table: base to new has one with averages, transfers one for each source."""
+    return [[*found]] if found[0].protocol == BASE_TO_NEW else list(grouped(found, ["dataset"]).values())
+
+
+def known_trainer(compare: str, rows: Sequence[Mapping], others: Mapping[str, Sequence[Mapping]]) -> str:
+    """Return the trainer to compare with, or "" with a warning if only runs of other tables are of this trainer."""
+    if not compare or not rows or any(row["trainer"] == compare for row in rows):
+        return compare
+    if not any(row["trainer"] == compare for found in others.values() for row in found):
+        return compare  # a mistake in the name, which the table reports
+    name = rows[0].protocol if isinstance(rows[0], ProtocolRow) else "ordinary runs"
+    logger.warning(f"no differences from {compare} in the table of {name}: it has no runs there")
+    return ""
 
 
 def columns(found: Sequence[ProtocolRow]) -> list[str]:
@@ -156,18 +180,6 @@ def notes(found: Sequence[ProtocolRow]) -> list[str]:
         return []
     more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
     return [f"not all tests are finished, so there is no {last} of {'; '.join(missing[:3])}{more}"]
-
-
-def _table(found: Sequence[ProtocolRow], names: Sequence[str], name: str, style: str, ci: bool, compare: str) -> str:
-    trainers = {row["trainer"] for row in found}
-    if compare and compare not in trainers:
-        logger.warning(f"no differences from {compare} in the table of {name}: it has no runs there")
-        compare = ""
-    start = "% " if style.startswith("latex") else ""
-    shown = text_tables.table(
-        found, style=style, columns=names, ci=ci, compare=compare, title=TITLES[name], headers=headers(found)
-    )
-    return "\n\n".join([shown, *(f"{start}{note}" for note in notes(found))])
 
 
 def _row(row: Mapping, numbers: Mapping, protocol: str, measured: Mapping[str, tuple[Mapping, ...]]) -> ProtocolRow:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unskew.runs import tables
+from unskew.runs import protocol_tables, tables
 from unskew.runs.cells import all_cells
 
 if TYPE_CHECKING:
@@ -31,6 +31,37 @@ def records(
     return [cell.record() for cell in all_cells(rows, metrics, together, True, compare)[0]] if rows else []
 
 
+def all_records(
+    rows: Sequence[Mapping],
+    evaluations: Sequence[Mapping],
+    metrics: Sequence[str] = ("accuracy",),
+    together: bool = False,
+    compare: str = "",
+) -> list[dict]:
+    """Return the `records` of ordinary runs and, with the accuracy, those of base to new and of transfers to targets.
+
+    Args:
+        rows: metrics of runs with their ``folder``, as `unskew.runs.tables.collect` returns them.
+        evaluations: metrics of their evaluations with their ``folder``.
+        metrics: names of numbers in ``metrics.json``.
+        together: the averages of all backbones are over the same datasets.
+        compare: the trainer from which the differences of the others are computed.
+
+    Raises:
+        ValueError: no row has a metric, or the comparison is impossible.
+    """
+    whole = [row for row in rows if not tables.is_half(row)]
+    protocols = protocol_tables.split(rows, evaluations) if "accuracy" in metrics else {}
+    compare_with = protocol_tables.known_trainer(compare, whole, protocols)
+    found = records(whole, metrics, together, compare_with)
+    for of_protocol in protocols.values():
+        for group in protocol_tables.groups(of_protocol):
+            compare_with = protocol_tables.known_trainer(compare, group, {"": whole})
+            found += records(group, protocol_tables.columns(group), False, compare_with)
+    names = dict.fromkeys(name for record in found for name in record)
+    return [{name: record.get(name) for name in names} for record in found]
+
+
 def summarize(
     folder: str | Path = "output", metrics: str | Sequence[str] = "accuracy", compare: str = ""
 ) -> "pd.DataFrame":
@@ -43,7 +74,8 @@ def summarize(
 
     Returns:
         A data frame with one row for each dataset, backbone, number of shots, trainer and metric, and for each average
-        over datasets. Its columns are those of ``unskew table --format csv``.
+        over datasets. Its columns are those of ``unskew table --format csv``. With the accuracy, it has rows of base to
+        new and of transfers too, whose ``protocol`` is not empty and whose ``metric`` is a column of their table.
 
     Raises:
         FileNotFoundError: the folder does not exist.
@@ -60,7 +92,7 @@ def summarize(
     import pandas as pd
 
     names = [metrics] if isinstance(metrics, str) else metrics
-    return pd.DataFrame(records(tables.collect(folder), names, compare=compare))
+    return pd.DataFrame(all_records(*tables.collect_both(folder), names, compare=compare))
 
 
 def as_json(found: Sequence[Mapping]) -> str:

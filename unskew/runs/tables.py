@@ -31,11 +31,22 @@ _GROUP = "(many|medium|few)"
 def collect(folder: str | Path) -> list[dict]:
     """Return the metrics of every finished run below a folder, in the order of their paths.
 
-    A folder whose files are damaged or unreadable is left out, with a warning that names it.
+    A folder whose files are damaged or unreadable is left out, with a warning that names it. Evaluations of trained
+    runs are left out too.
 
     Raises:
         FileNotFoundError: the folder does not exist.
     """
+    return collect_both(folder)[0]
+
+
+def evaluations(folder: str | Path) -> list[dict]:
+    """Return the metrics of every finished evaluation below a folder, see `collect`."""
+    return collect_both(folder)[1]
+
+
+def collect_both(folder: str | Path) -> tuple[list[dict], list[dict]]:
+    """Return the metrics of the finished runs and of the finished evaluations; each file is read once."""
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder '{folder}'; give the output folder of finished runs")
@@ -49,7 +60,7 @@ def collect(folder: str | Path) -> list[dict]:
                 logger.warning(f"{damage}, so '{run.path}' is left out: run it again")
         except (ValueError, OSError) as error:
             logger.warning(f"'{run.path}' is left out: {format_error(error)}")
-    return rows
+    return [row for row in rows if "evaluated_from" not in row], [row for row in rows if "evaluated_from" in row]
 
 
 def select(rows: Sequence[dict], datasets: Sequence[str]) -> list[dict]:
