@@ -42,6 +42,7 @@ def test_the_wheel_has_all_modules_configs_models_and_type_markers(wheel):
     for pattern in ("*.py", "*.pyi", "py.typed", "models/*.*", "report/*.*"):
         expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "unskew").rglob(pattern)}
     assert {"unskew/py.typed", "unskew/data/dataset.py", "unskew/micro/models/micro.safetensors"} <= expected
+    assert "unskew/configs/published.yaml" in expected
     assert {f"unskew/runs/report/{name}" for name in ("page.html", "style.css", "table.js")} <= expected
     assert sorted(expected - names) == []
 

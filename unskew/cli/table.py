@@ -21,6 +21,7 @@ def add(commands: Commands) -> None:
     p.add_argument("--ci", action="store_true", help="95%% intervals instead of standard deviations")
     differences = "differences from this trainer, with 95%% intervals and corrected p-values"
     p.add_argument("--compare", default="", metavar="TRAINER", help=differences)
+    p.add_argument("--published", action="store_true", help="published results beside the accuracies of the runs")
     formats = "csv or json, with one record per cell, or a table format of tabulate, such as latex (default: github)"
     p.add_argument("--format", default="github", help=formats)
     p.set_defaults(command=run)
@@ -38,7 +39,22 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(unknown_name("table format", style, formats))
     rows, evaluations = tables.collect_both(arguments.folder)
     rows = tables.select(rows, names([arguments.dataset]))
+    if arguments.published:
+        print(_published(arguments, rows, evaluations))
+        return
     print(_records(arguments, rows, evaluations) if style in _RECORDS else _text(arguments, rows, evaluations))
+
+
+def _published(arguments: argparse.Namespace, rows: list[dict], evaluations: list[dict]) -> str:
+    from unskew.runs import published_tables, records
+
+    if arguments.columns or arguments.metric != "accuracy" or arguments.compare:
+        raise ValueError("--published compares accuracies only: leave out --metric, --columns and --compare")
+    found = published_tables.fitting(rows, evaluations, arguments.ci)
+    if arguments.format not in _RECORDS:
+        return published_tables.text(found, arguments.format, arguments.ci)
+    numbers = [published_tables.record(*pair) for pair in found]
+    return records.as_csv(numbers) if arguments.format == "csv" else records.as_json(numbers)
 
 
 def _records(arguments: argparse.Namespace, rows: list[dict], evaluations: list[dict]) -> str:

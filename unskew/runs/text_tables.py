@@ -155,14 +155,14 @@ def _grid(
     counted = len({seeds for line in lines for cell in line if cell for seeds in cell.seeds}) > 1
     has_images = [metric for *_, metric in heads] == ["accuracy"] and any(images)
     texts = [
-        [*names, *(_text(cell, ci, counted) if cell else "" for cell in line), *[count] * has_images]
+        [*names, *(cell_text(cell, ci, counted) if cell else "" for cell in line), *[count] * has_images]
         for names, line, count in zip(marked, lines, images, strict=True)
     ]
     headers = ["", *["backbone"] * together, *(head for head, *_ in heads), *[labelled.HEADER] * has_images]
     return tabulate(texts, headers=headers, tablefmt=style, disable_numparse=True)
 
 
-def _text(cell: Cell, ci: bool, counted: bool) -> str:
+def cell_text(cell: Cell, ci: bool = False, counted: bool = False) -> str:
     """Return the text of a cell; with ``counted``, it ends with the number of seeds."""
     marks = [mark for kind, mark in _TRANSFER_MARKS.items() if kind in map(transfer_of, cell.measured)]
     marks += [_SKIPPED_MARK] * any(map(skipped_images, cell.measured))
