@@ -61,7 +61,7 @@ def test_latex_marks_the_best_and_escapes_all_special_characters():
 def test_the_training_curves_are_those_of_the_history(tmp_path):
     folder = make_run(tmp_path / "output", "CoOp")
     write_history(folder, epochs=3)
-    (run,) = gather.collect([folder])
+    (run,) = gather.collect([folder]).runs
     assert training.read_history(run) == {
         "loss": [(1, 2.0), (2, 1.0), (3, 2 / 3)],
         "accuracy": [(1, 51.0), (2, 52.0), (3, 53.0)],
@@ -92,7 +92,7 @@ def test_5000_classes_need_little_memory_and_a_small_page(tmp_path):
     names = [f"class number {label}" for label in range(5000)]
     for trainer in ("GLA", "ZeroshotCLIP"):
         make_run(tmp_path / "output", trainer, classnames=names, images=5000)
-    places, _ = gather.arrange(gather.collect([tmp_path / "output"]))
+    places, _ = gather.arrange(gather.collect([tmp_path / "output"]).runs)
     tracemalloc.start()
     confusion_section(places)
     bias_section(places, images=False)
@@ -112,7 +112,7 @@ def test_200_runs_make_a_page_below_5_mb(tmp_path):
     for place in range(20):
         make_sweep(tmp_path / "output", dataset=f"set{place}", seeds=(1,), shots=(1, 4, 16), classnames=names)
         make_run(tmp_path / "output", "GLA", seed=2, dataset=f"set{place}", classnames=names)
-    assert len(gather.collect([tmp_path / "output"])) == 200
+    assert len(gather.collect([tmp_path / "output"]).runs) == 200
     write_report([tmp_path / "output"], tmp_path / "report.html")
     assert (tmp_path / "report.html").stat().st_size < 5_000_000
     assert "10 more are not shown here" in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -88,7 +88,7 @@ def test_numbers_and_colours_in_texts_of_figures_are_kept(tmp_path):
 
 
 def arranged(tmp_path):
-    return gather.arrange(gather.collect([tmp_path / "output"]))
+    return gather.arrange(gather.collect([tmp_path / "output"]).runs)
 
 
 def correctness(tmp_path, trainer, shots=16, dataset="pets"):
@@ -218,7 +218,7 @@ def test_relative_and_absolute_folders_mix(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_run("output", "GLA")
     folders = ["output", make_run(tmp_path / "more", "CoOp")]
-    places, _ = gather.arrange(gather.collect(folders))
+    places, _ = gather.arrange(gather.collect(folders).runs)
     assert [place.folder for place in places] == [tmp_path]
     assert "2 runs" in write_report(folders, "report.html")
 

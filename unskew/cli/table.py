@@ -73,11 +73,15 @@ def _text(arguments: argparse.Namespace, rows: list[dict], evaluations: list[dic
     columns, metric = names(arguments.columns), arguments.metric
     whole = [row for row in rows if not tables.is_half(row)]
     protocols = {} if columns or metric != "accuracy" else protocol_tables.split(rows, evaluations)
-    parts = []
-    if whole or not protocols:
+    if not whole and not protocols:
+        return text_tables.table(whole)
+    parts: list[str] = []
+    notes: list[str] = []
+    if whole:
         known = protocol_tables.known_trainer(compare, whole, protocols)
-        parts.append(text_tables.table(whole, metric, style, columns, arguments.together, ci, known))
+        parts, notes = text_tables.tables_and_notes(whole, metric, style, columns, arguments.together, ci, known)
     for name, found in protocols.items():
         known = protocol_tables.known_trainer(compare, found, {"": whole})
-        parts.append(protocol_tables.render(name, found, style, ci, known))
-    return "\n\n".join(parts)
+        more, below = protocol_tables.tables_and_notes(name, found, style, ci, known)
+        parts, notes = [*parts, *more], [*notes, *below]
+    return text_tables.joined(parts, notes, style)

@@ -14,7 +14,7 @@ BASE_TO_NEW, CROSS_DATASET, DOMAINS = "base_to_new", "cross_dataset", "domain_ge
 AVERAGE = "average"  # over the targets
 
 TITLES = {
-    BASE_TO_NEW: "base to new on",
+    BASE_TO_NEW: "base to new:",
     CROSS_DATASET: "transfer to other datasets from",
     DOMAINS: "domain generalisation from",
 }
@@ -116,23 +116,25 @@ def text(
         compare: the trainer from which the differences of the others are shown.
     """
     found = base_to_new(rows, evaluations) if name == BASE_TO_NEW else transfers(rows, evaluations, name)
-    return render(name, found, style, ci, compare) if found else f"no finished runs of {name}"
+    if not found:
+        return f"no finished runs of {name}"
+    return text_tables.joined(*tables_and_notes(name, found, style, ci, compare), style)
 
 
-def render(name: str, found: Sequence[ProtocolRow], style: str = "github", ci: bool = False, compare: str = "") -> str:
-    """Return the tables of rows of a protocol, which must not be empty; see `text` for the arguments."""
-    start = "% " if style.startswith("latex") else ""
-    parts = []
+def tables_and_notes(
+    name: str, found: Sequence[ProtocolRow], style: str = "github", ci: bool = False, compare: str = ""
+) -> tuple[list[str], list[str]]:
+    """Return the tables of rows of a protocol, and the notes below them; see `text` for the arguments."""
+    parts, remarks = [], []
     for group in groups(found):
         known = known_trainer(compare, group, {name: found})
         names = columns(group)
-        parts.append(
-            text_tables.table(
-                group, style=style, columns=names, ci=ci, compare=known, title=TITLES[name], headers=headers(group)
-            )
+        shown, below = text_tables.tables_and_notes(
+            group, style=style, columns=names, ci=ci, compare=known, title=TITLES[name], headers=headers(group)
         )
-        parts += [f"{start}{note}" for note in notes(group)]
-    return "\n\n".join(parts)
+        parts += shown
+        remarks += [*notes(group), *below]
+    return parts, remarks
 
 
 def groups(found: Sequence[ProtocolRow]) -> list[list[ProtocolRow]]:

@@ -69,6 +69,27 @@ def table(
     """
     if not rows:
         return "no finished runs"
+    return joined(*tables_and_notes(rows, metric, style, columns, together, ci, compare, title, headers), style)
+
+
+def joined(parts: Sequence[str], notes: Sequence[str], style: str = "github") -> str:
+    """Return tables and the notes below them as one text; in LaTeX, notes are comments."""
+    start = "% " if style.startswith("latex") else ""
+    return "\n\n".join([*parts, *(f"{start}{note}" for note in dict.fromkeys(notes))])
+
+
+def tables_and_notes(
+    rows: Sequence[Mapping],
+    metric: str = "accuracy",
+    style: str = "github",
+    columns: Sequence[str] = (),
+    together: bool = False,
+    ci: bool = False,
+    compare: str = "",
+    title: str = "",
+    headers: Mapping[str, str] | None = None,
+) -> tuple[list[str], list[str]]:
+    """Return the tables of `table`, with their titles, and the notes that belong below them."""
     cells, notes = all_cells(rows, columns or [metric], together, ci, compare)
     by_key: dict[_Key, Cell] = {(c.dataset, c.backbone, c.trainer, c.label, c.metric): c for c in cells}
     start = "% " if style.startswith("latex") else ""
@@ -85,7 +106,7 @@ def table(
             parts.append(f"{start}{' '.join(words)}{unit}{versus}\n\n{_grid(same, together, heads, by_key, style, ci)}")
     if not columns and metric == "accuracy" and len(_by_label(rows)) > 1:
         notes = [*filter(None, [labelled.note(rows)]), *notes]
-    return "\n\n".join([*parts, *(f"{start}{note}" for note in [*_marks(cells), *notes])])
+    return parts, [*marks(cells), *notes]
 
 
 def _rows_of_averages(cells: Sequence[Cell]) -> list[dict]:
@@ -164,9 +185,7 @@ def _grid(
 
 def cell_text(cell: Cell, ci: bool = False, counted: bool = False) -> str:
     """Return the text of a cell; with ``counted``, it ends with the number of seeds."""
-    marks = [mark for kind, mark in _TRANSFER_MARKS.items() if kind in map(transfer_of, cell.measured)]
-    marks += [_SKIPPED_MARK] * any(map(skipped_images, cell.measured))
-    mark = "".join(f" {mark}" for mark in marks)
+    mark = "".join(f" {mark}" for mark in marks_of(cell))
     number = f" (n={min(map(len, cell.seeds))})" if counted else ""
     if cell.compared_with not in ("", cell.trainer):
         if cell.difference is None or cell.adjusted_p is None:
@@ -179,13 +198,20 @@ def cell_text(cell: Cell, ci: bool = False, counted: bool = False) -> str:
     return text + mark + number
 
 
+def marks_of(cell: Cell) -> list[str]:
+    """Return the marks of a cell's number; `marks` explains them."""
+    kinds = {*map(transfer_of, cell.measured)}
+    found = [mark for kind, mark in _TRANSFER_MARKS.items() if kind in kinds]
+    return [*found, *[_SKIPPED_MARK] * any(map(skipped_images, cell.measured))]
+
+
 def _difference(difference: "Difference", p_value: float) -> str:
     """Return "+1.3 [+0.2, +2.4], p 0.012"."""
     mean, low, high = (f"{round(number, 1) + 0.0:+.1f}" for number in difference[:3])  # + 0.0: no "-0.0"
     return f"{mean} [{low}, {high}], {f'p {p_value:.3f}' if p_value >= 0.001 else 'p < 0.001'}"
 
 
-def _marks(cells: Sequence[Cell]) -> list[str]:
+def marks(cells: Sequence[Cell]) -> list[str]:
     """Return the explanations of the marks."""
     rows = [row for cell in cells for row in cell.measured]
     kinds = set(map(transfer_of, rows))

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from unskew.runs.report import files, gather, page
 from unskew.runs.report.bias import bias_section
-from unskew.runs.report.blocks import Heading, Note
+from unskew.runs.report.blocks import Heading, Note, Section
 from unskew.runs.report.calibration import calibration_section, confusion_section
 from unskew.runs.report.overview import against_shots_section, overview_section
+from unskew.runs.report.protocols import protocol_sections, published_section
 from unskew.runs.report.training import cost_section, training_section
 from unskew.utils.files import write_atomically
 
@@ -35,8 +36,26 @@ def write_report(
         ValueError: there is no finished run, or ``out`` is a file that is no page.
         OSError: a file cannot be written.
     """
-    runs, out = gather.collect(folders), Path(out)
+    found, out = gather.collect(folders), Path(out)
     files.prepare(out, figures, tables)
+    sections = _sections(found, images)
+    content = page.render(sections, _summary(found.rows), out.parent)
+    write_atomically(out, content)
+    count = len(found.rows)
+    parts = [f"{count:,} run{'s' if count > 1 else ''}", f"{len(content) / 1000:,.0f} kB"]
+    if figures:
+        parts.append(f"{files.save_figures(sections, Path(figures))} figures in '{figures}'")
+    if tables:
+        parts.append(f"{files.save_tables(sections, Path(tables))} tables in '{tables}'")
+    return f"{out}: {', '.join(parts)}"
+
+
+def _sections(found: gather.Found, images: bool) -> list[Section]:
+    """Return the sections; those of protocols and published results are there if they have content."""
+    more = [*protocol_sections(found), *published_section(found)]
+    if not found.runs:
+        return more
+    runs = found.runs
     places, averages = gather.arrange(runs)
     order = list(dict.fromkeys(run.trainer for run in runs))
     detailed, others = places[:_MOST_DETAILED], places[_MOST_DETAILED:]
@@ -52,21 +71,13 @@ def write_report(
         for section in closer:
             section.blocks += [Heading("Other datasets"), Note(text)]
     first = [overview_section(places, averages), against_shots_section(places, averages, order)]
-    sections = [*first, *closer, cost_section(places)]
-    content = page.render(sections, _summary(runs, places, order), out.parent)
-    write_atomically(out, content)
-    parts = [f"{len(runs):,} run{'s' if len(runs) > 1 else ''}", f"{len(content) / 1000:,.0f} kB"]
-    if figures:
-        parts.append(f"{files.save_figures(sections, Path(figures))} figures in '{figures}'")
-    if tables:
-        parts.append(f"{files.save_tables(sections, Path(tables))} tables in '{tables}'")
-    return f"{out}: {', '.join(parts)}"
+    return [*first, *more, *closer, cost_section(places)]
 
 
-def _summary(runs: list[gather.ReportRun], places: list[gather.Place], trainers: list[str]) -> str:
-    datasets = list(dict.fromkeys(place.dataset for place in places))
-    seeds = sorted({run.seed for run in runs})
-    counts = [(len(runs), "run"), (len(datasets), "dataset"), (len(trainers), "trainer"), (len(seeds), "seed")]
+def _summary(rows: list[dict]) -> str:
+    datasets, trainers = (list(dict.fromkeys(row[key] for row in rows)) for key in ("dataset", "trainer"))
+    seeds = {row["seed"] for row in rows}
+    counts = [(len(rows), "run"), (len(datasets), "dataset"), (len(trainers), "trainer"), (len(seeds), "seed")]
     text = ", ".join(f"{count:,} {name}{'s' if count > 1 else ''}" for count, name in counts)
     shown = ", ".join(datasets[:12]) + (" ..." if len(datasets) > 12 else "")
     return f"{text}. {'Datasets' if len(datasets) > 1 else 'Dataset'}: {shown}."

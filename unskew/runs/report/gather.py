@@ -105,7 +105,7 @@ class Cell:
     @property
     def folder(self) -> Path:
         """The folder that holds the folders of all runs, or the folder of the only run."""
-        return _common_folder(self.runs)
+        return common_folder(run.path for run in self.runs)
 
     def values(self, metric: str) -> list[float]:
         """Return a metric of the runs that have it."""
@@ -154,7 +154,7 @@ class Place:
     @property
     def folder(self) -> Path:
         """The folder that holds the folders of all runs, or the folder of the only run."""
-        return _common_folder(self.runs)
+        return common_folder(run.path for run in self.runs)
 
     @functools.cached_property
     def trainers(self) -> list[str]:
@@ -208,25 +208,42 @@ def is_debiased(cell: Cell) -> bool:
     return bool(cell.values("zs_accuracy") and (cell.values("gla_accuracy") or cell.values("debiased_accuracy")))
 
 
-def collect(folders: Iterable[str | Path]) -> list[ReportRun]:
-    """Return the finished runs in and below folders, each once.
+@dataclass(frozen=True)
+class Found:
+    """Everything below the folders of a report.
+
+    Attributes:
+        runs: the runs on all classes.
+        rows: the metrics of all runs, those on half of the classes included.
+        evaluations: the metrics of evaluations of trained runs.
+    """
+
+    runs: list[ReportRun]
+    rows: list[dict]
+    evaluations: list[dict]
+
+
+def collect(folders: Iterable[str | Path]) -> Found:
+    """Return the finished runs and evaluations in and below folders, each once.
 
     Raises:
         FileNotFoundError: a folder does not exist.
         ValueError: there is no finished run.
     """
     folders = [str(folder) for folder in folders]
-    runs: dict[Path, ReportRun] = {}
+    rows: dict[Path, dict] = {}
+    evaluations: dict[Path, dict] = {}
     for folder in folders:
-        for row in tables.collect(folder):
-            path = Path(row["folder"])
-            if isinstance(row.get("accuracy"), int | float) and row["accuracy"] == row["accuracy"]:
-                row |= {key: _printable(row[key]) for key in ("dataset", "trainer", "backbone")}
-                runs.setdefault(path.resolve(), ReportRun(row, path))
-    if not runs:
+        for found, known in zip(tables.collect_both(folder), (rows, evaluations), strict=True):
+            for row in found:
+                if isinstance(row.get("accuracy"), int | float) and row["accuracy"] == row["accuracy"]:
+                    row |= {key: _printable(row[key]) for key in ("dataset", "trainer", "backbone")}
+                    known.setdefault(Path(row["folder"]).resolve(), row)
+    if not rows:
         below = ", ".join(f"'{folder}'" for folder in folders)
         raise ValueError(f"no finished run with an accuracy in {below}: run `unskew train` first")
-    return list(runs.values())
+    runs = [ReportRun(row, Path(row["folder"])) for row in rows.values() if not tables.is_half(row)]
+    return Found(runs, list(rows.values()), list(evaluations.values()))
 
 
 def _printable(name: str) -> str:
@@ -258,8 +275,9 @@ def arrange(runs: Sequence[ReportRun]) -> tuple[list[Place], list[Place]]:
     return [Place(*where, of_place) for where, of_place in places.items()], averages
 
 
-def _common_folder(runs: Sequence[ReportRun]) -> Path:
-    paths: list[str | Path] = [run.path for run in runs]
+def common_folder(folders: Iterable[str | Path]) -> Path:
+    """Return the folder that holds all folders, or the only one."""
+    paths = [*folders]
     if len({os.path.isabs(path) for path in paths}) > 1:
         paths = [os.path.abspath(path) for path in paths]
     return Path(os.path.commonpath(paths))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from unskew.runs import comparison
+from unskew.runs import comparison, labelled
 from unskew.runs.cells import is_transductive
 from unskew.runs.report.blocks import EMPTY, Cell, Figure, Heading, Note, Section, Table, word
 from unskew.runs.report.gather import Cell as RunsCell
@@ -38,7 +38,9 @@ def overview_section(places: Sequence[Place], averages: Sequence[Place]) -> Sect
     section = Section("Overview", _LEAD)
     for place in places:
         section.blocks += [Heading(place.title), _table(place, _CAPTION)]
-        section.blocks += [Note(text) for text in (_repeated(place), _skipped(place), _uncompared(place)) if text]
+        section.blocks += [
+            Note(text) for text in (_labelled(place), _repeated(place), _skipped(place), _uncompared(place)) if text
+        ]
     for average in averages:
         section.blocks.append(Heading(f"Average over datasets, {average.model}"))
         section.blocks += [_table(average, _average_caption(average))] if average.cells else []
@@ -61,8 +63,12 @@ def _table(place: Place, caption: str) -> Table:
     for trainer in place.trainers:
         cells = [place.cells.get((trainer, shots)) for shots in place.shots]
         seen = any(is_transductive(run.row) for cell in cells if cell for run in cell.runs)
-        rows.append([word(trainer, "used the unlabelled test images" if seen else ""), *map(_cell, cells)])
-    columns = ["trainer", *(f"{place.label(shots)} (%)" for shots in place.shots)]
+        images = labelled.mean([run.row for cell in cells if cell for run in cell.runs])
+        count = EMPTY if images is None else Cell(labelled.text(images), images)
+        rows.append([word(trainer, "used the unlabelled test images" if seen else ""), *map(_cell, cells), count])
+    columns = ["trainer", *(f"{place.label(shots)} (%)" for shots in place.shots), labelled.HEADER]
+    if len(place.shots) > 1 or all(row[-1] is EMPTY for row in rows):  # several numbers of shots have a note
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
     return Table(f"accuracy-{place.stem}", columns, rows, caption)
 
 
@@ -74,6 +80,12 @@ def _cell(cell: RunsCell | None) -> Cell:
     seeds = min(map(len, accuracy.seeds))
     parts.append(f"{seeds} seed{'s' if seeds > 1 else ''}")
     return Cell(mean_and_deviation(accuracy.values), cell.mean, ", ".join(parts), cell.folder, accuracy.is_best)
+
+
+def _labelled(place: Place) -> str:
+    """Return a line on the methods that use more labelled images than the shots; "" for one number of shots."""
+    text = labelled.note([run.row for run in place.runs]) if len(place.shots) > 1 else ""
+    return f"{text}." if text else ""
 
 
 def _repeated(place: Place) -> str:
