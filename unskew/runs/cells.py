@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from unskew.engine.run_dir import shots_label
 from unskew.runs import costs
+from unskew.runs.protocol_rows import HARMONIC, ProtocolRow, harmonic_mean, sources, transfer_of
 
 if TYPE_CHECKING:
     from unskew.runs.comparison import Difference, Interval
@@ -16,27 +17,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("unskew")
 
 SIGNIFICANT = 0.05  # a smaller corrected p-value is marked
-
-
-HARMONIC = "H"  # the metric of a `ProtocolRow` that is the harmonic mean of the accuracies "base" and "new"
-
-
-class ProtocolRow(dict):
-    """The numbers of a trained run and of its evaluations, by name, like the metrics of one run.
-
-    Attributes:
-        protocol: the protocol's name, such as "base_to_new".
-        sources: for each number, the metrics of the runs and evaluations that it was measured in.
-    """
-
-    def __init__(self, numbers: Mapping, protocol: str, sources: Mapping[str, tuple[Mapping, ...]]) -> None:
-        super().__init__(numbers)
-        self.protocol, self.sources = protocol, dict(sources)
-
-
-def sources(row: Mapping, metric: str) -> tuple[Mapping, ...]:
-    """Return the metrics of the runs and evaluations in which a number was measured."""
-    return row.sources[metric] if isinstance(row, ProtocolRow) else (row,)
 
 
 @dataclass(frozen=True)
@@ -177,17 +157,6 @@ def label_of(row: Mapping) -> str:
 def is_percentage(metric: str) -> bool:
     """Return whether a metric is in percent, as all are except costs."""
     return metric not in costs.NAMES
-
-
-def harmonic_mean(base: float, new: float) -> float:
-    """Return the harmonic mean of two accuracies, 0 if both are 0."""
-    return 2 * base * new / (base + new) if base + new else 0.0
-
-
-def transfer_of(row: Mapping) -> str:
-    """Return how an evaluation carried fitted terms over to its classes, such as "by class name"; "" if it did not."""
-    kind = row.get("transfer")
-    return kind if isinstance(kind, str) else ""
 
 
 def skipped_images(row: Mapping) -> int:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from unskew.runs import tables, text_tables
-from unskew.runs.cells import HARMONIC, ProtocolRow, grouped, harmonic_mean, is_transductive
+from unskew.runs.cells import grouped, is_transductive
+from unskew.runs.protocol_rows import HARMONIC, ProtocolRow, harmonic_mean
 
 logger = logging.getLogger("unskew")
 

@@ -13,8 +13,8 @@ from unskew.runs.cells import (
     is_transductive,
     label_of,
     skipped_images,
-    transfer_of,
 )
+from unskew.runs.protocol_rows import transfer_of
 from unskew.runs.tables import mean_and_deviation
 
 if TYPE_CHECKING:

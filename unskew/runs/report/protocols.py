@@ -6,7 +6,8 @@ from pathlib import Path
 from unskew.engine.run_dir import path_safe
 from unskew.runs import cell_statistics, protocol_tables, published_tables, text_tables
 from unskew.runs.cells import Cell as Number
-from unskew.runs.cells import ProtocolRow, all_cells
+from unskew.runs.cells import all_cells
+from unskew.runs.protocol_rows import ProtocolRow
 from unskew.runs.protocol_tables import BASE_TO_NEW, CROSS_DATASET, DOMAINS
 from unskew.runs.report.blocks import EMPTY, Cell, Heading, Note, Section, Table, word
 from unskew.runs.report.gather import Found, common_folder
