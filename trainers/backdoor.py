@@ -1,7 +1,7 @@
 """Backdoor adjustment over several foundation models (Chen et al., ICML 2025, arXiv 2501.15955)."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +16,14 @@ from unskew.debias.metrics import crossed_groups
 from unskew.debias.mixture import COMBINE, combine_members, fit_member_weights
 from unskew.debias.temperature import fit_temperature
 from unskew.engine.dataset_groups import dataset_groups
-from unskew.engine.debiasing import FittedTerms, check_prior, matches_classes
+from unskew.engine.debiasing import FittedTerms, check_prior
 from unskew.engine.evaluator import labels_of
 from unskew.engine.image_models import MixtureModel
 from unskew.engine.label_prior import write_prior
 from unskew.engine.prediction import Prediction
 from unskew.engine.run_dir import RunDir, path_safe
 from unskew.engine.trainer import TRAINER_REGISTRY, SimpleTrainer, build_trainer
+from unskew.engine.transfer import Use, may_fit, saved_state, use_of
 from unskew.utils.blocks import in_blocks, row_blocks
 from unskew.utils.seeds import derive_seed, set_random_seed
 
@@ -34,6 +35,7 @@ _CHOICES = {
     "WEIGHTS": ("", "uniform", "val"),
     "CALIBRATE": ("nll", "confidence", "none"),
 }
+_SETTINGS = (*_CHOICES, "DEBIAS")  # they decide the fitted numbers, with the members
 
 
 class Member(NamedTuple):
@@ -130,6 +132,7 @@ class Backdoor(SimpleTrainer):
         members_epoch: the epoch of the members to load; ``None`` for the one that each deploys.
     """
 
+    has_fitted_terms = True
     directory: str | Path
     members_epoch: int | None
 
@@ -161,7 +164,7 @@ class Backdoor(SimpleTrainer):
         super().build_data_loader()
         self.dataset, self.classnames = self.dm.dataset, self.dm.dataset.classnames
         self.test_loader = None  # test labels are the evaluator's alone
-        if self.node.WEIGHTS == "val" and not self.dataset.val:
+        if self.node.WEIGHTS == "val" and self.dataset.train_x and not self.dataset.val:
             raise ValueError(
                 f"TRAINER.BACKDOOR.WEIGHTS is val, but '{self.cfg.DATASET.NAME}' has no val split: "
                 'set it to uniform or "", or set DATASET.HOLDOUT to 0.05'
@@ -172,12 +175,21 @@ class Backdoor(SimpleTrainer):
         self.directory, self.members_epoch = self.output_dir, None
         self._described: dict[Member, dict[str, Any]] = {}
         self._trained: dict[str, int] = {}  # parameters by member
-        # The terms are valid only for these classes, members and settings; for others they are fitted again. Terms
-        # without a temperature of the combination, of older runs, have another identity too.
-        settings = (f"{key} {self.node[key]}" for key in (*_CHOICES, "DEBIAS"))
-        identity = [*self.classnames, *self.node.MEMBERS, *settings, "temperature"]
-        self.terms = MemberTerms(identity, len(self.members)).to(self.device)
+        self.terms = MemberTerms(self._identity(self.node), len(self.members)).to(self.device)
         self.register_model("backdoor", self.terms)
+
+    def _identity(self, node: Mapping[str, Any]) -> list[str]:
+        """Return the classes, members and settings for which the terms are valid.
+
+        Terms of older runs, without a temperature of the combination, have another identity too.
+        """
+        settings = (f"{key} {node[key]}" for key in _SETTINGS if key in node)
+        return [*self.classnames, *node.get("MEMBERS", ()), *settings, "temperature"]
+
+    @classmethod
+    def is_class_bound(cls, cfg: CfgNode) -> bool:
+        base = cfg.TRAINER[cls.node_name_in(cfg)].BASE
+        return TRAINER_REGISTRY.get(config.class_name(base)).is_class_bound(cfg)
 
     @property
     def calibrated(self) -> bool:
@@ -349,16 +361,26 @@ class Backdoor(SimpleTrainer):
         return MixtureModel(members, terms.temperatures, terms.weights, self.node.COMBINE, terms.temperature)
 
     def class_groups(self) -> dict[str, Tensor]:
+        if not self.dataset.train_x:  # a test-only set
+            return {}
         groups = {**super().class_groups(), **dataset_groups(self.cfg, self.device)}
         return groups | crossed_groups(groups)
 
     def load_model(self, directory: str | Path, epoch: int | None = None) -> None:
-        """Use the members in ``directory``, at their epoch ``epoch``; fit the terms again if they do not match."""
+        """Use the members in ``directory``, at their epoch ``epoch``; fit the terms again for other settings."""
         if directory:
             self.directory, self.members_epoch = directory, epoch
-        matches = matches_classes(self.terms, Path(directory) / "backdoor")
-        if matches:
+        use = use_of(self, "backdoor", ("MEMBERS", *_SETTINGS), self._identity, directory)
+        if use is Use.LOAD:
             super().load_model(directory)
-        if epoch is not None or not matches:  # the saved terms belong to the deployed epoch and to their config
+        elif use is Use.CARRY:
+            state = saved_state(directory, "backdoor") or {}
+            self.terms.fill(
+                **{name: state[name] for name in ("weights", "temperatures", "temperature") if name in state}
+            )
+        # The saved terms belong to the deployed epoch and to their settings.
+        if use is Use.FIT or (epoch is not None and may_fit(self, directory)):
             logger.info("Fit the temperatures and weights of the members again")
             self.fit_terms()
+        elif epoch is not None:
+            logger.info(f"Weights and temperatures are those of the epoch that '{directory}' keeps")

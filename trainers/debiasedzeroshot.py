@@ -22,12 +22,13 @@ from unskew.engine.debiasing import (
     fit_zeroshot_prior,
     fitted_prior,
     fitting_items,
-    matches_classes,
     prior_options,
+    use_of_terms,
 )
 from unskew.engine.label_prior import LabelPrior
 from unskew.engine.prediction import Prediction
 from unskew.engine.trainer import TRAINER_REGISTRY
+from unskew.engine.transfer import Use
 
 logger = logging.getLogger("unskew")
 
@@ -38,6 +39,7 @@ class DebiasedZeroshot(CLIPTrainer):
 
     logit_adjusted = True  # the zero-shot model was not trained on the training images
     calibrated = True
+    has_fitted_terms = True
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
@@ -73,10 +75,11 @@ class DebiasedZeroshot(CLIPTrainer):
         self.after_train()
 
     def load_model(self, directory: str | Path, epoch: int | None = None) -> None:
-        if matches_classes(self.gla, Path(directory) / "prior"):
+        use = use_of_terms(self, self.gla, "prior", directory)
+        if use is Use.LOAD:
             super().load_model(directory, epoch)
-        else:
-            logger.warning(f"'{directory}' was fitted on other classes or with other settings; fitting the prior again")
+        elif use is Use.FIT:
+            logger.warning(f"'{directory}' was fitted with other settings; fitting the prior again")
             self.fit_zeroshot()
 
     def linear_head(self) -> tuple[Tensor, Tensor] | None:

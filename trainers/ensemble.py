@@ -15,17 +15,19 @@ from yacs.config import CfgNode
 
 from unskew import config
 from unskew.data.saved_run import SAVED_RUN, check_can_fit
+from unskew.data.transfer import read_source
 from unskew.debias import temperature
 from unskew.debias.affine import AffineForm, affine_form
 from unskew.debias.metrics import selection_score
 from unskew.engine import fingerprint
 from unskew.engine.clip_trainer import CLIPTrainer
-from unskew.engine.debiasing import SavedGLA, check_choice, check_transductive, fit_zeroshot, matches_classes
+from unskew.engine.debiasing import SavedGLA, check_choice, check_transductive, fit_zeroshot, use_of_terms
 from unskew.engine.image_models import SumModel
 from unskew.engine.label_prior import LabelPrior
 from unskew.engine.prediction import Prediction
 from unskew.engine.run_dir import RunDir
 from unskew.engine.trainer import TRAINER_REGISTRY, build_trainer
+from unskew.engine.transfer import Use, may_fit
 
 logger = logging.getLogger("unskew")
 
@@ -59,6 +61,13 @@ class Ensemble(CLIPTrainer):
     part_names: tuple[str, ...] = ("zs", "ft", "ensemble")
     calibrated = True
     uses_val = True
+    has_fitted_terms = True
+
+    @classmethod
+    def is_class_bound(cls, cfg: CfgNode) -> bool:
+        node = cfg.TRAINER[cls.node_name_in(cfg)]
+        base = base_config(cfg, node) if node.BASE_DIR else cfg
+        return TRAINER_REGISTRY.get(config.class_name(node.BASE)).is_class_bound(base)
 
     @property
     def logit_adjusted(self) -> bool:
@@ -184,14 +193,19 @@ class Ensemble(CLIPTrainer):
 
     def load_model(self, directory: str | Path, epoch: int | None = None) -> None:
         self.base.load_model(self.node.BASE_DIR or directory, epoch)
-        if matches_classes(self.gla, Path(directory) / type(self).__name__.lower()):
+        use = use_of_terms(self, self.gla, type(self).__name__.lower(), directory)
+        if use is Use.LOAD:
             super().load_model(directory)
-        else:
-            logger.warning(f"'{directory}' was fitted on other classes or with other settings; fitting again")
+        elif use is Use.FIT:
+            logger.warning(f"'{directory}' was fitted with other settings; fitting again")
             self.fit_zeroshot()
             self.calibrate()
-        if epoch is not None:  # the saved numbers belong to the epoch that was kept
+        if epoch is None or use is Use.FIT:
+            return
+        if may_fit(self, directory):  # the saved numbers belong to the epoch that was kept
             self.calibrate()
+        else:
+            logger.info(f"Weights and temperatures are those of the epoch that '{directory}' keeps")
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         return {**self.base.state_dict(), **super().state_dict()}
@@ -217,6 +231,8 @@ def base_config(cfg: CfgNode, node: CfgNode) -> CfgNode:
         )
     current = dict(config.flatten(cfg))
     values = {key: current[key] for key in (*fingerprint.NOT_IDENTITY, *_SAME_IMAGES)}
+    if cfg.TEST.MODEL_DIR and read_source(node.BASE_DIR) is not None:
+        values["TEST.MODEL_DIR"] = node.BASE_DIR  # other prompts than those of this run
     if cfg.DATASET.NAME == SAVED_RUN and base.DATASET.TEMPLATE != cfg.DATASET.TEMPLATE:
         values["DATASET.ROOT"] = node.BASE_DIR  # other prompts than those of this run
     return config.derive(base, values)

@@ -84,6 +84,7 @@ class FineTune(CLIPTrainer):
         prior: the label prior that the loss ``gla_train`` takes out.
     """
 
+    class_bound = True
     prior: LabelPrior | None = None
 
     @property

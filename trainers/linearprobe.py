@@ -21,6 +21,8 @@ CANDIDATES = tuple(10.0**power for power in range(-2, 5))
 class LinearProbe(CLIPTrainer):
     """Multinomial logistic regression (L2) on normalised features of the images, without augmentation."""
 
+    class_bound = True
+
     @property
     def uses_val(self) -> bool:
         return not self.node.C

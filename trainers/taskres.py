@@ -39,6 +39,8 @@ class Residual(nn.Module):
 class TaskRes(CLIPTrainer):
     """Train one vector per class, added to its text feature, by cross entropy; neither tower runs in training."""
 
+    class_bound = True
+
     def build_model(self) -> None:
         texts = fill(self.dataset.template, self.classnames)
         with torch.no_grad():

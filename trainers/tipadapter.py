@@ -194,6 +194,7 @@ class TipAdapter(CLIPTrainer):
     """Logits = zero-shot + cache, without training; the keys are training features averaged over the views."""
 
     uses_val = True
+    class_bound = True
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)

@@ -49,7 +49,7 @@ def test_another_dataset_needs_only_the_folder_of_the_run(trained, data_root, ca
     place = folder / "eval" / "shapes"
     assert capsys.readouterr().out.splitlines()[-1].endswith(f"%, in {place}")
     assert {path.name for path in place.iterdir()} == {
-        *("config.yaml", "log.txt", "metrics.json", "predictions.safetensors")
+        *("config.yaml", "done", "log.txt", "metrics.json", "predictions.safetensors")
     }
     metrics, predictions = metrics_in(place), load_file(place / "predictions.safetensors")
     assert predictions["logits"].shape[1] == 96 == len(metrics["classnames"])

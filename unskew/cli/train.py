@@ -50,7 +50,10 @@ def run(arguments: argparse.Namespace) -> None:
     folder: Path | None = described.path
     earlier = ""
     if arguments.eval_only:
-        metrics, folder = evaluate.evaluate(described, arguments.model_dir, arguments.load_epoch)
+        source, epoch = arguments.model_dir, arguments.load_epoch
+        if evaluate.finished_evaluation(described, source, epoch) is not None:
+            earlier = ", finished earlier"
+        metrics, folder = evaluate.evaluate(described, source, epoch)
     elif (finished := finished_metrics(described)) is not None:
         metrics, earlier = finished, ", finished earlier"
     else:

@@ -141,6 +141,8 @@ def _default_tree() -> CfgNode:
             SPLIT="test",
             FINAL_MODEL="last_step",
             CROPS=1,  # logits are averaged over so many crops of an image: 1, 5 or 10
+            MODEL_DIR="",  # the trained run of an evaluation; --eval-only sets this key and the next one
+            EPOCH=-1,  # the epoch of that run; -1: the best, else the last
             PARTS_DTYPE="float32",  # of the logits in predictions.safetensors except the prediction, or float16
         ),
         TRAINER=_node(

@@ -63,6 +63,8 @@ class DatasetBase:
         context_init: prompt that initialises residual prompts and ProGrad; default ``template``.
         classnames: class names in the order of the labels; ``lab2cname`` has the same names by label.
         test_classes: the labels among which test images are classified; ``None`` for all labels.
+        transfer: in the evaluation of a run that was trained on other images, how the classes match, see
+            `unskew.data.transfer`.
 
     Args:
         train_x: training images.
@@ -87,6 +89,7 @@ class DatasetBase:
     templates: Sequence[str] = ()
     context_init: str = ""
     test_classes: Sequence[int] | None = None
+    transfer: str = ""
 
     def __init__(
         self,
@@ -140,7 +143,7 @@ DATASET_REGISTRY: Registry[type[DatasetBase]] = Registry("DATASET", "unskew.data
 
 
 def build_dataset(cfg: CfgNode) -> DatasetBase:
-    """Build the dataset ``cfg.DATASET.NAME``.
+    """Build the dataset ``cfg.DATASET.NAME``; for the evaluation of a trained run, with the run's classes if they fit.
 
     Raises:
         ValueError: the name is unknown, or ``cfg.DATASET.TEMPLATE`` has no ``{}`` for the class.
@@ -153,6 +156,10 @@ def build_dataset(cfg: CfgNode) -> DatasetBase:
         dataset.template, dataset.templates = template, [template]
         if not template.startswith("{}"):  # a context needs words before the class name
             dataset.context_init = template
+    if getattr(getattr(cfg, "TEST", None), "MODEL_DIR", ""):
+        from unskew.data.transfer import adopt
+
+        adopt(dataset, cfg)
     return dataset
 
 

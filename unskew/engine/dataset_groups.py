@@ -78,6 +78,7 @@ def groups_config(cfg: CfgNode) -> CfgNode:
     if user_data:
         values["DATASET.UNREADABLE"] = "skip"  # the sample may have images that the run does not have
     values |= {"DATASET.NUM_SHOTS": -1 if cfg.DATASET.LONGTAIL else SHOTS, "SEED": SEED}
+    values["TEST.MODEL_DIR"] = ""  # else the sample would count as images that an evaluated run was not trained on
     return config.derive(cfg, values)
 
 

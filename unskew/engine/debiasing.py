@@ -17,10 +17,10 @@ from unskew.debias import temperature
 from unskew.debias.gla import ENOUGH_HELD_OUT, GLA
 from unskew.debias.io import read_prior
 from unskew.debias.prior import JOINT, METHODS
-from unskew.engine import checkpoint
 from unskew.engine.checkpoint import class_fingerprint
 from unskew.engine.clip_trainer import CLIPTrainer
 from unskew.engine.label_prior import LabelPrior
+from unskew.engine.transfer import Use, saved_state, use_of
 from unskew.utils.derived_tensors import Sum
 
 logger = logging.getLogger("unskew")
@@ -72,11 +72,30 @@ class SavedGLA(GLA):
         """
         super().__init__(**options)
         self.keys = {"classes": "classes", **keys}
-        settings = [f"{key} {node[key]}" for key in _SETTINGS if key in node]
-        self.register_buffer("classes", class_fingerprint([*classnames, *settings]))
+        self.classnames = list(classnames)
+        self.register_buffer("classes", class_fingerprint(self.identity(node)))
         for name in ("log_q_", "log_p_", "offset_", "log_target"):
             self.register_buffer(name, torch.zeros(len(classnames)))
         self.float()
+
+    def identity(self, node: Mapping[str, Any]) -> list[str]:
+        """Return the texts of the fingerprint: the classes, and the settings in a trainer's node."""
+        return [*self.classnames, *(f"{key} {node[key]}" for key in _SETTINGS if key in node)]
+
+    def carry_over(self, state: Mapping[str, Any]) -> None:
+        """Take the temperatures and weights in the state of other classes; there is no prior, offset or target.
+
+        Raises:
+            ValueError: a number is missing.
+        """
+        for key, name in self.keys.items():
+            buffer = getattr(self, name)
+            if buffer.dim():
+                setattr(self, name, torch.zeros_like(buffer))
+            elif key not in state:
+                raise ValueError(f"its checkpoint has no {key}: train again")
+            elif key != "classes":
+                self._store(name, state[key])
 
     def numbers(self) -> dict[str, float]:
         """Return the saved scalars by key of the checkpoint."""
@@ -114,13 +133,34 @@ class SavedGLA(GLA):
         super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, *rest)
 
 
-def matches_classes(module: FittedTerms | SavedGLA, folder: Path) -> bool:
-    """Return whether the last checkpoint in a folder has the fingerprint of a module; a folder without one matches."""
-    path = checkpoint.last_checkpoint(folder)
-    if path is None:
-        return True
-    found = checkpoint.load_checkpoint(path).get("state_dict", {}).get("classes")
-    return isinstance(found, Tensor) and torch.equal(found, module.classes.cpu())
+def use_of_terms(trainer: CLIPTrainer, gla: SavedGLA, name: str, directory: str | Path) -> Use:
+    """Decide on the use of the estimator in a run's folder; on other classes, carry its common numbers over.
+
+    On other classes ``PRIOR`` may differ from the run's. There is no class bias: log q is 0, or with ``unlabelled`` an
+    estimate on the images to predict. The temperature of the zero-shot logits is 1, where ``map`` expects it; that of
+    the other priors and of the paper's sum, which has no weights, remains.
+
+    Raises:
+        ValueError: the settings need a fit, or a file names a prior for the classes of the run.
+    """
+    use = use_of(trainer, name, _SETTINGS, gla.identity, directory, free=("PRIOR", "STRENGTH", "TARGET"))
+    if use is not Use.CARRY:
+        return use
+    node = trainer.node
+    for key, words in (("PRIOR", METHODS), ("TARGET", ("uniform", "train"))):
+        if key in node and node[key] not in words:
+            raise ValueError(
+                f"TRAINER.{trainer.node_name}.{key} '{node[key]}' is for the classes of '{directory}', and "
+                f"'{trainer.cfg.DATASET.NAME}' has others: set it to {'map' if key == 'PRIOR' else 'uniform'}"
+            )
+    gla.carry_over(saved_state(directory, name) or {})
+    prior = node.get("PRIOR")
+    if prior == "unlabelled" or (prior == "map" and node.get("COMBINE") != "sum"):
+        gla._store("zs_temperature_", 1.0)
+    logger.info(
+        f"'{directory}' was fitted on other classes: weights and temperatures carry over, log q and log p do not"
+    )
+    return use
 
 
 # --- the zero-shot half -----------------------------------------------------------------------------

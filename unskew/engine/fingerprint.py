@@ -18,14 +18,17 @@ from unskew.utils.files import expand
 # Keys that change where a run is, or how much it prints or keeps, but not its result.
 NOT_IDENTITY = (
     *("OUTPUT_DIR", "RESUME", "VERBOSE", "USE_CUDA", "DATASET.ROOT", "DATALOADER.NUM_WORKERS", "TRAIN.KEEP"),
-    *("TEST.PARTS_DTYPE", "TRAINER.BACKDOOR.MEMBERS_DIR"),
+    *("TEST.PARTS_DTYPE", "TEST.MODEL_DIR", "TRAINER.BACKDOOR.MEMBERS_DIR"),
 )
 
 # It changes with the reading of the user's images, so that runs with another order of the classes are other runs.
 OWN_DATA_VERSION = 2
 
 # Keys that are younger than some finished runs, with the values that equal the earlier behaviour.
-LATER_KEYS = {"DATASET.UPRIGHT": False, "DATASET.UNREADABLE": "error", "DATASET.TRAIN_ON_VAL": False}
+LATER_KEYS = {
+    **{"DATASET.UPRIGHT": False, "DATASET.UNREADABLE": "error", "DATASET.TRAIN_ON_VAL": False},
+    "TEST.EPOCH": -1,
+}
 
 
 def _nodes_read(cfg: Mapping) -> set[str]:
@@ -69,7 +72,8 @@ def files(cfg: Mapping) -> dict[str, str]:
     """Return the state of the files that a config names, by its keys.
 
     A trainer's key that names a file (a prior) or a finished run (a base) counts by its content, and so do class
-    names. A user's images count by their names, sizes and times, and local weights by their size and time. Within a
+    names. A user's images count by their names, sizes and times, and local weights by their size and time. In an
+    evaluation, the checkpoints of the trained run and of its base count by their names, sizes and times. Within a
     snapshot, see `unskew.data.snapshot`, the state of the user's data is taken once.
 
     Args:
@@ -87,6 +91,9 @@ def files(cfg: Mapping) -> dict[str, str]:
         if key == "MODEL.BACKBONE.NAME" or key.endswith(".MEMBERS"):
             backbones = value if isinstance(value, list) else [value]
             states[f"{key} (sizes and times of the weights)"] = _weights([str(name) for name in backbones])
+    if folder := (cfg.get("TEST") or {}).get("MODEL_DIR"):
+        bases = [str(value) for key, value in leaves.items() if key.endswith(".BASE_DIR") and value]
+        states["the trained run (sizes and times of its checkpoints)"] = _checkpoints([str(folder), *bases])
     if leaves.get("DATASET.NAME") in USER_DATASETS:
         root = Path(str(leaves["DATASET.ROOT"]))
         states |= remember(("fingerprint", root), lambda: _user_images(root))
@@ -112,6 +119,19 @@ def _weights(backbones: Sequence[str]) -> str | None:
         elif place.is_dir() and name.startswith("local-dir:"):
             paths += sorted(str(file) for file in place.iterdir() if file.is_file())
     return _hash(_sizes_and_times(map(file_state, paths))) if paths else None
+
+
+def _checkpoints(folders: Sequence[str]) -> str:
+    """Return a hash of ``done`` and of the names, sizes and times of the checkpoints in the folders of runs."""
+    found: list[object] = []
+    for folder in map(Path, folders):
+        files = sorted(str(file.relative_to(folder)) for file in folder.rglob("model*.pth.tar*"))
+        found += [
+            files,
+            _sizes_and_times([file_state(str(folder / name)) for name in files]),
+            _content(os.path.join(".", folder)),
+        ]
+    return _hash(found)
 
 
 def _user_images(root: Path) -> dict[str, str | None]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from unskew.clip.prompts import POSITIONS, LearnableContext
 from unskew.clip.text import encode_prompts
@@ -56,15 +57,15 @@ class PromptTrainer(CLIPTrainer):
         bind_to_shape(context, "ctx", ", ".join(keys))
         return context
 
-    @property
-    def class_bound(self) -> bool:
-        """True for a context per class, whose weights belong to the classes."""
-        return self.node.CSC
+    @classmethod
+    def is_class_bound(cls, cfg: CfgNode) -> bool:
+        """Return True for a context per class, whose weights belong to the classes."""
+        return cls.class_bound or bool(cfg.TRAINER[cls.node_name_in(cfg)].get("CSC"))
 
     def build_model(self) -> None:
         """Build the prompts and register them for training."""
         self.prompt_learner = self.build_prompts()
-        self.register_for_training("prompt_learner", self.prompt_learner, class_bound=self.class_bound)
+        self.register_for_training("prompt_learner", self.prompt_learner, class_bound=self.is_class_bound(self.cfg))
 
     def text_features(self) -> Tensor:
         """Return the text features [C, D] of the current prompts."""

@@ -20,6 +20,7 @@ from yacs.config import CfgNode
 
 from unskew.data.dataset import Datum
 from unskew.data.loaders import DataManager, seed_loader
+from unskew.data.transfer import OTHER_CLASSES
 from unskew.debias.metrics import training_groups
 from unskew.engine import checkpoint, testing
 from unskew.engine.accelerator import broadcast_states, build_accelerator
@@ -91,6 +92,10 @@ class SimpleTrainer(TrainerBase):
     logit_adjusted = False
     # Whether labels of val change the model in other ways than the selection of an epoch ("best_val").
     uses_val = False
+    # Whether the weights belong to single classes, so that the trainer cannot classify other classes.
+    class_bound: bool = False
+    # Whether a checkpoint holds numbers of which a part does not suit other classes, such as a label prior.
+    has_fitted_terms = False
     # Whether the softmax of the logits gives calibrated probabilities, because the trainer calibrates them itself.
     calibrated = False
     # `fit` sets it to False: a trainer inside another one is not tested.
@@ -119,21 +124,27 @@ class SimpleTrainer(TrainerBase):
         self.best_result = -math.inf
         self.results: dict[str, float] = {}
         self.build_data_loader()
+        self._check_classes()
         self.build_model()
         self.evaluator = self._build_evaluator(cfg, lab2cname=self.test_names())
         self._share_among_processes()
 
     @functools.cached_property
     def node_name(self) -> str:
-        """The name of the trainer's node below ``cfg.TRAINER``: the name under which its class is registered.
+        """The name of the trainer's node below ``cfg.TRAINER``, see `node_name_in`."""
+        return self.node_name_in(self.cfg)
+
+    @classmethod
+    def node_name_in(cls, cfg: CfgNode) -> str:
+        """Return the name of the node below ``cfg.TRAINER``: the name under which the class is registered.
 
         A subclass without a node of its own reads the node of its base class.
         """
-        for trainer_class in type(self).__mro__:
+        for trainer_class in cls.__mro__:
             for name in TRAINER_REGISTRY.names_of(trainer_class):
-                if isinstance(self.cfg.TRAINER.get(name.upper()), CfgNode):
+                if isinstance(cfg.TRAINER.get(name.upper()), CfgNode):
                     return name.upper()
-        raise ValueError(f"the config has no node TRAINER.{type(self).__name__.upper()}")
+        raise ValueError(f"the config has no node TRAINER.{cls.__name__.upper()}")
 
     @functools.cached_property
     def node(self) -> CfgNode:
@@ -142,6 +153,36 @@ class SimpleTrainer(TrainerBase):
 
     # True if the prediction of an image depends on the other images, as in transductive methods; tables say so.
     transductive: bool = False
+
+    @classmethod
+    def is_class_bound(cls, cfg: CfgNode) -> bool:
+        """Return whether the weights of a config's trainer belong to single classes."""
+        return cls.class_bound
+
+    def _check_classes(self) -> None:
+        """Raise ``ValueError`` in the evaluation of weights of single classes on other classes."""
+        if self._matched == OTHER_CLASSES and self.is_class_bound(self.cfg):
+            raise ValueError(
+                f"'{self.cfg.DATASET.NAME}' has classes on which '{self.cfg.TEST.MODEL_DIR}' was not trained, and "
+                f"{self.cfg.TRAINER.NAME} has weights of single classes: evaluate a trainer that shares its weights "
+                "between classes, such as CoOp"
+            )
+
+    @property
+    def _matched(self) -> str:
+        """How the classes of an evaluation match those of the trained run, see `unskew.data.transfer`."""
+        return getattr(getattr(getattr(self, "dm", None), "dataset", None), "transfer", "")
+
+    @property
+    def transfer(self) -> str:
+        """How the evaluation of a run on other images uses the numbers that the run has fitted; "" if it has none.
+
+        "by class name": all of them. On other classes "zero-shot": there is no class bias; "unlabelled": it is
+        estimated on the images to predict.
+        """
+        if self._matched == OTHER_CLASSES:
+            return ("unlabelled" if self.transductive else "zero-shot") if self.has_fitted_terms else ""
+        return self._matched
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Raise ``ValueError`` for a config that does not suit the method (optional)."""

@@ -4,15 +4,21 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from yacs.config import CfgNode
 
 from unskew import config
 from unskew.data.snapshot import with_snapshot
+from unskew.data.transfer import read_source, saved_config
 from unskew.engine import fingerprint
 from unskew.engine.run_dir import RunDir, dataset_label
+from unskew.runs import tables
 from unskew.runs.results import results_of, write_results
 from unskew.runs.run import Run, check_root, with_threads
+
+if TYPE_CHECKING:
+    from unskew.engine.trainer import SimpleTrainer
 
 # Keys of the trained run: those that its weights need, and those that draw the sample on which a trainer may fit again.
 _WEIGHTS = ("MODEL.", "TRAINER.", "INPUT.")
@@ -37,9 +43,11 @@ def with_settings_of(model_dir: str, run: Run) -> Run:
     """
     if not Path(model_dir).is_dir():
         raise FileNotFoundError(f"--model-dir '{model_dir}' is not a folder: pass the folder of a finished run")
-    saved = _saved(model_dir)
+    saved = saved_config(model_dir)
     if not saved:
         return run
+    if source := saved.get("TEST.MODEL_DIR"):
+        raise ValueError(f"--model-dir '{model_dir}' holds an evaluation of the run in '{source}': pass that folder")
     dataset, trainer, _, backbone = (str(saved.get(key, "")) for key in _NAMES)
     given = {
         *run.opts[::2],
@@ -62,10 +70,37 @@ def with_settings_of(model_dir: str, run: Run) -> Run:
     return replace(run, dataset=run.dataset or dataset, trainer=trainer, backbone=backbone, opts=opts)
 
 
-def _saved(model_dir: str) -> dict[str, object]:
-    """Return the values in the ``config.yaml`` of a run, by key; CoOp's runs have none."""
-    file = RunDir(model_dir).config
-    return dict(config.flatten(config.read_yaml(file))) if file.is_file() else {}
+def label(cfg: CfgNode) -> str:
+    """Return the name of an evaluation's folder: the dataset, with ``-base`` or ``-new`` for a half of its classes."""
+    half = cfg.DATASET.SUBSAMPLE_CLASSES
+    return dataset_label(cfg) if half == "all" else f"{dataset_label(cfg)}-{half}"
+
+
+def _described(run: Run, model_dir: str, epoch: int | None) -> tuple[CfgNode, Path | None]:
+    """Return the config of an evaluation, with the trained run in it, and its folder if it has one."""
+    cfg = run.config
+    chosen = run.folder or dict(zip(run.opts[::2], run.opts[1::2], strict=True)).get("OUTPUT_DIR")
+    folder = Path(chosen) if chosen else Path(model_dir) / "eval" / label(cfg) if model_dir else None
+    values: dict[str, object] = {"TEST.MODEL_DIR": str(model_dir), "TEST.EPOCH": -1 if epoch is None else epoch}
+    return config.derive(cfg, {**values, "OUTPUT_DIR": str(folder)} if folder else values), folder
+
+
+@with_snapshot
+def finished_evaluation(run: Run, model_dir: str, epoch: int | None = None) -> dict | None:
+    """Return the metrics of a finished evaluation of a trained run with a config; ``None`` without one.
+
+    An evaluation with another config, or before the run was trained again, does not count, see
+    `unskew.engine.fingerprint.files`.
+
+    Args:
+        run: the config to evaluate with.
+        model_dir: the folder of the trained run.
+        epoch: the epoch to load.
+    """
+    cfg, folder = _described(run, model_dir, epoch)
+    if folder is None or not model_dir or not RunDir(folder).is_finished_run_of(cfg):
+        return None
+    return tables.read_metrics(RunDir(folder).metrics)
 
 
 @with_threads
@@ -74,8 +109,9 @@ def evaluate(run: Run, model_dir: str = "", epoch: int | None = None, console: b
     """Test the model in a run's folder with the config of ``run``, see `with_settings_of`.
 
     The folder of ``run``, by default ``<model_dir>/eval/<dataset>``, gets ``config.yaml``, ``log.txt``,
-    ``predictions.safetensors`` and ``metrics.json``, with ``evaluated_from``. It gets no ``done``, so that tables of
-    trained runs leave it out. Without ``model_dir`` and without a folder, nothing is written.
+    ``predictions.safetensors``, ``metrics.json``, with ``evaluated_from``, and in the end ``done``. A finished
+    evaluation is only read, see `finished_evaluation`. Without ``model_dir`` there is no ``done``, and without a folder
+    too nothing is written.
 
     Args:
         run: the config to evaluate with.
@@ -91,16 +127,15 @@ def evaluate(run: Run, model_dir: str = "", epoch: int | None = None, console: b
         ValueError: ``model_dir`` is missing, its weights belong to another backbone or trainer, or the folder is that
             of a trained run.
     """
-    cfg = run.config
+    cfg, folder = _described(run, model_dir, epoch)
+    if (finished := finished_evaluation(run, model_dir, epoch)) is not None:
+        return finished, folder
     check_root(cfg)
     if model_dir:
         _check_weights(cfg, model_dir)
         _check_epoch(cfg, model_dir, epoch)
-    chosen = run.folder or dict(zip(run.opts[::2], run.opts[1::2], strict=True)).get("OUTPUT_DIR")
-    folder = Path(chosen) if chosen else Path(model_dir) / "eval" / dataset_label(cfg) if model_dir else None
     main = int(os.environ.get("RANK", 0)) == 0  # only one of several processes writes
     if folder:
-        cfg = config.derive(cfg, {"OUTPUT_DIR": str(folder)})
         _check_folder(folder, model_dir)
     from unskew.utils.logging import setup_logger
 
@@ -110,6 +145,8 @@ def evaluate(run: Run, model_dir: str = "", epoch: int | None = None, console: b
         if folder and main:
             RunDir(folder).prepare(cfg)
             write_results(RunDir(folder), metrics, predictions)
+            if model_dir:
+                RunDir(folder).finish(cfg)
     return metrics, folder
 
 
@@ -124,12 +161,22 @@ def _test(cfg: CfgNode, model_dir: str, epoch: int | None) -> tuple[dict, dict]:
     try:
         trainer.load_model(model_dir, epoch=epoch)
     except ValueError as error:
-        saved = _saved(model_dir)
+        saved = saved_config(model_dir)
         keys = fingerprint.differing_keys(cfg, config.read_yaml(RunDir(model_dir).config)) if saved else []
         other = ", ".join(f"{key} {saved.get(key)}" for key in keys if key.startswith(_WEIGHTS))
         raise ValueError(f"{error}; the run in '{model_dir}' has {other}" if other else str(error)) from error
     trainer.test()
-    return results_of(trainer, cfg, **({"evaluated_from": model_dir} if model_dir else {}))
+    return results_of(trainer, cfg, **(_origin(trainer, cfg) if model_dir else {}))
+
+
+def _origin(trainer: "SimpleTrainer", cfg: CfgNode) -> dict[str, object]:
+    """Return the entries of ``metrics.json`` that tell of the trained run."""
+    model_dir = cfg.TEST.MODEL_DIR
+    source = read_source(model_dir)
+    dataset = source.dataset if source else saved_config(model_dir).get("DATASET.NAME")
+    transfer = getattr(trainer, "transfer", "")
+    entries = {"evaluated_from": model_dir, "source": dataset, "transfer": transfer}
+    return {name: value for name, value in entries.items() if value} | {"subsample": cfg.DATASET.SUBSAMPLE_CLASSES}
 
 
 @with_threads
@@ -148,7 +195,8 @@ def build(run: Run) -> None:
 def _check_folder(folder: Path, model_dir: str) -> None:
     """Raise ``ValueError`` if an evaluation would write into the folder of a trained run."""
     same = model_dir and folder.resolve() == Path(model_dir).resolve()
-    if same or RunDir(folder).is_finished or RunDir(folder).has_checkpoints:
+    trained = RunDir(folder).is_finished and not saved_config(folder).get("TEST.MODEL_DIR")
+    if same or trained or RunDir(folder).has_checkpoints:
         raise ValueError(f"--output-dir '{folder}' holds a trained run, whose files are kept: choose another folder")
 
 
@@ -166,7 +214,7 @@ def _check_epoch(cfg: CfgNode, model_dir: str, epoch: int | None) -> None:
 
 def _check_weights(cfg: CfgNode, model_dir: str) -> None:
     """Raise ``ValueError`` for weights of another backbone or trainer, even if their shapes fit."""
-    saved = _saved(model_dir)
+    saved = saved_config(model_dir)
     keys = ("TRAINER.NAME",) if config.has_members(cfg.TRAINER.NAME) else ("MODEL.BACKBONE.NAME", "TRAINER.NAME")
     for key in keys:
         value = dict(config.flatten(cfg))[key]

@@ -118,7 +118,10 @@ def load_trainer(folder: str | Path, precision: str = "") -> "SimpleTrainer":
         ['zero', 'one', 'two']
     """
     place = RunDir(Path(folder).absolute())
-    saved = place.read_config()["TRAINER"]  # a line for a folder without a finished run
+    tree = place.read_config()  # a line for a folder without a finished run
+    if source := tree.get("TEST", {}).get("MODEL_DIR"):
+        raise ValueError(f"'{folder}' holds an evaluation of the run in '{source}': give the folder of that run")
+    saved = tree["TRAINER"]
     import torch
 
     from unskew.engine.trainer import TRAINER_REGISTRY, build_trainer

@@ -50,6 +50,7 @@ def write_results(folder: RunDir, metrics: dict, content: "Mapping[str, Tensor |
 
 
 def _describe(cfg: CfgNode) -> dict:
+    half = cfg.DATASET.SUBSAMPLE_CLASSES
     return {
         "dataset": dataset_label(cfg),
         "trainer": trainer_label(cfg),
@@ -57,6 +58,7 @@ def _describe(cfg: CfgNode) -> dict:
         "shots": cfg.DATASET.NUM_SHOTS,
         "longtail": cfg.DATASET.LONGTAIL,
         "seed": cfg.SEED,
+        **({} if half == "all" else {"subsample": half}),
     }
 
 
