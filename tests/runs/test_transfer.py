@@ -1,6 +1,5 @@
-"""A run is evaluated on other images: its numbers carry over by class name, and class weights stay with their classes."""
+"""A run is evaluated on other images: its numbers carry over by class name, and class weights too."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from unskew.runs.run import Run, execute
 SHORT = ("OPTIM.MAX_EPOCH", 1, "INPUT.VIEWS", 1, "DATALOADER.NUM_WORKERS", 0)
 NAMES = ["four", "one", "three"]  # alphabetical, as folders are; not the order of the run's classes
 OVER_COOP = ("TRAINER.BACKDOOR.BASE", "CoOp", "TRAINER.GLA.BASE", "CoOp", "TRAINER.ENSEMBLE.BASE", "CoOp")
-CHEAP = ("TRAINER.BACKDOOR.BASE", "TaskRes", "TRAINER.BACKDOOR.MEMBERS", ["micro-a", "micro-b"])
+CHEAP = ("TRAINER.BACKDOOR.BASE", "TaskRes", "TRAINER.BACKDOOR.MEMBERS", ["micro"])
 
 
 def train(name, data_root, folder, *opts, half="base"):
@@ -37,7 +36,9 @@ def evaluated(run, dataset, root, *opts):
 def copies(data_root, tmp_path_factory):
     """Class folders with copies of six test images of some digits, two of them as train; and the rows of the others."""
     root, rows = tmp_path_factory.mktemp("copies") / "digits", []
-    test = build_dataset(Run("digits", "ZeroshotCLIP", root=data_root, opts=("DATASET.SUBSAMPLE_CLASSES", "base")).config)
+    test = build_dataset(
+        Run("digits", "ZeroshotCLIP", root=data_root, opts=("DATASET.SUBSAMPLE_CLASSES", "base")).config
+    )
     for name in NAMES:
         found = [row for row, item in enumerate(test.test) if item.classname == name][:6]
         for place, row in enumerate(found):
@@ -87,14 +88,6 @@ def check_other_classes(run, data_root, monkeypatch):
     assert found["logits"].isfinite().all() and metrics["subsample"] == "new"
 
 
-@pytest.mark.parametrize("name", ["GLA", "Ensemble", "Backdoor", "SeedEnsemble"])
-def test_a_composite_trainer_works_on_other_classes_if_its_base_does(name, data_root, tmp_path, monkeypatch):
-    run = train(name, data_root, tmp_path / "run", *OVER_COOP)
-    assert not TRAINER_REGISTRY.get(config.class_name(name)).is_class_bound(run.config)
-    check_other_classes(run, data_root, monkeypatch)
-    assert json.loads((run.path / "eval" / "digits-new" / "metrics.json").read_text())["transfer"] == "zero-shot"
-
-
 @pytest.mark.parametrize("name", ["CoOp", "GLA"])
 def test_a_context_for_each_class_is_bound_to_the_classes(name, data_root, tmp_path, monkeypatch):
     run = train(name, data_root, tmp_path / "run", *OVER_COOP, "TRAINER.COOP.CSC", True)
@@ -118,10 +111,14 @@ def test_runs_of_older_versions_have_their_classes_in_metrics(name, copies, data
 
 
 @pytest.mark.parametrize(
-    ("name", "opts"),
-    [("ProGrad", ()), ("ResidualPrompt", ()), ("CoOp", ("TRAINER.COOP.CTX_INIT", "an old photo of a")), ("GLA", ())],
+    ("name", "opts", "old"),
+    [
+        *(("ProGrad", (), old) for old in (False, True)),
+        ("ResidualPrompt", (), True),
+        ("CoOp", ("TRAINER.COOP.CTX_INIT", "an old photo of a"), False),
+        ("GLA", (), False),
+    ],
 )
-@pytest.mark.parametrize("old", [False, True])
 def test_a_context_keeps_the_words_and_the_length_of_the_run(name, opts, old, copies, data_root, tmp_path):
     """The prompts of the target have other numbers of tokens; the zero-shot half uses them."""
     run = train(name, data_root, tmp_path / "run", *opts)
@@ -136,7 +133,9 @@ def test_a_context_keeps_the_words_and_the_length_of_the_run(name, opts, old, co
     if name == "GLA":
         assert (logits[0]["zs"] - logits[1]["zs"]).abs().max() > 0.1
     if name == "ProGrad":
-        evaluated(run, "digits", data_root, "DATASET.SUBSAMPLE_CLASSES", "new", "DATASET.TEMPLATE", "this is {}, I say.")
+        evaluated(
+            run, "digits", data_root, "DATASET.SUBSAMPLE_CLASSES", "new", "DATASET.TEMPLATE", "this is {}, I say."
+        )
 
 
 def test_a_template_of_an_evaluation_of_the_run_itself_moves_the_zeroshot_half_only(data_root, tmp_path):
