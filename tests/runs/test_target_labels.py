@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from evaluating import OVER_COOP, SHORT, copy_images, evaluated, train
 from safetensors.torch import load_file
-from test_transfer import OVER_COOP, SHORT, copies, evaluated, train  # noqa: F401  # copies is a fixture
 
 from unskew import config
 from unskew.data.dataset import DatasetBase, Datum
@@ -15,6 +15,13 @@ from unskew.runs.run import Run, execute
 COMPOSITE = ("GLA", "GLAPaper", "Ensemble", "DebiasedZeroshot", "Backdoor", "SeedEnsemble")
 TWO = ("TRAINER.BACKDOOR.MEMBERS", ["micro", "micro-a"])
 OTHER = ("DATASET.SUBSAMPLE_CLASSES", "new")
+
+
+@pytest.fixture(scope="module")
+def copies(data_root, tmp_path_factory):
+    """A folder with some classes of the digits, and the rows of its test images among those of the digits."""
+    root = tmp_path_factory.mktemp("copies") / "digits"
+    return root, copy_images(data_root, root)
 
 
 @pytest.fixture
@@ -51,7 +58,7 @@ def check_bits(run, permute_labels, targets):
 
 
 @pytest.mark.parametrize("name", COMPOSITE)
-def test_permuted_labels_of_halves_and_subsets_change_no_bit(name, copies, data_root, tmp_path, permute_labels):  # noqa: F811
+def test_permuted_labels_of_halves_and_subsets_change_no_bit(name, copies, data_root, tmp_path, permute_labels):
     run = train(name, data_root, tmp_path / "run", *OVER_COOP)
     assert not TRAINER_REGISTRY.get(config.class_name(name)).is_class_bound(run.config)
     rows = check_bits(run, permute_labels, [("digits", data_root, *OTHER), ("folder", copies[0])])
@@ -116,7 +123,7 @@ def test_on_other_classes_there_is_no_class_bias(opts, temperature, base_dir, da
     torch.testing.assert_close(found["logits"].double(), expected, rtol=1e-5, atol=1e-4)
 
 
-def test_on_a_part_of_the_classes_all_terms_carry_over(copies, base_dir, data_root, tmp_path):  # noqa: F811
+def test_on_a_part_of_the_classes_all_terms_carry_over(copies, base_dir, data_root, tmp_path):
     run = train("GLA", data_root, tmp_path / "run", *OVER_COOP, "TRAINER.GLA.BASE_DIR", base_dir)
     metrics, found = evaluated(run, "folder", copies[0])
     t = saved_terms(run, "gla")
@@ -166,7 +173,7 @@ def test_backdoor_keeps_its_weights_and_temperatures_on_other_classes(data_root,
     ("dataset", "opts"),
     [("folder", ("TRAINER.GLA.PRIOR", "convex")), ("digits", (*OTHER, "TRAINER.GLA.COMBINE", "sum"))],
 )
-def test_other_settings_need_the_images_of_the_run(dataset, opts, copies, base_dir, data_root, tmp_path):  # noqa: F811
+def test_other_settings_need_the_images_of_the_run(dataset, opts, copies, base_dir, data_root, tmp_path):
     run = train("GLA", data_root, tmp_path / "run", *OVER_COOP, "TRAINER.GLA.BASE_DIR", base_dir)
     with pytest.raises(ValueError, match=opts[-2]):
         evaluated(run, dataset, copies[0] if dataset == "folder" else data_root, *opts)

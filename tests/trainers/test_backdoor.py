@@ -357,6 +357,7 @@ def test_terms_are_fitted_again_for_other_members_or_settings(data_root, tmp_pat
         return build("Backdoor", data_root, folder, *weighted, "TRAINER.BACKDOOR.MEMBERS", list(members), *opts)
 
     trained = two(tmp_path / "run")
+    RunDir(tmp_path / "run").prepare(trained.cfg)  # config.yaml tells that the images are those of the run
     trained.train()
     paths = some_paths(trained)
     swapped = two(tmp_path / "x", members=("micro-b", "micro-a"))
