@@ -131,6 +131,7 @@ def test_a_run_with_another_prior_strength_fits_the_prior_again(data_root, tmp_p
 
 def test_load_model_loads_the_members_epoch(data_root, tmp_path):
     trainer = build("Backdoor", data_root, tmp_path, *PLAIN, "TRAIN.CHECKPOINT_FREQ", 1, "TRAIN.KEEP", -1)
+    RunDir(tmp_path).prepare(trainer.cfg)  # config.yaml tells that the images are those of the run
     trainer.train()
     trainer.load_model(str(tmp_path), epoch=1)
     base = build("FineTune", data_root, tmp_path / "alone", backbone="micro-b")
