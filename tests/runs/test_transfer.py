@@ -87,6 +87,8 @@ def test_runs_of_older_versions_have_their_classes_in_metrics(name, copies, data
         ("ResidualPrompt", (), True),
         ("CoOp", ("TRAINER.COOP.CTX_INIT", "an old photo of a"), False),
         ("GLA", (), False),
+        ("ProGrad", ("TRAINER.PROGRAD.CLASS_TOKEN_POSITION", "middle"), False),
+        ("Backdoor", ("TRAINER.BACKDOOR.BASE", "ProGrad", "TRAINER.BACKDOOR.DEBIAS", False), False),
     ],
 )
 def test_a_context_keeps_the_words_and_the_length_of_the_run(name, opts, old, copies, data_root, tmp_path):
@@ -114,6 +116,16 @@ def test_a_template_of_an_evaluation_of_the_run_itself_moves_the_zeroshot_half_o
     metrics, found = evaluated(run, "digits", data_root, *other)
     torch.testing.assert_close(found["ft"], run.predictions["ft"], rtol=1e-5, atol=1e-5)
     assert (found["zs"] - run.predictions["zs"]).abs().max() > 0.1 and "transfer" not in metrics
+
+
+def test_a_base_in_base_dir_keeps_the_words_of_its_own_run(copies, data_root, tmp_path):
+    words = ("DATASET.TEMPLATE", "one more picture that shows the number {}.")
+    base = train("ProGrad", data_root, tmp_path / "base", *words)
+    over = ("TRAINER.GLA.BASE", "ProGrad", "TRAINER.GLA.BASE_DIR", str(base.path))
+    run = train("GLA", data_root, tmp_path / "run", *over)
+    (_, alone), (_, found) = (evaluated(trained, "folder", copies[0]) for trained in (base, run))
+    ratio = alone["logits"] / found["ft"]  # a temperature
+    torch.testing.assert_close(ratio, ratio.median().expand_as(ratio), rtol=1e-3, atol=0)
 
 
 def test_folders_that_tell_no_classes_give_a_line_or_work(copies, data_root, tmp_path):

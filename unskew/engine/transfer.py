@@ -4,6 +4,7 @@ They are fitted again only on the images of the run itself, never on labels of a
 """
 
 import enum
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from unskew.data.transfer import same_images, saved_config
 from unskew.engine import checkpoint
 from unskew.engine.checkpoint import class_fingerprint
 from unskew.engine.trainer import SimpleTrainer
+
+logger = logging.getLogger("unskew")
 
 
 class Use(enum.Enum):
@@ -78,6 +81,8 @@ def use_of(
             f"the numbers in '{directory}' were fitted with {there}: evaluate '{trainer.cfg.DATASET.NAME}' with the "
             "same settings, as its labels must not be used to fit them again"
         )
+    if not leaves:
+        logger.warning(f"'{directory}' has no config.yaml: its fitted numbers are used as those of the same settings")
     return Use.CARRY
 
 
