@@ -62,6 +62,9 @@ class GLA(ensemble.Ensemble):
     def label_prior(self) -> LabelPrior:
         return fitted_prior(self.gla)
 
+    def assumed_log_prior(self) -> Tensor:
+        return self._log_target().double()
+
     def _log_train_frequencies(self) -> Tensor:
         """Return the log frequencies ``[C]`` of the training labels; zeros for balanced shots, where they cancel."""
         labels = torch.tensor([item.label for item in self.dataset.train_x])

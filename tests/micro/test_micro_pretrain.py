@@ -46,7 +46,7 @@ def test_run_writes_what_open_clip_loads(tmp_path):
     import open_clip
 
     result = pretrain.run("micro", 2, tmp_path)
-    assert len(result["history"]) == 2 and set(result["accuracy"]) == set(downstream.DATASETS)
+    assert len(result["history"]) == 2 and set(result["accuracy"]) == set(downstream.DATASETS) - {"shapes_shifted"}
     open_clip.add_model_config(tmp_path / "micro.json")
     model = open_clip.create_model("micro", pretrained=str(tmp_path / "micro.safetensors"))
     assert model.visual.image_size == (32, 32) or model.visual.image_size == 32

@@ -1,5 +1,6 @@
 """Tests of the embedded world: renderer, captions, frequencies, tokenizer, true priors and dataset files."""
 
+import hashlib
 import itertools
 import time
 
@@ -175,6 +176,27 @@ def test_long_tailed_datasets(tmp_path, dataset, classes, most, fewest, total):
     for model in weights.NAMES:  # the two orders are independent
         log_q = true_log_prior(model, dataset).numpy()
         assert abs(np.corrcoef(np.log(train), log_q)[0, 1]) < (0.2 if dataset == "shapes_lt" else 0.5)
+
+
+def test_shapes_shifted_has_test_images_of_some_classes_of_shapes(tmp_path):
+    opts = ["DATASET.ROOT", str(tmp_path)]
+    data = DATASET_REGISTRY.get("shapes_shifted")(load("shapes_shifted", trainer="ZeroshotCLIP", opts=opts))
+    assert data.classnames == downstream.classnames("shapes") and not data.train_x and not data.val
+    counts = np.bincount([item.label for item in data.test], minlength=96)
+    assert (
+        data.test_classes == np.flatnonzero(counts).tolist() and sorted(set(counts)) == [0, 25] and sum(counts) == 1200
+    )
+    assert all(item.classname == data.classnames[item.label] for item in data.test)
+    with pytest.raises(ValueError, match="SUBSAMPLE_CLASSES"):
+        opts += ["DATASET.SUBSAMPLE_CLASSES", "new"]
+        DATASET_REGISTRY.get("shapes_shifted")(load("shapes_shifted", trainer="ZeroshotCLIP", opts=opts))
+
+
+def test_the_images_of_the_datasets_do_not_change():
+    """Other images need another VERSION. The place of a dataset in DATASETS seeds its images."""
+    tests = {name: downstream.splits(name)["test"][0] for name in ("digits_lt", "shapes_shifted")}
+    found = {name: hashlib.sha256(images.tobytes()).hexdigest()[:8] for name, images in tests.items()}
+    assert found == {"digits_lt": "e2400cf3", "shapes_shifted": "4cc0084c"}
 
 
 def test_a_class_of_three_factors_shows_them():

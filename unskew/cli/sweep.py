@@ -56,7 +56,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
     if rows:
         # A dataset without groups of classes has no columns for them.
         known: set[str] = set().union(*rows)
-        columns = [name for name in wanted if name in known or not tables.is_group(name)]
+        columns = [name for name in wanted if name in known or not (tables.is_group(name) or tables.is_target(name))]
         together = backbones == ["members"] or len(backbones) > 1
         print(f"\n{text_tables.table(rows, columns=columns, together=together)}")
     launch.check_outcomes(outcomes, len(runs))

@@ -13,6 +13,7 @@ from yacs.config import CfgNode
 
 from unskew.data.dataset import Datum
 from unskew.debias.metrics import class_accuracies, group_accuracies, metrics_of
+from unskew.debias.targets import target_accuracies
 from unskew.utils.derived_tensors import Sum, memory_of
 from unskew.utils.files import write_atomically
 from unskew.utils.registry import Registry
@@ -44,10 +45,14 @@ class EvaluatorBase:
 
     Attributes:
         groups: class indices [G] by name; the accuracy of each group is reported too.
+        targets: log class frequencies [C] of other test sets by name; the accuracy expected on each is reported too.
+        log_prior: the log class frequencies [C] that the logits assume; needed with ``targets``.
         sums: the terms of further logits that are sums, by name, see `unskew.engine.prediction.Prediction`.
     """
 
     groups: Mapping[str, Tensor] = {}
+    targets: Mapping[str, Tensor] = {}
+    log_prior: Tensor
     sums: Mapping[str, Sum] = {}
 
     def __init__(self, cfg: CfgNode, lab2cname: Mapping[int, str] | None = None, **kwargs: Any) -> None:
@@ -162,6 +167,10 @@ class Classification(EvaluatorBase):
             lines.append(f"* {name} accuracy: {accuracy:.1f}%")
         if self.groups:
             accuracies = group_accuracies(predicted == labels, labels, self.groups)
+            results |= accuracies
+            lines += [f"* {name}: {accuracy:.1f}%" for name, accuracy in accuracies.items()]
+        if self.targets:
+            accuracies = target_accuracies(logits, labels, self.targets, self.log_prior)
             results |= accuracies
             lines += [f"* {name}: {accuracy:.1f}%" for name, accuracy in accuracies.items()]
         for line in lines:

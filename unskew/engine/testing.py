@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from unskew.debias.targets import long_tailed_targets
 from unskew.engine.accelerator import gather_shares, share_of
 from unskew.engine.evaluator import labels_of
 from unskew.engine.prediction import Prediction
@@ -73,9 +74,20 @@ def evaluate(trainer: "SimpleTrainer", split: str) -> dict[str, float]:
     evaluator = trainer.evaluator
     evaluator.reset()
     evaluator.groups, evaluator.sums = groups, prediction.sums
+    evaluator.targets = _targets(trainer) if split == "test" else {}
+    if evaluator.targets:
+        evaluator.log_prior = trainer.assumed_log_prior()
     # Dassl's evaluators take no further logits
     evaluator.process(logits, labels.to(logits.device), **({"extra": parts} if parts else {}))
     return dict(evaluator.evaluate())
+
+
+def _targets(trainer: "SimpleTrainer") -> dict[str, Tensor]:
+    """Return the log class frequencies [C] of LADE's test sets by name if the training images are long-tailed."""
+    dataset = trainer.cfg.DATASET
+    if not (dataset.LONGTAIL and dataset.NUM_SHOTS < 1 and trainer.dm.dataset.train_x):
+        return {}
+    return long_tailed_targets(trainer.training_counts())
 
 
 def among(prediction: Prediction, classes: Sequence[int]) -> Prediction:

@@ -428,8 +428,21 @@ class SimpleTrainer(TrainerBase):
 
     def class_groups(self) -> dict[str, Tensor]:
         """Return the class indices of each group by name; the test reports the accuracy of each group."""
-        counts = torch.bincount(labels_of(self.dm.dataset.train_x or []), minlength=self.num_classes)
-        return training_groups(counts)
+        return training_groups(self.training_counts())
+
+    def assumed_log_prior(self) -> Tensor:
+        """Return the log class frequencies [C] that the logits assume: those of the training images, or uniform ones.
+
+        They are uniform, up to a constant, if the trainer is ``logit_adjusted``.
+        """
+        if self.logit_adjusted:
+            return torch.zeros(self.num_classes, dtype=torch.double)
+        counts = self.training_counts().clamp_min(1).double()
+        return (counts / counts.sum()).log()
+
+    def training_counts(self) -> Tensor:
+        """Return the number of training images of each class, [C]."""
+        return torch.bincount(labels_of(self.dm.dataset.train_x or []), minlength=self.num_classes)
 
     def label_prior(self) -> LabelPrior | None:
         """Return the label prior of the foundation model that the trainer has estimated, if its method has one."""

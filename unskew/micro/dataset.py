@@ -21,4 +21,10 @@ class EmbeddedDataset(DatasetBase):
 
     def __init__(self, cfg: CfgNode) -> None:
         root = expand(cfg.DATASET.ROOT) / self.dataset_dir
-        super().__init__(**select(cfg, root, *downstream.files(root, self.dataset_dir)))
+        test_only = self.dataset_dir in downstream.TEST_ONLY
+        if test_only and cfg.DATASET.SUBSAMPLE_CLASSES != "all":
+            raise ValueError(f"DATASET.SUBSAMPLE_CLASSES must be all: '{cfg.DATASET.NAME}' has test images only")
+        images = select(cfg, root, *downstream.files(root, self.dataset_dir))
+        super().__init__(**images, classnames=downstream.classnames(self.dataset_dir) if test_only else None)
+        if test_only:
+            self.test_classes = sorted({item.label for item in self.test})

@@ -1,10 +1,12 @@
 """The downstream datasets of the embedded world, as image files in another style than the pre-training images.
 
-Val and test are balanced. Train is balanced too, except in the long-tailed datasets.
+Val and test are balanced. Train is balanced too, except in the long-tailed datasets. ``shapes_shifted`` has test images
+of some classes of ``shapes`` only, as ImageNet-A has of ImageNet's.
 """
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +19,15 @@ from unskew.data.splits import Splits, read_once, read_split, save_split
 from unskew.micro import world
 from unskew.utils.files import cached_folder
 
-# The factors in the class names of a dataset. The classes are all combinations of values in row-major order.
+# The factors in the class names of a dataset. The classes are all combinations of values in row-major order. The place
+# of a dataset seeds its images: add new ones at the end.
 DATASETS = {
     "shapes": ("shape", "colour"),
     "patterns": ("shape", "pattern"),
     "digits": ("digit",),
     "shapes_lt": ("shape", "colour", "pattern"),
     "digits_lt": ("digit",),
+    "shapes_shifted": ("shape", "colour"),
 }
 # The values of the factors in a dataset; by default all values. The four shapes and patterns have the most unequal
 # pre-training frequencies: they maximise the smallest most : fewest ratio over micro-a, micro-b and micro-c, then over
@@ -41,12 +45,23 @@ COUNTS = {"train": 20, "val": 16, "test": 25}  # images per class; digits: all r
 # is about the longest tail that the real digits allow.
 LONGTAILED = {"shapes_lt": (200, 2), "digits_lt": (50, 1)}
 LONGTAILED_COUNTS = {"val": 10, "test": 25}
+# Test-only datasets: the number of values of each factor, the first ones, whose classes have images.
+TEST_ONLY = {"shapes_shifted": (8, 6)}
 # Blurred, paler, darker, turned: a shift that 16 shots can learn and that keeps the effect of the prior.
 _DRAWN = world.Style(
     morph=0.2, saturation=(0.3, 0.8), value=(0.4, 0.8), contrast=(0.45, 0.8), noise=(0.02, 0.1), blur=0.5
 )
+# Paler, noisier, more blurred and more turned still: zero-shot accuracy falls by more than a third.
+_SHIFTED = replace(_DRAWN, saturation=(0.2, 0.6), noise=(0.05, 0.16), turn=0.3, blur=0.7)
 _WRITTEN = world.Style(turn=0.2, noise=(0.02, 0.06), blur=1.0)
-STYLES = {"shapes": _DRAWN, "patterns": _DRAWN, "digits": _WRITTEN, "shapes_lt": _DRAWN, "digits_lt": _WRITTEN}
+STYLES = {
+    "shapes": _DRAWN,
+    "patterns": _DRAWN,
+    "digits": _WRITTEN,
+    "shapes_lt": _DRAWN,
+    "digits_lt": _WRITTEN,
+    "shapes_shifted": _SHIFTED,
+}
 VERSION = 2  # part of the folder's name; raise it whenever an image changes
 
 
@@ -65,6 +80,11 @@ def classnames(dataset: str) -> list[str]:
 
 def image_counts(dataset: str, classes: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Return the images of each class [C] by split; ``rng`` shuffles a long tail, independent of any pre-training."""
+    if dataset in TEST_ONLY:
+        sizes = [len(values) for values in factor_values(dataset).values()]
+        shown = np.zeros(sizes, bool)
+        shown[tuple(map(slice, TEST_ONLY[dataset]))] = True
+        return {"test": np.where(shown.ravel(), COUNTS["test"], 0)}
     if dataset not in LONGTAILED:
         return {split: np.full(classes, n) for split, n in COUNTS.items()}
     most, fewest = LONGTAILED[dataset]
@@ -76,7 +96,8 @@ def splits(dataset: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Render the images of a dataset, the same on every call.
 
     Returns:
-        ``{"train" | "val" | "test": (images uint8 [N, 32, 32, 3], labels [N])}``, sorted by label.
+        ``{"train" | "val" | "test": (images uint8 [N, 32, 32, 3], labels [N])}``, sorted by label; only "test" for the
+        datasets in `TEST_ONLY`.
     """
     rng = np.random.default_rng([2023, list(DATASETS).index(dataset)])
     if DATASETS[dataset] == ("digit",):
@@ -117,7 +138,7 @@ def files(root: str | Path, dataset: str) -> Splits:
 def write_pictures(folder: Path, dataset: str, pictures: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
     """Write the images of all splits with a dataset's class names to a folder, and list them in its ``split.json``."""
     names = classnames(dataset)
-    items: dict[str, list[Datum]] = {}
+    items: dict[str, list[Datum]] = {"train": [], "val": []}
     for split, (images, labels) in pictures.items():
         (folder / split).mkdir()
         items[split] = []

@@ -259,12 +259,14 @@ def evaluate(name: str, path: str | Path | None = None) -> dict[str, dict[str, f
         path: the weights; default the shipped ones.
 
     Returns:
-        For each dataset: ``zs``; ``many``, ``medium``, ``few`` (thirds of the classes by the true prior); ``debiased``
-        (after subtraction of the true log prior).
+        For each dataset with training images: ``zs``; ``many``, ``medium``, ``few`` (thirds of the classes by the true
+        prior); ``debiased`` (after subtraction of the true log prior).
     """
     model = create(name, path=path or weights.model_path(name)).eval()
     result = {}
     for dataset, factors in downstream.DATASETS.items():
+        if dataset in downstream.TEST_ONLY:
+            continue
         images, targets = downstream.splits(dataset)["test"]
         templates = world.DIGIT_TEMPLATES if factors == ("digit",) else world.TEMPLATES
         logits = zero_shot(model, images, [templates[0].format(name) for name in downstream.classnames(dataset)])

@@ -140,7 +140,7 @@ def check_columns(columns: Sequence[str], others: bool = False) -> None:
         others: accept other names too, because a plugin may report them.
     """
     for name in columns:
-        if not (others or name in _FIXED or name.endswith("_accuracy") or is_group(name)):
+        if not (others or name in _FIXED or name.endswith("_accuracy") or is_group(name) or is_target(name)):
             known = ", ".join(_FIXED)
             raise ValueError(f"no run has the metric '{name}'; choose from {known}, <part>_accuracy, p_few, d_few")
 
@@ -148,6 +148,11 @@ def check_columns(columns: Sequence[str], others: bool = False) -> None:
 def is_group(name: str) -> bool:
     """Return whether a metric is the accuracy of a group of classes: "p_few", "d_many" or "d_many_p_few"."""
     return bool(re.fullmatch(f"[dp]_{_GROUP}|d_{_GROUP}_p_{_GROUP}", name))
+
+
+def is_target(name: str) -> bool:
+    """Return whether a metric is the accuracy at other class frequencies than uniform ones: "forward_50"."""
+    return bool(re.fullmatch("(forward|backward)_[0-9]+", name))
 
 
 def mean_and_deviation(values: Sequence[float], mean: float | None = None) -> str:
