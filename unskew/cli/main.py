@@ -1,4 +1,4 @@
-"""The command line: `unskew train | sweep | table | report | predict | export | adjust | data | micro`.
+"""The command line: `unskew train | sweep | protocol | table | report | predict | export | adjust | data | micro`.
 
 Commands import torch only when they need it, so that a mistyped name or key is reported at once.
 """
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from unskew import __version__
-from unskew.cli import data, export, predict, report, sweep, table, train
+from unskew.cli import data, export, predict, protocol, report, sweep, table, train
 from unskew.cli.arguments import end_lists, take_pairs
 from unskew.runs import libraries
 from unskew.utils import threads
@@ -72,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     train.add(commands)
     sweep.add(commands)
+    protocol.add(commands)
     table.add(commands)
     predict.add(commands)
     export.add(commands)

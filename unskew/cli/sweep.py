@@ -2,9 +2,14 @@
 
 import argparse
 import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from unskew.cli.arguments import add_overrides, add_plugin, add_threads, names, numbers
 from unskew.cli.data import Commands
+
+if TYPE_CHECKING:
+    from unskew.runs.run import Run
 
 
 def add(commands: Commands) -> None:
@@ -48,9 +53,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
         print(launch.overview(runs))
         return
     tables.check_columns(wanted, others=bool(arguments.plugin))
-    problem = _write_problem(arguments.output)
-    if problem and not all(run.is_finished for run in runs):
-        raise ValueError(f"{problem}; choose another")
+    check_output(arguments.output, runs)
     outcomes = list(launch.launch(runs))
     rows = [outcome for outcome in outcomes if isinstance(outcome, dict)]
     if rows:
@@ -62,10 +65,18 @@ def _sweep(arguments: argparse.Namespace) -> None:
     launch.check_outcomes(outcomes, len(runs))
 
 
-def _write_problem(folder: str) -> str:
-    """Return why no run can be written below a folder, which is created; "" if there is no reason."""
+def check_output(folder: str, runs: Sequence["Run"]) -> None:
+    """Create the output folder of runs.
+
+    Raises:
+        ValueError: it cannot be written, and a run is not finished.
+    """
+    problem = ""
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
-        return f"cannot create the output folder '{folder}' ({error.strerror})"
-    return "" if os.access(folder, os.W_OK) else f"the output folder '{folder}' is not writable"
+        problem = f"cannot create the output folder '{folder}' ({error.strerror})"
+    if not problem and not os.access(folder, os.W_OK):
+        problem = f"the output folder '{folder}' is not writable"
+    if problem and not all(run.is_finished for run in runs):
+        raise ValueError(f"{problem}; choose another")

@@ -45,6 +45,22 @@ def state(dataset: type[DatasetBase], data: Path) -> str:
     return "incomplete" if folder.is_dir() and any(complete) else "missing"
 
 
+def few_shot_names(data: str | Path) -> list[str]:
+    """Return the datasets for few-shot runs that are ready: they have training images and no long tail.
+
+    Args:
+        data: the folder of all datasets.
+    """
+    found = []
+    for name in config.names("datasets"):
+        dataset, layer = dataset_class(name), dict(config.flatten(config.dataset_layer(name)[1]))
+        info = getattr(dataset, "info", None)
+        suits = info and info.train and not layer.get("DATASET.LONGTAIL", False)
+        if suits and state(dataset, expand(data)) in ("built in", "ready"):
+            found.append(name)
+    return found
+
+
 def table(data: str | Path) -> str:
     """Return a table of all datasets with state, classes, images, download size, unverified files and licence."""
     data, rows = expand(data), []

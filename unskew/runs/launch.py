@@ -3,7 +3,9 @@
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from unskew import config
 from unskew.data.snapshot import Snapshot, with_snapshot
@@ -15,7 +17,7 @@ from unskew.utils.logging import warnings_once
 
 ALL_SHOTS = (1, 2, 4, 8, 16)
 _FLAGS = {"SEED": "--seeds", "DATASET.NUM_SHOTS": "--shots", "OUTPUT_DIR": "--output"}
-_OTHER = "finished with another config"
+OTHER = "finished with another config"  # the state of a run that would fail
 
 
 def plan(
@@ -129,65 +131,109 @@ def overview(runs: Sequence[Run]) -> str:
     from tabulate import tabulate
 
     lines = [
-        [run.trainer, backbone_label(run.config), run.config.DATASET.NUM_SHOTS, run.config.SEED, _state(run), run.path]
+        [run.trainer, backbone_label(run.config), run.config.DATASET.NUM_SHOTS, run.config.SEED, state(run), run.path]
         for run in runs
     ]
     table = tabulate(lines, ["trainer", "backbone", "shots", "seed", "state", "folder"], "github")
     states = [line[4] for line in lines]
     text = f"{table}\n\n{states.count('finished')} of {len(runs)} runs are finished"
-    if other := states.count(_OTHER):
+    if other := states.count(OTHER):
         text += f"; {other} would fail: choose another output folder, or delete the folders with another config"
     return text
 
 
-def _state(run: Run) -> str:
+def state(run: Run) -> str:
+    """Return the state of a run's folder: "finished", "unfinished", "new" or `OTHER`."""
     folder = RunDir(run.path)
     if folder.is_finished:
-        return "finished" if folder.is_finished_run_of(run.config) else _OTHER
+        return "finished" if folder.is_finished_run_of(run.config) else OTHER
     return "unfinished" if folder.config.is_file() else "new"
 
 
-def check_outcomes(outcomes: Sequence[dict | Exception], planned: int) -> None:
+def check_outcomes(outcomes: Sequence[dict | Exception], planned: int, unit: str = "run") -> None:
     """Raise ``ValueError`` if runs failed or were not started.
 
     Args:
         outcomes: what `launch` yielded.
         planned: the number of runs.
+        unit: the word for a run in the message.
     """
     failed = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
     if not failed:
         return
     if len(outcomes) < planned:
-        left = f"{planned - len(outcomes)} of {planned} runs were not started"
-        raise ValueError(f"{left}: provide the weights, then repeat the command, which skips finished runs")
-    advice = "mend the cause, then repeat the command, which skips finished runs"
-    raise ValueError(f"{len(failed)} of {planned} runs failed, see above: {advice}")
+        left = f"{planned - len(outcomes)} of {planned} {unit}s were not started"
+        raise ValueError(f"{left}: provide the weights, then repeat the command, which skips finished {unit}s")
+    advice = f"mend the cause, then repeat the command, which skips finished {unit}s"
+    raise ValueError(f"{len(failed)} of {planned} {unit}s failed, see above: {advice}")
+
+
+class Job(Protocol):
+    """A run or an evaluation, for `launch_jobs`."""
+
+    @property
+    def label(self) -> str:
+        """A few words for the line of progress."""
+
+    @property
+    def place(self) -> Path | None:
+        """The folder of the results; ``None`` if a wrong config gives none."""
+
+    def finished(self) -> dict | None:
+        """Return the metrics if the job is finished."""
+
+    def execute(self) -> dict:
+        """Do the job; return the metrics."""
+
+
+@dataclass(frozen=True)
+class _Training:
+    run: Run
+
+    @property
+    def label(self) -> str:
+        return label_of(self.run)
+
+    @property
+    def place(self) -> Path | None:
+        return self.run.path if self.run.folder or "config" in vars(self.run) else None
+
+    def finished(self) -> dict | None:
+        return finished_metrics(self.run)
+
+    def execute(self) -> dict:
+        return execute(self.run, console=False)
 
 
 def launch(runs: Sequence[Run]) -> Iterator[dict | Exception]:
-    """Execute runs with a progress bar or, without a terminal, a line for each; yield the metrics.
+    """Execute runs; yield the metrics or the error of each. See `launch_jobs`."""
+    return launch_jobs([_Training(run) for run in runs], "run")
 
-    All runs see the images as they are when the first run looks at them, see `unskew.data.snapshot`.
-    A failing run does not stop the others: its error is printed and yielded, and its ``log.txt`` has the traceback.
-    Errors that several runs share are printed once, with the number of runs at the end. Missing weights stop the sweep.
+
+def launch_jobs(jobs: Sequence[Job], unit: str) -> Iterator[dict | Exception]:
+    """Execute jobs with a progress bar or, without a terminal, a line for each; yield the metrics.
+
+    All jobs see the images as they are when the first job looks at them, see `unskew.data.snapshot`.
+    A failing job does not stop the others: its error is printed and yielded, and its ``log.txt`` has the traceback.
+    Errors that several jobs share are printed once, with the number of jobs at the end. Missing weights stop all jobs.
     With UNSKEW_DEBUG set an error is raised. It is also raised if several processes work together, unless it is a
     mistake in data or config, which all of them meet: a process that continued alone would deadlock.
     """
     from tqdm import tqdm
 
     main = int(os.environ.get("RANK", 0)) == 0
-    failures: dict[str, list[int]] = {}  # the numbers of the runs by error
-    data = Snapshot()  # for all runs, but not for the caller between them
-    with warnings_once(), tqdm(total=len(runs), desc="runs", unit="run", disable=None if main else True) as bar:
-        for number, run in enumerate(runs, 1):
-            bar.set_postfix_str(_label(run))
-            label = f"run {number} of {len(runs)}, {_label(run)}"
+    failures: dict[str, list[int]] = {}  # the numbers of the jobs by error
+    data = Snapshot()  # for all jobs, but not for the caller between them
+    with warnings_once(), tqdm(total=len(jobs), desc=f"{unit}s", unit=unit, disable=None if main else True) as bar:
+        for number, job in enumerate(jobs, 1):
+            bar.set_postfix_str(job.label)
+            label = f"{unit} {number} of {len(jobs)}, {job.label}"
             with data.used():
-                outcome, earlier = _outcome(run)
+                outcome, earlier = _outcome(job)
             if main and isinstance(outcome, Exception):
-                same = failures.setdefault(_without_place(run, outcome), [])
+                same = failures.setdefault(_without_place(job, outcome), [])
                 same.append(number)
-                error = _failure(run, outcome) if len(same) == 1 else f"failed as run {same[0]} did"
+                error = _failure(job, outcome) if len(same) == 1 else f"failed as {unit} {same[0]} did"
                 tqdm.write(f"{label}: {error}", file=sys.stderr)
             elif main and bar.disable:
                 print(f"{label}{_numbers(outcome)}{earlier}", file=sys.stderr, flush=True)
@@ -197,15 +243,15 @@ def launch(runs: Sequence[Run]) -> Iterator[dict | Exception]:
                 break
     for numbers in failures.values():
         if len(numbers) > 1:
-            print(f"{len(numbers)} runs failed with the error of run {numbers[0]}", file=sys.stderr)
+            print(f"{len(numbers)} {unit}s failed with the error of {unit} {numbers[0]}", file=sys.stderr)
 
 
-def _outcome(run: Run) -> tuple[dict | Exception, str]:
-    """Return a run's metrics or its error, and a remark if it was finished before."""
+def _outcome(job: Job) -> tuple[dict | Exception, str]:
+    """Return a job's metrics or its error, and a remark if it was finished before."""
     try:
-        if (finished := finished_metrics(run)) is not None:
+        if (finished := job.finished()) is not None:
             return finished, ", finished earlier"
-        return execute(run, console=False), ""
+        return job.execute(), ""
     except Exception as error:  # of any kind: the method may be a plugin
         several = int(os.environ.get("WORLD_SIZE", 1)) > 1
         if os.environ.get("UNSKEW_DEBUG") or (several and not isinstance(error, ValueError | OSError)):
@@ -215,22 +261,22 @@ def _outcome(run: Run) -> tuple[dict | Exception, str]:
         return error, ""
 
 
-def _label(run: Run) -> str:
+def label_of(run: Run) -> str:
+    """Return a run in a few words: "GLA, 16 shots, seed 1"."""
     backbone = f"{run.backbone}, " if run.backbone else ""
     return f"{run.trainer}, {backbone}{shots_label(run.shots or -1)}, seed {run.seed}"
 
 
-def _failure(run: Run, error: Exception) -> str:
+def _failure(job: Job, error: Exception) -> str:
     """Return one line; for other errors than mistakes in data or config, with their type and the log's path."""
-    if isinstance(error, ValueError | OSError | FloatingPointError):
+    if isinstance(error, ValueError | OSError | FloatingPointError) or not job.place:
         return format_error(error)
-    return f"{type(error).__name__}: {format_error(error)} ({RunDir(run.path).log})"
+    return f"{type(error).__name__}: {format_error(error)} ({RunDir(job.place).log})"
 
 
-def _without_place(run: Run, error: Exception) -> str:
-    """Return an error's message without the run's folder, to recognise the same error of another run."""
-    known = run.folder or "config" in vars(run)  # a wrong config gives no folder
-    return format_error(error).replace(str(run.path), "") if known else format_error(error)
+def _without_place(job: Job, error: Exception) -> str:
+    """Return an error's message without the job's folder, to recognise the same error of another job."""
+    return format_error(error).replace(str(job.place), "") if job.place else format_error(error)
 
 
 def _numbers(outcome: dict | Exception) -> str:
