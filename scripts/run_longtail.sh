@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Long-tailed runs: fine-tuning on each member's backbone, the members together, the controls; then one table.
+# Long-tailed runs: fine-tuning on each member's backbone, the members together, the controls; then two tables.
 set -euo pipefail
 
 usage="usage: bash scripts/run_longtail.sh DATASET [TRAINER ...]
@@ -13,15 +13,11 @@ if [ $# -lt 1 ] || [[ $1 == -* ]]; then
 fi
 dataset=$1
 shift
-[ $# -gt 0 ] || set -- FineTune GLA Backdoor SeedEnsemble
+[[ ${1:--} == -* || $1 == *.* ]] || set -- --trainers "$@"
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 setup
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
-output=${OUTPUT:-output}
-mkdir -p "$output"
-# SEEDS and BACKBONES are lists of words on purpose. What FineTune has trained is a member already.
-exec "$PYTHON" -m unskew.cli sweep --dataset "$dataset" --trainers "$@" --shots -1 --seeds ${SEEDS:-1-3} \
-    --backbone ${BACKBONES:-members} --root "${DATA:-data}" --output "$output" \
-    --columns accuracy d_many d_medium d_few p_many p_medium p_few \
-    --opts TRAINER.GLA.BASE FineTune TRAINER.BACKDOOR.MEMBERS_DIR "$output"
+# SEEDS and BACKBONES are lists of words on purpose.
+exec "$PYTHON" -m unskew.cli protocol long_tail --datasets "$dataset" --seeds ${SEEDS:-1-3} \
+    --backbone ${BACKBONES:-members} --root "${DATA:-data}" --output "${OUTPUT:-output}" "$@"

@@ -189,10 +189,11 @@ class Job(Protocol):
 @dataclass(frozen=True)
 class _Training:
     run: Run
+    names_dataset: bool
 
     @property
     def label(self) -> str:
-        return label_of(self.run)
+        return f"{self.run.dataset}, {label_of(self.run)}" if self.names_dataset else label_of(self.run)
 
     @property
     def place(self) -> Path | None:
@@ -207,7 +208,8 @@ class _Training:
 
 def launch(runs: Sequence[Run]) -> Iterator[dict | Exception]:
     """Execute runs; yield the metrics or the error of each. See `launch_jobs`."""
-    return launch_jobs([_Training(run) for run in runs], "run")
+    several = len({run.dataset for run in runs}) > 1
+    return launch_jobs([_Training(run, several) for run in runs], "run")
 
 
 def launch_jobs(jobs: Sequence[Job], unit: str) -> Iterator[dict | Exception]:

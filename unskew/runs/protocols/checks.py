@@ -26,12 +26,12 @@ def check_datasets(protocol: str, datasets: Sequence[str], targets: Sequence[str
             raise ValueError(f"'{twice}' is given twice: give each dataset once")
     if same := next((name for name in targets if name in datasets), ""):
         raise ValueError(f"'{same}' is both the source and a target: its own test is part of the training run")
-    if own := next((name for name in (*datasets, *targets) if name in USER_DATASETS), ""):
-        if len(datasets) + len(targets) > 1:
-            raise ValueError(
-                f"'{own}' is all of --root, which other datasets cannot share: run it alone, or test a trained run on "
-                f"it with `unskew train --eval-only --model-dir RUN -d {own} --root PATH`"
-            )
+    own = next((name for name in (*datasets, *targets) if name in USER_DATASETS), "")
+    if own and len(datasets) + len(targets) > 1:
+        raise ValueError(
+            f"'{own}' is all of --root, which other datasets cannot share: run it alone, or test a trained run on it "
+            f"with `unskew train --eval-only --model-dir RUN -d {own} --root PATH`"
+        )
     for name in datasets:
         info = getattr(dataset_class(name), "info", None)
         if info and not info.train:
@@ -74,8 +74,8 @@ def check_classes(runs: Sequence[Run], evaluations: Sequence["Evaluation"], othe
         for name in dict.fromkeys(run.trainer for run in runs)
         if TRAINER_REGISTRY.get(config.class_name(name)).is_class_bound(first[name].config)
     ]
-    new = bound and next((e for e in evaluations if e.source is first[bound[0]] and _has_other_classes(e)), None)
-    if new:
+    tests = [test for test in evaluations if bound and test.source is first[bound[0]]]
+    if new := next(filter(_has_other_classes, tests), None):
         what = f"the {new.half} classes of '{new.dataset}'" if new.half else f"'{new.dataset}', which has other classes"
         raise ValueError(
             f"{', '.join(bound)} cannot be tested on {what}, because their weights belong to single classes: leave "

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from unskew.data.snapshot import with_snapshot
-from unskew.engine.run_dir import backbone_label
+from unskew.engine.run_dir import backbone_label, trainer_label
 from unskew.runs import launch, protocol_tables, tables, text_tables
 from unskew.runs.protocols.plans import Plan
 
@@ -35,7 +35,7 @@ def overview(plan: Plan) -> str:
 
 
 def _of(run: launch.Run) -> list:
-    return [run.trainer, backbone_label(run.config), run.config.DATASET.NUM_SHOTS, run.config.SEED]
+    return [trainer_label(run.config), backbone_label(run.config), run.config.DATASET.NUM_SHOTS, run.config.SEED]
 
 
 def execute(plan: Plan) -> tuple[_Outcomes, _Outcomes]:

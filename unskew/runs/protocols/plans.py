@@ -142,14 +142,17 @@ def _targets(protocol: str, datasets: Sequence[str], names: Sequence[str], is_gi
 
 
 def _options(protocol: str, opts: Sequence, output: str) -> tuple:
-    """Return KEY VALUE pairs with those of a protocol; the user's are stronger, except for the half of the classes."""
+    """Return KEY VALUE pairs with those of a protocol.
+
+    The default base of GLA has a residual for each class, so GLA gets another base for new classes.
+    """
     keys = opts[::2]
-    if protocol == "base_to_new":
-        if HALF in keys:
-            raise ValueError(f"{HALF} is what base_to_new sets itself: leave it out")
-        return (*opts, HALF, "base")
-    if protocol != "long_tail":
-        return tuple(opts)
-    # What FineTune has trained is a member already.
-    own = {"TRAINER.GLA.BASE": "FineTune", "TRAINER.BACKDOOR.MEMBERS_DIR": output}
-    return (*(part for pair in own.items() if pair[0] not in keys for part in pair), *opts)
+    if protocol == "base_to_new" and HALF in keys:
+        raise ValueError(f"{HALF} is what base_to_new sets itself: leave it out")
+    defaults = {"TRAINER.GLA.BASE": "ProGrad"} if protocol in _TO_NEW_CLASSES else {}
+    if protocol == "long_tail":  # what FineTune has trained is a member already
+        defaults = {"TRAINER.GLA.BASE": "FineTune", "TRAINER.BACKDOOR.MEMBERS_DIR": output}
+    own = {HALF: "base"} if protocol == "base_to_new" else {}
+    return tuple(
+        part for pair in {**defaults, **dict(zip(keys, opts[1::2], strict=True)), **own}.items() for part in pair
+    )
