@@ -7,6 +7,7 @@ from unskew import config
 from unskew.data.catalogue import dataset_class
 from unskew.data.dataset import USER_DATASETS, build_dataset
 from unskew.data.published import PublishedDataset
+from unskew.data.transfer import match
 from unskew.runs.run import Run, check_root
 
 if TYPE_CHECKING:
@@ -89,4 +90,4 @@ def _has_other_classes(evaluation: "Evaluation") -> bool:
         return True
     source, target = (build_dataset(run.config) for run in (evaluation.source, evaluation.preview))
     labels = range(target.num_classes) if target.test_classes is None else target.test_classes
-    return not {target.classnames[label] for label in labels} <= set(source.classnames)
+    return match([target.classnames[label] for label in labels], source.classnames) is None
