@@ -41,7 +41,7 @@ def test_a_command_of_the_docs_parses(command, monkeypatch):
 def test_a_few_shot_script_of_the_docs_has_known_names(command):
     _, _, dataset, shots, *trainers = shlex.split(command, comments=True)
     if dataset != "DATASET":
-        config.check_name("datasets", dataset)
+        assert dataset == "all" or config.check_name("datasets", dataset)
         assert shots == "all" or all(check_shots(int(k)) for k in shots.split())
         assert all(config.check_name("trainers", trainer) for trainer in trainers)
 
@@ -52,6 +52,14 @@ def test_a_long_tail_script_of_the_docs_has_known_names(command):
     if dataset != "DATASET":
         config.check_name("datasets", dataset)
         assert all(config.check_name("trainers", trainer) for trainer in trainers)
+
+
+@pytest.mark.parametrize(
+    "command", [c for name in ("cross_dataset", "domain_generalisation") for c in commands(f"bash scripts/{name}.sh ")]
+)
+def test_a_script_with_targets_of_the_docs_has_known_datasets(command):
+    for dataset in shlex.split(command, comments=True)[2:]:
+        config.check_name("datasets", dataset)
 
 
 def test_the_three_commands_for_your_own_images_run(tmp_path, monkeypatch, capsys):

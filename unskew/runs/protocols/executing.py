@@ -76,5 +76,9 @@ def text(protocol: str, trained: _Outcomes, tested: _Outcomes, together: bool = 
         return protocol_tables.text(protocol, rows, evaluations)
     known = dict.fromkeys(name for row in rows for name in row)
     groups = ["accuracy", *(f"{kind}_{size}" for kind in "dp" for size in ("many", "medium", "few"))]
-    columns = [[name for name in groups if name in known], [name for name in known if tables.is_target(name)]]
-    return "\n\n".join(text_tables.table(rows, columns=names, together=together) for names in columns if names)
+    columns = {
+        "balanced test images:": [name for name in groups if name in known],
+        "known class frequencies:": [name for name in known if tables.is_target(name)],
+    }
+    parts = [(title, names) for title, names in columns.items() if names]
+    return "\n\n".join(text_tables.table(rows, columns=names, together=together, title=title) for title, names in parts)
