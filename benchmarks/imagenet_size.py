@@ -31,7 +31,9 @@ from tabulate import tabulate
 
 import unskew
 
-SHORT = ("OPTIM.MAX_EPOCH", 1, "DATALOADER.TRAIN_X.BATCH_SIZE", 512, "DATALOADER.NUM_WORKERS", 0)
+# The names of the classes tell nothing about their images, so LinearProbe starts from zeros.
+PROBE = ("TRAINER.LINEARPROBE.INIT", "zeros")
+SHORT = ("OPTIM.MAX_EPOCH", 1, "DATALOADER.TRAIN_X.BATCH_SIZE", 512, "DATALOADER.NUM_WORKERS", 0, *PROBE)
 MEMBERS = {"Backdoor": ("micro-a", "micro-b"), "SeedEnsemble": ("micro#0", "micro#1")}
 # Further numbers of classes, as multiples.
 SIZES = {"LinearProbe": (0.3, 0.1), "ZeroshotCLIP": (5.0,)}

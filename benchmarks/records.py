@@ -56,6 +56,7 @@ def record(key: Key, root: str) -> dict[str, dict[str, Tensor] | Tensor]:
     """Train a base; return labels ``y``, logits ``zs`` and ``ft`` by split, and the true log prior."""
     with tempfile.TemporaryDirectory() as folder:
         opts = ("DATASET.NUM_SHOTS", key.shots, "SEED", key.seed, "DATASET.ROOT", root, "OUTPUT_DIR", folder)
+        opts += ("TRAINER.LINEARPROBE.INIT", "zeros")
         cfg = worlds.load_config(key.world, key.base, key.backbone, opts)
         set_random_seed(key.seed)
         trainer = build_trainer(cfg)

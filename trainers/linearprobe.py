@@ -1,4 +1,7 @@
-"""Linear probe: logistic regression on frozen image features (Radford et al. 2021, arXiv 2103.00020, section 3.2)."""
+"""Linear probe: logistic regression on frozen image features (Radford et al. 2021, arXiv 2103.00020, section 3.2).
+
+By default the penalty pulls the weights to the zero-shot classifier, and not to zero.
+"""
 
 from collections.abc import Sequence
 
@@ -6,15 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
+from yacs.config import CfgNode
 
 from unskew.clip.logistic import logistic_path
 from unskew.data.dataset import Datum
 from unskew.engine.checkpoint import bind_to_classes
 from unskew.engine.clip_trainer import CLIPTrainer
+from unskew.engine.debiasing import check_choice
 from unskew.engine.trainer import TRAINER_REGISTRY
 from unskew.utils.blocks import row_blocks
 
-CANDIDATES = tuple(10.0**power for power in range(-2, 5))
+# Of C; close to a text classifier, even small values fit few images.
+CANDIDATES = {
+    "text": tuple(10.0**power for power in range(-2, 3)),
+    "zeros": tuple(10.0**power for power in range(-2, 5)),
+}
 
 
 @TRAINER_REGISTRY.register()
@@ -26,6 +35,10 @@ class LinearProbe(CLIPTrainer):
     @property
     def uses_val(self) -> bool:
         return not self.node.C
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        super().check_cfg(cfg)
+        check_choice(cfg, f"{self.node_name}.INIT", tuple(CANDIDATES))
 
     def build_model(self) -> None:
         with torch.device(self.device):
@@ -45,22 +58,25 @@ class LinearProbe(CLIPTrainer):
     @torch.no_grad()
     def train(self) -> None:
         self.before_train()
-        candidates: Sequence[float] = CANDIDATES if self.dataset.val else (1.0,)
-        if self.node.C:
-            candidates = (self.node.C,)
-        models = logistic_path(*self._inputs(self.dataset.train_x), self.num_classes, candidates)
-        val = self._inputs(self.dataset.val) if len(candidates) > 1 else None
-        best_correct = -1
-        for weight, bias in tqdm(
-            models, desc="linear probe", total=len(candidates), delay=2, leave=False, disable=None
-        ):
-            correct = 0 if val is None else correct_of(weight, bias, *val)
-            if correct > best_correct:  # of equal accuracies, the stronger regularisation wins
-                best_correct = correct
-                self.head.weight.copy_(weight)
-                self.head.bias.copy_(bias)
+        weight, bias = self.solve()
+        self.head.weight.copy_(weight)
+        self.head.bias.copy_(bias)
         self.save_model(0, self.output_dir)
         self.after_train()
+
+    def solve(self) -> tuple[Tensor, Tensor]:
+        """Return the weights [C, D] and biases [C] with the C of the best accuracy on val, the smallest of equals."""
+        candidates: Sequence[float] = CANDIDATES[self.node.INIT] if self.dataset.val else (1.0,)
+        if self.node.C:
+            candidates = (self.node.C,)
+        centre = self.cosine_head(self.zeroshot_weights)[0] if self.node.INIT == "text" else None
+        models = logistic_path(*self._inputs(self.dataset.train_x), self.num_classes, candidates, centre)
+        if len(candidates) == 1:
+            (model,) = models
+            return model
+        features, labels = self._inputs(self.dataset.val)
+        progress = tqdm(models, desc="linear probe", total=len(candidates), delay=2, leave=False, disable=None)
+        return max(progress, key=lambda head: correct_of(head[0], head[1], features, labels))
 
     def _inputs(self, items: Sequence[Datum]) -> tuple[Tensor, Tensor]:
         """Return normalised features [N, D] and labels [N]."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 
-from unskew.clip import logistic
+from unskew.clip import _logistic_solver, logistic
 from unskew.clip.logistic import logistic_path
 
 STRENGTHS = [10.0**power for power in range(-2, 5)]
@@ -60,6 +60,26 @@ def test_weights_and_probabilities_equal_scikit_learns(world):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("double", [True, False])
+def test_around_a_centre_the_gradient_is_zero(world, double, monkeypatch):
+    """The objective is 1-strongly convex, so the distance from the solution is at most the norm of the gradient."""
+    counts, width, noise = WORLDS[world]
+    features, labels = draw(counts, width, noise)
+    features, classes = features.double(), len(counts)
+    centre = 30 * F.normalize(torch.randn(classes, width, generator=torch.Generator().manual_seed(2)), dim=1).double()
+    if not double:
+        monkeypatch.setattr(logistic, "DOUBLE", 0)
+    strengths = [0.01, 1.0, 100.0]
+    for strength, model in zip(strengths, logistic_path(features, labels, classes, strengths, centre), strict=True):
+        weight, bias = (value.requires_grad_() for value in model)
+        loss = strength * F.cross_entropy(features @ weight.T + bias, labels, reduction="sum")
+        change = (weight - centre).square().sum() + bias.square().sum()
+        slopes = torch.autograd.grad(loss + change / 2, model)
+        error = sum(slope.square().sum() for slope in slopes) / change
+        assert float(error.detach()) ** 0.5 < (1e-4 if double else 0.1)
+
+
 def test_classes_without_images_are_not_predicted():
     features, labels = draw([5, 0, 9, 4, 0], 8, 1.0)
     weight, bias = next(logistic_path(features, labels, 5, [1.0]))
@@ -84,7 +104,7 @@ def test_the_error_bounds_the_distance_from_the_solution(monkeypatch):
     features, labels = draw([16] * 30, 64, 2.0)
     exact = list(logistic_path(features, labels, 30, STRENGTHS))
     for tolerance in (0.3, 1e-2):
-        monkeypatch.setitem(logistic.TOLERANCE, torch.float64, tolerance)
+        monkeypatch.setitem(_logistic_solver.TOLERANCE, torch.float64, tolerance)
         for found, expected in zip(logistic_path(features, labels, 30, STRENGTHS), exact, strict=True):
             assert relative(found[0], expected[0]) < tolerance
 
@@ -95,9 +115,9 @@ def test_large_problems_in_float32_predict_like_the_solution(monkeypatch):
     exact = list(logistic_path(features, labels, 150, STRENGTHS))
     monkeypatch.setattr(logistic, "DOUBLE", 0)
     products = []
-    evaluate = logistic.Solver.evaluate
+    evaluate = _logistic_solver.Solver.evaluate
     monkeypatch.setattr(
-        logistic.Solver, "evaluate", lambda self, penalty: (products.append(self), evaluate(self, penalty))[1]
+        _logistic_solver.Solver, "evaluate", lambda self, penalty: (products.append(self), evaluate(self, penalty))[1]
     )
     for found, expected in zip(logistic_path(features, labels, 150, STRENGTHS), exact, strict=True):
         assert found[0].dtype == torch.float32
@@ -124,7 +144,7 @@ def test_each_strength_has_a_solution_of_its_own_with_many_classes():
 
 def test_a_solver_that_does_not_converge_gives_one_warning(monkeypatch, warned):
     features, labels = draw([16] * 3, 8, 2.0)
-    monkeypatch.setattr(logistic, "STEPS", 1)
+    monkeypatch.setattr(_logistic_solver, "STEPS", 1)
     list(logistic_path(features, labels, 3, [1.0, 1e4]))
     (warning,) = warned()
     assert "10000" in warning and "C = 1," in warning

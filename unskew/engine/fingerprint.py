@@ -26,8 +26,11 @@ OWN_DATA_VERSION = 2
 
 # Keys that are younger than some finished runs, with the values that equal the earlier behaviour.
 LATER_KEYS = {
-    **{"DATASET.UPRIGHT": False, "DATASET.UNREADABLE": "error", "DATASET.TRAIN_ON_VAL": False},
+    "DATASET.UPRIGHT": False,
+    "DATASET.UNREADABLE": "error",
+    "DATASET.TRAIN_ON_VAL": False,
     "TEST.EPOCH": -1,
+    "TRAINER.LINEARPROBE.INIT": "zeros",
 }
 
 
