@@ -8,7 +8,10 @@ from torch import nn
 from unskew.engine.checkpoint import bind_to_classes
 
 CSC = {name: (f"TRAINER.{name.upper()}.CSC", True) for name in ("CoOp", "ProGrad")}
-BOUND = ["FineTune", "LinearProbe", "ResidualPrompt", "TaskRes", "TipAdapter", "TipAdapterF", *CSC]
+BOUND = [
+    *("CLAP", "FineTune", "GDA", "LPPlusPlus", "LinearProbe", "ResidualPrompt", "TaskRes", "TipAdapter", "TipAdapterF"),
+    *CSC,
+]
 SHORT = ("OPTIM.MAX_EPOCH", 1, "INPUT.VIEWS", 1, "TEST.NO_TEST", True)
 
 

@@ -12,7 +12,8 @@ from unskew import config
 # has one.
 NOT_LINEAR = {"Backdoor", "CLIPAdapter", "FineTune", "SeedEnsemble", "TipAdapter", "TipAdapterF"}
 LINEAR = set(
-    "CoOp DebiasedZeroshot Ensemble GLA GLAPaper LinearProbe ProGrad ResidualPrompt TaskRes ZeroshotCLIP".split()
+    "CLAP CoOp DebiasedZeroshot Ensemble GDA GLA GLAPaper LPPlusPlus LinearProbe ProGrad ResidualPrompt TaskRes "
+    "ZSLinearProbe ZeroshotCLIP".split()
 )
 
 
