@@ -57,7 +57,7 @@ def accuracies(r: Record) -> dict[str, float]:
     t_zs, t_ft = fit_temperature(*sample), fit_temperature(val["ft"], val["y"])
     logits["BCTS"] = scaled["test"]
     for name, zs in (("stacking", {s: r[s]["zs"] / t_zs for s in scaled}), ("BCTS and stacking", scaled)):
-        a, b = fit_stacking(zs["val"], val["ft"] / t_ft, val["y"])
+        a, b, _ = fit_stacking(zs["val"], val["ft"] / t_ft, val["y"], deviation=0.0)
         logits[name] = a * test["ft"] / t_ft + b * zs["test"]
     ours = parts(GLA())
     logits |= {"zs - log q, map": ours["debiased"], "GLA": ours["gla"]}

@@ -80,6 +80,11 @@ class Ensemble(CLIPTrainer):
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
         check_choice(cfg, f"{self.node_name}.TEMPERATURE", temperature.METHODS)
+        if reason := getattr(TRAINER_REGISTRY.get(config.class_name(self.node.BASE)), "not_a_base", ""):
+            raise ValueError(
+                f"TRAINER.{self.node_name}.BASE cannot be {self.node.BASE}, {reason}: choose the trainer of a "
+                "fine-tuned model, such as LinearProbe"
+            )
         if cfg.SEED < 0:
             raise ValueError(f"{type(self).__name__} and its base must draw the same images: set SEED to 0 or more")
 
@@ -105,6 +110,12 @@ class Ensemble(CLIPTrainer):
     def fit_zeroshot(self) -> None:
         """Fit the zero-shot half, which does not depend on the base."""
         fit_zeroshot(self, self.gla)
+
+    def log_train_frequencies(self) -> Tensor:
+        """Return the log frequencies ``[C]`` of the training labels; zeros for balanced shots, where they cancel."""
+        labels = torch.tensor([item.label for item in self.dataset.train_x])
+        counts = torch.bincount(labels, minlength=self.num_classes).clamp_min(1)
+        return torch.zeros(self.num_classes) if len(counts.unique()) == 1 else (counts / counts.sum()).log()
 
     def label_prior(self) -> LabelPrior | None:
         return self.base.label_prior()

@@ -56,7 +56,7 @@ class GLA(ensemble.Ensemble):
         log_target = self._log_target()  # a wrong file is an error before any image is encoded
         fit_zeroshot_prior(self, self.gla, self.node.PRIOR)
         no_prior = torch.zeros(self.num_classes)
-        log_p = no_prior if self.base.logit_adjusted else self._log_train_frequencies()
+        log_p = no_prior if self.base.logit_adjusted else self.log_train_frequencies()
         self.gla.log_p_, self.gla.log_target = log_p.to(self.device), log_target.to(self.device)
 
     def label_prior(self) -> LabelPrior:
@@ -65,17 +65,11 @@ class GLA(ensemble.Ensemble):
     def assumed_log_prior(self) -> Tensor:
         return self._log_target().double()
 
-    def _log_train_frequencies(self) -> Tensor:
-        """Return the log frequencies ``[C]`` of the training labels; zeros for balanced shots, where they cancel."""
-        labels = torch.tensor([item.label for item in self.dataset.train_x])
-        counts = torch.bincount(labels, minlength=self.num_classes).clamp_min(1)
-        return torch.zeros(self.num_classes) if len(counts.unique()) == 1 else (counts / counts.sum()).log()
-
     def _log_target(self) -> Tensor:
         if self.node.TARGET == "uniform":
             return torch.zeros(self.num_classes)
         if self.node.TARGET == "train":
-            return self._log_train_frequencies()
+            return self.log_train_frequencies()
         return read_prior(self.node.TARGET, self.classnames)
 
     def selection_logits(self, zeroshot: Tensor, finetuned: Tensor) -> Tensor:

@@ -134,7 +134,8 @@ def test_a_derived_config_is_a_frozen_copy():
 
 
 def test_trainers_that_name_their_backbones_themselves():
-    assert {name for name in config.names("trainers") if config.has_members(name)} == {"Backdoor", "SeedEnsemble"}
+    names = {name for name in config.names("trainers") if config.has_members(name)}
+    assert names == {"Backdoor", "BackdoorPaper", "SeedEnsemble"}
     assert config.backbone_layer("ViT-B-16@random") == {"MODEL.BACKBONE.NAME": "ViT-B-16@random"}
 
 

@@ -10,10 +10,11 @@ from unskew import config
 
 # Trainers that are not linear with their own config. A new trainer may be on neither list: its head is compared if it
 # has one.
-NOT_LINEAR = {"Backdoor", "CLIPAdapter", "FineTune", "SeedEnsemble", "TipAdapter", "TipAdapterF"}
+MEMBERS = {"Backdoor", "BackdoorPaper", "SeedEnsemble"}
+NOT_LINEAR = MEMBERS | {"CLIPAdapter", "FineTune", "TipAdapter", "TipAdapterF"}
 LINEAR = set(
-    "CLAP CoOp DebiasedZeroshot Ensemble GDA GLA GLAPaper LPPlusPlus LinearProbe ProGrad ResidualPrompt TaskRes "
-    "ZSLinearProbe ZeroshotCLIP".split()
+    "BCTS CLAP CoOp DebiasedZeroshot Ensemble GDA GLA GLAPaper LPPlusPlus LinearProbe ProGrad ResidualPrompt Stacking "
+    "TaskRes ZSLinearProbe ZeroshotCLIP".split()
 )
 
 
@@ -38,7 +39,7 @@ def check_head(trainer):
     assert expected.std() > 1e-3
 
 
-@pytest.mark.parametrize("name", sorted({*config.names("trainers")} - {"Backdoor", "SeedEnsemble"}))
+@pytest.mark.parametrize("name", sorted({*config.names("trainers")} - MEMBERS))
 def test_a_trainer_with_a_head_is_linear(name, data_root, tmp_path):
     trainer = trained(name, data_root, tmp_path)
     if name not in LINEAR and trainer.linear_head() is None:

@@ -112,17 +112,58 @@ class _ParallelMLP(nn.Module):
         return self.ls(self.mlp(self.ln(x))) + self.adapter(x)
 
 
-class _LowRank(nn.Module):
-    """LoRA: W + BA for queries and values in attention's packed weight [3D, D] (Hu et al., arXiv 2106.09685)."""
+class LowRank(nn.Module):
+    """LoRA: W + scale * BA for parts of attention's packed weight [3D, D] (Hu et al., arXiv 2106.09685, Section 4.1).
 
-    def __init__(self, channels: int, rank: int, generator: torch.Generator) -> None:
+    Args:
+        channels: D.
+        rank: rank of BA.
+        generator: generator of the initial A; B is zero.
+        parts: the parts of the weight that change: q, k and v.
+        scale: factor of BA.
+        dropout: rate of the dropout of the branch's input in training, for `branch`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        rank: int,
+        generator: torch.Generator,
+        parts: str = "qv",
+        scale: float = 1.0,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.down = nn.ModuleList(initialise_linear(nn.Linear(channels, rank, bias=False), generator) for _ in "qv")
-        self.up = nn.ParameterList(torch.zeros(channels, rank) for _ in "qv")
+        self.parts, self.scale, self.dropout = parts, scale, dropout
+        self.down = nn.ModuleList(initialise_linear(nn.Linear(channels, rank, bias=False), generator) for _ in parts)
+        self.up = nn.ParameterList(torch.zeros(channels, rank) for _ in parts)
+
+    @property
+    def drops(self) -> bool:
+        """True if `branch` draws random numbers."""
+        return self.training and self.dropout > 0
 
     def forward(self, weight: Tensor) -> Tensor:
-        query, value = (up @ down.get_parameter("weight") for up, down in zip(self.up, self.down, strict=True))
-        return weight + torch.cat([query, torch.zeros_like(query), value])
+        """Return the changed weight [3D, D]."""
+        changes = {
+            part: self.scale * (up @ down.get_parameter("weight"))
+            for part, up, down in zip(self.parts, self.up, self.down, strict=True)
+        }
+        unchanged = torch.zeros_like(weight[: weight.shape[1]])
+        return weight + torch.cat([changes.get(part, unchanged) for part in "qkv"]).to(weight)
+
+    def branch(self, x: Tensor, parts: str = "qkv") -> Tensor:
+        """Return scale * BA dropout(x) of some parts, side by side: [..., D] -> [..., len(parts) * D]."""
+        outputs = []
+        for part in parts:
+            place = self.parts.find(part)
+            if place < 0:
+                outputs.append(torch.zeros_like(x))
+                continue
+            rows = F.dropout(x, self.dropout) if self.drops else x
+            down, up = self.down[place].get_parameter("weight").to(x.dtype), self.up[place].to(x.dtype)
+            outputs.append(self.scale * F.linear(F.linear(rows, down), up))
+        return torch.cat(outputs, -1)
 
 
 class _Prompted(nn.Module):
@@ -194,7 +235,7 @@ def _adapt_blocks(tower: "VisionTransformer", name: str, width: int, generator: 
             block.ln_2, block.ls_2 = nn.Identity(), nn.Identity()
     elif name == "lora":
         for block in blocks:
-            low_rank = _LowRank(channels, width, generator).to(block.attn.in_proj_weight.device)
+            low_rank = LowRank(channels, width, generator).to(block.attn.in_proj_weight.device)
             parametrize.register_parametrization(block.attn, "in_proj_weight", low_rank)  # calls it once
     else:
         # Xavier's bound for a patch's embedding, as published.

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from unskew.clip._packing import Layout, pack
 from unskew.clip._weights import hash_tensors
 from unskew.clip.backbones import Backbone
+from unskew.clip.lora import LoRAAttention
 from unskew.clip.prompts import Prompts, fill, fixed_prompts, tokenize
 from unskew.utils.row_store import stored
 
@@ -179,7 +180,8 @@ def _encode_packed(backbone: Backbone, prompts: Prompts) -> Tensor:
     recomputed = len(blocks) + 1 - kept if torch.is_grad_enabled() else 0
     for i, block in enumerate(blocks):
         if i < recomputed:  # a frozen tower draws no random numbers, so there is no random state to preserve
-            x = checkpoint(_block, block, x, layout, first, use_reentrant=False, preserve_rng_state=False)
+            drops = isinstance(block.attn, LoRAAttention) and block.attn.low_rank.drops
+            x = checkpoint(_block, block, x, layout, first, use_reentrant=False, preserve_rng_state=drops)
         else:
             x = _block(block, x, layout, first)
         first = None
@@ -203,6 +205,8 @@ def _suffix_rows(backbone: Backbone, prompts: Prompts, layout: Layout) -> tuple[
     suffix, count, memory = prompts.suffix, len(prompts.prefix), prompts.memory
     norm, attention = block.ln_1, block.attn
     weights = (*norm.parameters(), attention.in_proj_weight, attention.in_proj_bias)
+    if isinstance(attention, LoRAAttention):
+        weights += tuple(attention.low_rank.parameters())
     used = (suffix, layout.positions, backbone.positional_embedding, *weights)
     if memory is None or _may_change(norm, used):
         if memory:
@@ -244,7 +248,16 @@ def _activation_bytes(x: Tensor, layout: Layout) -> int:
 
 def _project(block: "ResidualAttentionBlock", x: Tensor) -> Tensor:
     """Project rows to queries, keys and values: [r, W] -> [r, 3 W]."""
-    return F.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias)
+    return _projection(block, block.ln_1(x), "qkv")
+
+
+def _projection(block: "ResidualAttentionBlock", rows: Tensor, parts: str) -> Tensor:
+    """Project normalised rows to q, kv or qkv, side by side: [r, W] -> [r, len(parts) * W]."""
+    attention, width = block.attn, rows.shape[1]
+    if isinstance(attention, LoRAAttention):
+        return attention.project(rows, parts)
+    chosen = slice("qkv".index(parts[0]) * width, ("qkv".index(parts[-1]) + 1) * width)
+    return F.linear(rows, attention.in_proj_weight[chosen], attention.in_proj_bias[chosen])
 
 
 def _block(
@@ -276,10 +289,9 @@ def _block(
 
 def _last_block(block: "ResidualAttentionBlock", x: Tensor, layout: Layout) -> Tensor:
     """Apply the last block to the end tokens only: all rows [R, W] -> [C, W]."""
-    attention, rows, width = block.attn, block.ln_1(x), x.shape[1]
-    weight, bias = attention.in_proj_weight, attention.in_proj_bias
-    query = F.linear(rows.index_select(0, layout.ends), weight[:width], bias[:width])  # [C, W]
-    kv = F.linear(rows, weight[width:], bias[width:])  # [R, 2 W]
+    attention, rows = block.attn, block.ln_1(x)
+    query = _projection(block, rows.index_select(0, layout.ends), "q")  # [C, W]
+    kv = _projection(block, rows, "kv")  # [R, 2 W]
     tiles, _, size, keys = layout.mask.shape
     shape = (attention.num_heads, attention.head_dim)
     tile_kv = kv.index_select(0, layout.tile_rows).view(tiles, size, 2, *shape).unbind(2)

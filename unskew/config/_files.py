@@ -44,7 +44,7 @@ def list_trainers() -> list[str]:
     Example:
         >>> import unskew
         >>> unskew.list_trainers()[:3]
-        ['Backdoor', 'CLIPAdapter', 'CoOp']
+        ['BCTS', 'Backdoor', 'BackdoorPaper']
     """
     return sorted({*names("trainers"), *plugins.names("trainers")})
 

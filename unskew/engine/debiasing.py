@@ -102,6 +102,11 @@ class SavedGLA(GLA):
         values = {key: getattr(self, name) for key, name in self.keys.items() if key != "classes"}
         return {key: float(value) for key, value in values.items() if value.dim() == 0}
 
+    def keep(self, **values: Tensor | float) -> None:
+        """Set fitted numbers by the name of their buffer without the underscore at its end."""
+        for name, value in values.items():
+            self._store(f"{name}_", value)
+
     def sums(self) -> dict[str, Sum]:
         """Return the terms of the parts that are sums, see `Prediction`."""
         ensemble: dict[str, Sum] = {"ensemble": ("ft", "zs")}

@@ -28,8 +28,8 @@ def check_not_transductive(trainer: "SimpleTrainer") -> None:
     """Raise ``ValueError`` if the prediction of an image depends on the other images of a call."""
     if trainer.transductive:
         raise ValueError(
-            f"{trainer.cfg.TRAINER.NAME} predicts an image from all images of a call (PRIOR unlabelled or COMBINE "
-            "otter), so it cannot be exported: train it with other values"
+            f"{trainer.cfg.TRAINER.NAME} predicts an image from all images of a call, so it cannot be exported: choose "
+            "another trainer, or with PRIOR unlabelled or COMBINE otter other values of these"
         )
 
 

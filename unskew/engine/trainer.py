@@ -98,6 +98,8 @@ class SimpleTrainer(TrainerBase):
     has_fitted_terms = False
     # Whether the softmax of the logits gives calibrated probabilities, because the trainer calibrates them itself.
     calibrated = False
+    # The reason why the trainer cannot be the base of GLA, Ensemble or Stacking; empty if it can.
+    not_a_base = ""
     # `fit` sets it to False: a trainer inside another one is not tested.
     _tests_after_training = True
     _build_data: Callable[..., Any] = staticmethod(DataManager)
