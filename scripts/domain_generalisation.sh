@@ -5,7 +5,7 @@ set -euo pipefail
 usage="usage: bash scripts/domain_generalisation.sh [SOURCE TARGET ...]
   SOURCE, TARGET   names from configs/datasets (default: imagenet imagenetv2 imagenet_sketch imagenet_a imagenet_r)
 environment:
-  TRAINERS (ZeroshotCLIP LinearProbe CoOp ProGrad GLA)   SHOTS (16)
+  TRAINERS (ZeroshotCLIP DebiasedZeroshot LinearProbe CoOp ProGrad TipAdapterF CLAP GLA)   SHOTS (16)
   SEEDS (1-3)   BACKBONE (the source's)   DATA (./data)   OUTPUT (./output)"
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then
     echo "$usage" >&2

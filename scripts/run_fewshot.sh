@@ -5,7 +5,8 @@ set -euo pipefail
 usage="usage: bash scripts/run_fewshot.sh DATASET SHOTS [TRAINER ...]
   DATASET   a name from configs/datasets, such as digits; a list; or all that are ready
   SHOTS     16, a list (1,4,16) or all (1 2 4 8 16)
-  TRAINER   names from configs/trainers (default: ZeroshotCLIP LinearProbe CoOp ProGrad GLA)
+  TRAINER   names from configs/trainers (default: ZeroshotCLIP DebiasedZeroshot LinearProbe CoOp ProGrad
+            TipAdapterF CLAP GLA)
 environment:
   SEEDS (1-3)   BACKBONE (the dataset's)   DATA (./data)   OUTPUT (./output)"
 if [ $# -lt 2 ] || [ -z "${2// /}" ]; then

@@ -18,7 +18,7 @@ HALF = "DATASET.SUBSAMPLE_CLASSES"
 # Protocols that test on other datasets, and that test on other classes than those of the training.
 _TO_TARGETS, _TO_NEW_CLASSES = ("cross_dataset", "domain_generalisation"), ("base_to_new", "cross_dataset")
 
-_FEW_SHOT = ("ZeroshotCLIP", "LinearProbe", "CoOp", "ProGrad", "GLA")
+_FEW_SHOT = ("ZeroshotCLIP", "DebiasedZeroshot", "LinearProbe", "CoOp", "ProGrad", "TipAdapterF", "CLAP", "GLA")
 # All other trainers of few-shot runs have weights of single classes, or fit a class bias on labelled images.
 _OF_ANY_CLASSES = ("ZeroshotCLIP", "CoOp", "ProGrad", "CLIPAdapter", "GLA")
 TRAINERS = {
