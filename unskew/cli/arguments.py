@@ -30,6 +30,19 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=_threads, metavar="N", help=text)
 
 
+def add_runs(parser: argparse.ArgumentParser) -> None:
+    """Let a command make several runs: their seeds, folders, plugins, threads and config values."""
+    seeds = "one run for each: 1 2 3, 1,2,3 or 1-3 (the default)"
+    parser.add_argument("--seeds", nargs="+", default=["1-3"], metavar="SEED", help=seeds)
+    parser.add_argument("--root", default="", help="folder of the datasets (default: data)")
+    add_plugin(parser)
+    add_threads(parser)
+    parser.add_argument("--output", default="output", help="folder of all runs (default: output)")
+    plan = "print the plan with its states and folders, start nothing"
+    parser.add_argument("--dry-run", action="store_true", help=plan)
+    add_overrides(parser)
+
+
 def _threads(text: str) -> int:
     try:
         return threads.check(text, "it")

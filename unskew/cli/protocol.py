@@ -2,7 +2,7 @@
 
 import argparse
 
-from unskew.cli.arguments import add_overrides, add_plugin, add_threads, names, numbers
+from unskew.cli.arguments import add_runs, names, numbers
 from unskew.cli.data import Commands
 from unskew.cli.sweep import check_output
 
@@ -21,15 +21,9 @@ def add(commands: Commands) -> None:
     p.add_argument("-t", "--trainers", nargs="+", default=[], metavar="TRAINER", help=trainers)
     shots = "1 4 16, 'all' (1 2 4 8 16), or -1 for all images; default: 16, and -1 in long_tail"
     p.add_argument("--shots", nargs="+", default=[], help=shots)
-    p.add_argument("--seeds", nargs="+", default=["1-3"], metavar="SEED", help="one run for each (default: 1-3)")
     backbones = "default: the dataset's; 'members', the members of Backdoor, in long_tail"
     p.add_argument("-b", "--backbone", nargs="+", default=[], help=backbones)
-    p.add_argument("--root", default="", help="folder of the datasets (default: data)")
-    add_plugin(p)
-    add_threads(p)
-    p.add_argument("--output", default="output", help="folder of all runs (default: output)")
-    p.add_argument("--dry-run", action="store_true", help="print the plan with states and folders, start nothing")
-    add_overrides(p)
+    add_runs(p)
     p.set_defaults(command=_protocol)
 
 

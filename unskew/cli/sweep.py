@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from unskew.cli.arguments import add_overrides, add_plugin, add_threads, names, numbers
+from unskew.cli.arguments import add_runs, names, numbers
 from unskew.cli.data import Commands
 
 if TYPE_CHECKING:
@@ -20,17 +20,10 @@ def add(commands: Commands) -> None:
     p.add_argument("-t", "--trainers", nargs="+", required=True, metavar="TRAINER", help=trainers)
     shots = "1 4 16, 1,4,16, 'all' (1 2 4 8 16), or -1 for all images; default: 16, and -1 for a long-tailed dataset"
     p.add_argument("--shots", nargs="+", default=[], help=shots)
-    seeds = "one run for each: 1 2 3, 1,2,3 or 1-3 (the default)"
-    p.add_argument("--seeds", nargs="+", default=["1-3"], metavar="SEED", help=seeds)
     backbones = "several share one table; 'members': the members of Backdoor"
     p.add_argument("-b", "--backbone", nargs="+", default=[], help=backbones)
     p.add_argument("--columns", nargs="+", default=[], metavar="METRIC", help="of the table, instead of the shots")
-    p.add_argument("--root", default="", help="folder of the datasets (default: data)")
-    add_plugin(p)
-    add_threads(p)
-    p.add_argument("--output", default="output", help="folder of all runs (default: output)")
-    p.add_argument("--dry-run", action="store_true", help="print the runs with their state and folder, start none")
-    add_overrides(p)
+    add_runs(p)
     p.set_defaults(command=_sweep)
 
 
