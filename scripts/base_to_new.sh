@@ -3,7 +3,7 @@
 set -euo pipefail
 
 usage="usage: bash scripts/base_to_new.sh DATASET [SHOTS] [TRAINER ...]
-  DATASET   a name from configs/datasets, such as shapes; a list; or all that are ready
+  DATASET   a name from configs/datasets, such as shapes; a list; or all that are prepared
   SHOTS     16 (the default), a list (1,4,16) or all (1 2 4 8 16)
   TRAINER   names from configs/trainers (default: ZeroshotCLIP CoOp ProGrad CLIPAdapter GLA); GLA is over ProGrad
 environment:

@@ -3,7 +3,7 @@
 set -euo pipefail
 
 usage="usage: bash scripts/run_fewshot.sh DATASET SHOTS [TRAINER ...]
-  DATASET   a name from configs/datasets, such as digits; a list; or all that are ready
+  DATASET   a name from configs/datasets, such as digits; a list; or all that are prepared
   SHOTS     16, a list (1,4,16) or all (1 2 4 8 16)
   TRAINER   names from configs/trainers (default: ZeroshotCLIP DebiasedZeroshot LinearProbe CoOp ProGrad
             TipAdapterF CLAP GLA)

@@ -13,7 +13,7 @@ def add(commands: Commands) -> None:
     """Add the command to the parser of `unskew`."""
     p = commands.add_parser("protocol", help="few-shot, base to new, cross-dataset, ...: all runs, then the table")
     p.add_argument("name", choices=_NAMES, metavar="NAME", help=f"{', '.join(_NAMES[:-1])} or {_NAMES[-1]}")
-    datasets = "to train on; several, or 'all' that are ready, in few_shot and base_to_new"
+    datasets = "to train on; several, or 'all' that are prepared, in few_shot and base_to_new"
     p.add_argument("-d", "--datasets", nargs="+", default=[], metavar="DATASET", help=datasets)
     targets = "to test on, in cross_dataset and domain_generalisation"
     p.add_argument("--targets", nargs="+", default=[], metavar="DATASET", help=targets)

@@ -46,19 +46,21 @@ def state(dataset: type[DatasetBase], data: Path) -> str:
 
 
 def few_shot_names(data: str | Path) -> list[str]:
-    """Return the datasets for few-shot runs that are ready: they have training images and no long tail.
+    """Return the prepared datasets for few-shot runs, which have training images and no long tail.
+
+    If none is prepared, they are those of the package: averages with published datasets would mean nothing.
 
     Args:
         data: the folder of all datasets.
     """
-    found = []
+    found: dict[str, list[str]] = {"ready": [], "built in": []}
     for name in config.names("datasets"):
         dataset, layer = dataset_class(name), dict(config.flatten(config.dataset_layer(name)[1]))
         info = getattr(dataset, "info", None)
         suits = info and info.train and not layer.get("DATASET.LONGTAIL", False)
-        if suits and state(dataset, expand(data)) in ("built in", "ready"):
-            found.append(name)
-    return found
+        if suits:
+            found.setdefault(state(dataset, expand(data)), []).append(name)
+    return found["ready"] or found["built in"]
 
 
 def table(data: str | Path) -> str:

@@ -64,7 +64,7 @@ def plan(
 
     Args:
         protocol: one of `NAMES`.
-        datasets: the datasets to train on; ``["all"]``: every few-shot dataset that is ready.
+        datasets: the datasets to train on; ``["all"]``: see `catalogue.few_shot_names`.
         trainers: names of trainers; default: those of `TRAINERS`.
         targets: the datasets to test on, in cross_dataset and domain_generalisation.
         backbones: names of backbones; default: the dataset's, and the members of Backdoor in long_tail.
