@@ -142,7 +142,7 @@ class Mixture:
 def transduce(
     queries: Tensor, log_predicted: Tensor, graph: Graph, support: Labelled | None = None, gamma: float = 0.0
 ) -> Tensor:
-    """Return log assignments ``[Q, C]`` after the block majorise-minimise updates of the paper's Section 3.
+    """Return log assignments ``[Q, C]`` after the paper's block majorise-minimise updates, as released.
 
     The updates are ``z ~ yhat^lambda exp(log p / 50 + sum_j (w_ij + w_ji) z_j / (2 k))`` and the weighted means and
     variances, in which the labelled images have the weight ``50 gamma``; the factors 50 and 1/(2k) are the release's.
