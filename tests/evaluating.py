@@ -8,7 +8,9 @@ from unskew.runs.run import Run, execute
 
 SHORT = ("OPTIM.MAX_EPOCH", 1, "INPUT.VIEWS", 1, "DATALOADER.NUM_WORKERS", 0)
 NAMES = ["four", "one", "three"]  # alphabetical, as folders are; not the order of the run's classes
-OVER_COOP = ("TRAINER.BACKDOOR.BASE", "CoOp", "TRAINER.GLA.BASE", "CoOp", "TRAINER.ENSEMBLE.BASE", "CoOp")
+OVER_COOP = tuple(
+    word for name in ("BACKDOOR", "GLA", "ENSEMBLE", "STACKING") for word in (f"TRAINER.{name}.BASE", "CoOp")
+)
 CHEAP = ("TRAINER.BACKDOOR.BASE", "TaskRes", "TRAINER.BACKDOOR.MEMBERS", ["micro"])
 
 

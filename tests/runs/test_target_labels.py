@@ -12,7 +12,11 @@ from unskew.engine.trainer import TRAINER_REGISTRY
 from unskew.runs.evaluate import evaluate, with_settings_of
 from unskew.runs.run import Run, execute
 
-COMPOSITE = ("GLA", "GLAPaper", "Ensemble", "DebiasedZeroshot", "Backdoor", "SeedEnsemble")
+COMPOSITE = [
+    pytest.param(name, marks=pytest.mark.world) if config.has_members(name) else name
+    for name in config.names("trainers")
+    if TRAINER_REGISTRY.get(config.class_name(name)).has_fitted_terms
+]
 TWO = ("TRAINER.BACKDOOR.MEMBERS", ["micro", "micro-a"])
 OTHER = ("DATASET.SUBSAMPLE_CLASSES", "new")
 
