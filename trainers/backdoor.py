@@ -165,9 +165,10 @@ class Backdoor(SimpleTrainer):
         self.dataset, self.classnames = self.dm.dataset, self.dm.dataset.classnames
         self.test_loader = None  # test labels are the evaluator's alone
         if self.node.WEIGHTS == "val" and self.dataset.train_x and not self.dataset.val:
+            other = "DATASET.TRAIN_ON_VAL to False" if self.cfg.DATASET.TRAIN_ON_VAL else "DATASET.HOLDOUT to 0.05"
             raise ValueError(
                 f"TRAINER.BACKDOOR.WEIGHTS is val, but '{self.cfg.DATASET.NAME}' has no val split: "
-                'set it to uniform or "", or set DATASET.HOLDOUT to 0.05'
+                f'set it to uniform or "", or set {other}'
             )
 
     def build_model(self) -> None:

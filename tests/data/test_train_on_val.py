@@ -36,5 +36,7 @@ def test_a_finished_run_is_another_one(data_root, tmp_path):
 
 def test_a_trainer_that_selects_on_val_says_that_it_is_missing(data_root, tmp_path):
     trainer = build("GLA", data_root, tmp_path, "DATASET.TRAIN_ON_VAL", True)
-    with pytest.raises(ValueError, match="no val split"):
+    with pytest.raises(ValueError, match=r"no val split: set DATASET\.TRAIN_ON_VAL"):
         trainer.train()
+    with pytest.raises(ValueError, match=r"DATASET\.TRAIN_ON_VAL to False"):
+        build("Backdoor", data_root, tmp_path, "DATASET.TRAIN_ON_VAL", True, "TRAINER.BACKDOOR.WEIGHTS", "val")

@@ -50,6 +50,13 @@ def test_a_base_dir_with_another_trainer_seed_or_without_a_run_raises(data_root,
         gla("LinearProbe", tmp_path)
 
 
+def test_a_base_that_was_trained_on_val_is_not_calibrated_on_it(data_root, tmp_path):
+    finished("LinearProbe", data_root, tmp_path / "base", "DATASET.TRAIN_ON_VAL", True, seed=1)
+    opts = ("TRAINER.GLA.BASE", "LinearProbe", "TRAINER.GLA.BASE_DIR", str(tmp_path / "base"))
+    with pytest.raises(ValueError, match=r"DATASET\.TRAIN_ON_VAL is True there and False here"):
+        build("GLA", data_root, tmp_path / "gla", *opts).train()
+
+
 def test_a_base_may_train_a_copy_of_the_image_tower(data_root, tmp_path, monkeypatch):
     """The zero-shot half must keep the features of the pre-trained tower."""
     import copy

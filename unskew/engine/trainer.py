@@ -187,9 +187,11 @@ class SimpleTrainer(Method):
                 "--eval-only --model-dir"
             )
         if self._selects_best_val and self._is_empty("val"):
+            missing = "DATASET.NUM_VAL_SHOTS above 0 (with all images, set DATASET.HOLDOUT to 0.05)"
+            other = "DATASET.TRAIN_ON_VAL to False" if self.cfg.DATASET.TRAIN_ON_VAL else missing
             raise ValueError(
-                f"TEST.FINAL_MODEL is best_val, but '{name}' has no val split: set DATASET.NUM_VAL_SHOTS above 0 (with "
-                "all images, set DATASET.HOLDOUT to 0.05), or TEST.FINAL_MODEL to last_step"
+                f"TEST.FINAL_MODEL is best_val, but '{name}' has no val split: set {other}, or TEST.FINAL_MODEL to "
+                "last_step"
             )
 
     def seed_epoch(self) -> None:
