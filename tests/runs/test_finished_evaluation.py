@@ -90,6 +90,20 @@ def test_a_run_that_was_trained_again_is_evaluated_again(name, run, data_root):
     assert finished_evaluation(described, str(run.path)) is None
 
 
+@pytest.mark.parametrize("chosen", [False, True])
+def test_no_table_has_the_evaluation_of_an_earlier_training(chosen, run, data_root, tmp_path, caplog):
+    place = str(tmp_path / "eval" / "place") if chosen else ""
+    _, folder = evaluate(replace(target(run, data_root), folder=place), str(run.path), console=False)
+    (tmp_path / "output" / "copy").mkdir()
+    shutil.copytree(folder, tmp_path / "output" / "copy" / "run")  # elsewhere, and of the same training
+    assert len(tables.evaluations(tmp_path)) == 2
+    metrics = json.loads((run.path / "metrics.json").read_text())
+    (run.path / "metrics.json").write_text(json.dumps({**metrics, "accuracy": 1.5}))
+    assert tables.evaluations(tmp_path) == []
+    assert str(folder) in caplog.text
+    assert finished_evaluation(replace(target(run, data_root), folder=place), str(run.path)) is None
+
+
 def test_a_kill_before_the_end_leaves_no_finished_evaluation(run, data_root, monkeypatch):
     described = target(run, data_root)
     with monkeypatch.context() as patch:

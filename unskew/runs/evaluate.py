@@ -100,7 +100,8 @@ def finished_evaluation(run: Run, model_dir: str, epoch: int | None = None) -> d
     cfg, folder = _described(run, model_dir, epoch)
     if folder is None or not model_dir or not RunDir(folder).is_finished_run_of(cfg):
         return None
-    return tables.read_metrics(RunDir(folder).metrics)
+    metrics = tables.read_metrics(RunDir(folder).metrics)
+    return None if tables.is_outdated(metrics, model_dir) else metrics
 
 
 @with_threads
@@ -176,7 +177,8 @@ def _origin(trainer: "SimpleTrainer", cfg: CfgNode) -> dict[str, object]:
     dataset = source.dataset if source else saved_config(model_dir).get("DATASET.NAME")
     transfer = getattr(trainer, "transfer", "")
     entries = {"evaluated_from": model_dir, "source": dataset, "transfer": transfer}
-    return {name: value for name, value in entries.items() if value} | {"subsample": cfg.DATASET.SUBSAMPLE_CLASSES}
+    state = {"source_state": tables.state_of_training(model_dir), "subsample": cfg.DATASET.SUBSAMPLE_CLASSES}
+    return {name: value for name, value in entries.items() if value} | state
 
 
 @with_threads

@@ -3,7 +3,6 @@
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from unskew.runs import tables, text_tables
 from unskew.runs.cells import grouped, is_transductive
@@ -198,16 +197,8 @@ def _by_source(rows: Sequence[Mapping], evaluations: Sequence[Mapping]) -> list[
     found: dict[str, list[Mapping]] = {}
     for evaluation in evaluations:
         if _is_number(evaluation.get("accuracy")):
-            found.setdefault(_source(evaluation), []).append(evaluation)
+            found.setdefault(str(tables.source_folder(evaluation)), []).append(evaluation)
     return [(row, found.get(os.path.abspath(row["folder"]), []) if found else []) for row in rows]
-
-
-def _source(evaluation: Mapping) -> str:
-    """Return the folder of the evaluated run: the evaluation is below it, unless its folder was chosen."""
-    folder = Path(os.path.abspath(evaluation["folder"]))
-    if folder.parent.name == "eval":
-        return str(folder.parent.parent)
-    return os.path.abspath(str(evaluation.get("evaluated_from", "")))
 
 
 def _targets(row: Mapping, evaluations: Sequence[Mapping]) -> dict[str, Mapping]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,7 @@ def collect(folder: str | Path) -> list[dict]:
     """Return the metrics of every finished run below a folder, in the order of their paths.
 
     A folder whose files are damaged or unreadable is left out, with a warning that names it. Evaluations of trained
-    runs are left out too.
+    runs are left out too, and `evaluations` leaves out those of runs that were trained again.
 
     Raises:
         FileNotFoundError: the folder does not exist.
@@ -55,12 +56,38 @@ def collect_both(folder: str | Path) -> tuple[list[dict], list[dict]]:
         run = RunDir(done.parent)
         try:
             if run.is_finished and run.metrics.exists():  # the members of a run have no metrics
-                rows.append({**read_metrics(run.metrics), "folder": str(run.path)})
+                row = {**read_metrics(run.metrics), "folder": str(run.path)}
+                if is_outdated(row, source_folder(row)):
+                    logger.warning(f"'{run.path}' is left out: its run was trained again since; evaluate it again")
+                else:
+                    rows.append(row)
             elif (damage := run.damage()) and (run.config.is_file() or run.log.is_file()):
                 logger.warning(f"{damage}, so '{run.path}' is left out: run it again")
         except (ValueError, OSError) as error:
             logger.warning(f"'{run.path}' is left out: {format_error(error)}")
     return [row for row in rows if "evaluated_from" not in row], [row for row in rows if "evaluated_from" in row]
+
+
+def source_folder(evaluation: Mapping) -> Path:
+    """Return the folder of the evaluated run: the evaluation is below it, unless its folder was chosen."""
+    folder = Path(os.path.abspath(evaluation["folder"]))
+    if folder.parent.name == "eval" and RunDir(folder.parent.parent).metrics.is_file():
+        return folder.parent.parent
+    return Path(os.path.abspath(str(evaluation.get("evaluated_from", ""))))
+
+
+def state_of_training(folder: str | Path) -> str:
+    """Return the fingerprint and the accuracy of a finished run, for the evaluations of it; "" for other folders."""
+    run = RunDir(folder)
+    if not (run.is_finished and run.metrics.is_file()):
+        return ""
+    return f"{run.done.read_text(encoding='utf-8').split()[0]} {read_json(run.metrics).get('accuracy')}"
+
+
+def is_outdated(evaluation: Mapping, source: str | Path) -> bool:
+    """Return whether a run was trained again after an evaluation; evaluations of older versions do not tell."""
+    state = evaluation.get("source_state")
+    return state is not None and Path(source).is_dir() and state != state_of_training(source)
 
 
 def select(rows: Sequence[dict], datasets: Sequence[str]) -> list[dict]:
