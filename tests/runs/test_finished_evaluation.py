@@ -128,7 +128,7 @@ def test_halves_have_folders_of_their_own_and_no_evaluation_counts_as_a_run(run,
     assert row["folder"] == str(run.path) and "evaluated_from" not in row
     assert len(unskew.results(tmp_path / "output")) == 1
     assert main(["table", str(tmp_path / "output")]) == 0
-    assert len(gather.collect([tmp_path / "output", *places])) == 1
+    assert len(gather.collect([tmp_path / "output", *places]).runs) == 1
     assert json.loads((run.path / "metrics.json").read_text())["accuracy"] == row["accuracy"]
     with pytest.raises(ValueError, match="evaluation") as refused:
         load_trainer(places[0])

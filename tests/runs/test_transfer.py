@@ -42,6 +42,20 @@ def test_class_names_decide(name, copies, data_root, tmp_path, monkeypatch):
     check_other_classes(run, data_root, monkeypatch)
 
 
+def test_val_images_are_classified_among_the_same_classes_as_test_images(copies, data_root, tmp_path):
+    run = train("ZeroshotCLIP", data_root, tmp_path / "run")
+    shutil.copytree(copies[0] / "test", tmp_path / "digits" / "test")
+    shutil.copytree(copies[0] / "test", tmp_path / "digits" / "val")
+    shutil.copytree(copies[0] / "test", tmp_path / "digits" / "train")
+    (test, of_test), (val, of_val) = (
+        evaluated(run, "folder", tmp_path / "digits", "DATASET.NUM_SHOTS", -1, "TEST.SPLIT", split)
+        for split in ("test", "val")
+    )
+    assert of_val["logits"].shape[1] == len(val["classnames"]) == len(val["per_class_accuracy"]) == len(NAMES)
+    assert torch.equal(of_val["logits"], of_test["logits"]) and torch.equal(of_val["labels"], of_test["labels"])
+    assert val["accuracy"] == test["accuracy"]
+
+
 def check_other_classes(run, data_root, monkeypatch):
     bound = TRAINER_REGISTRY.get(config.class_name(run.trainer)).is_class_bound(run.config)
     opts = ("DATASET.SUBSAMPLE_CLASSES", "new")

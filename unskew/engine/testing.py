@@ -51,7 +51,7 @@ def predict_images(trainer: "SimpleTrainer", paths: Sequence[str]) -> Tensor:
 def evaluate(trainer: "SimpleTrainer", split: str) -> dict[str, float]:
     """Return the metrics of a trainer on a split; accuracies of groups and parts are reported for the test split.
 
-    A dataset with ``test_classes`` is classified among these alone.
+    A dataset with ``test_classes`` is classified among these alone, and so are the val images of an evaluation.
 
     Raises:
         ValueError: the split is unknown or has no images.
@@ -66,7 +66,7 @@ def evaluate(trainer: "SimpleTrainer", split: str) -> dict[str, float]:
     groups = trainer.class_groups() if split == "test" else {}  # needs its memory before the logits need theirs
     prediction = trainer.predict_parts([item.impath for item in items])
     labels = labels_of(items)  # [N]
-    classes = getattr(trainer.dm.dataset, "test_classes", None) if split == "test" else None
+    classes = _tested_classes(trainer, split, labels)
     if classes is not None:
         labels = torch.searchsorted(torch.tensor(classes), labels)
         prediction = among(prediction, classes)
@@ -80,6 +80,18 @@ def evaluate(trainer: "SimpleTrainer", split: str) -> dict[str, float]:
     # Dassl's evaluators take no further logits
     evaluator.process(logits, labels.to(logits.device), **({"extra": parts} if parts else {}))
     return dict(evaluator.evaluate())
+
+
+def _tested_classes(trainer: "SimpleTrainer", split: str, labels: Tensor) -> Sequence[int] | None:
+    """Return the labels among which the images of a split are classified; ``None`` for all.
+
+    The val images of a trained run are of all classes, but those of an evaluation are of its ``test_classes``.
+    """
+    dataset = trainer.dm.dataset
+    classes = getattr(dataset, "test_classes", None)
+    if split == "test" or classes is None:
+        return classes
+    return classes if getattr(dataset, "transfer", "") and {*labels.tolist()} <= {*classes} else None
 
 
 def _targets(trainer: "SimpleTrainer") -> dict[str, Tensor]:
