@@ -88,6 +88,18 @@ def test_h_of_an_average_is_that_of_the_average_base_and_new(make, tmp_path):
     assert f"{mean:.1f}" != f"{(statistics.harmonic_mean([90, 20]) + statistics.harmonic_mean([50, 80])) / 2:.1f}"
 
 
+def test_base_new_and_h_of_an_average_are_over_the_same_datasets(make, tmp_path):
+    halves(make, "A", [(160, 120)], "c")
+    halves(make, "A", [(100, 150)], "d")
+    make("A", 20, 1, "e", "base")  # its new classes are not tested yet
+    found = protocol_tables.base_to_new(*read(tmp_path))
+    cells, notes = all_cells(found, ["base", "new", "H"])
+    averages = {cell.metric: cell for cell in cells if not cell.dataset}
+    assert {cell.datasets for cell in averages.values()} == {("c", "d")}
+    assert [averages[name].mean for name in ("base", "new", "H")] == pytest.approx([65, 67.5, 66.2264], abs=1e-4)
+    assert any("e (no A)" in note for note in notes)
+
+
 def test_runs_on_half_of_the_classes_are_in_no_ordinary_table(make, tmp_path, capsys):
     make("G", 100)
     halves(make, "G", [(180, 120)])

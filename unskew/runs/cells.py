@@ -249,6 +249,7 @@ def _averages(cells: Sequence[Cell], together: bool = False) -> tuple[list[Cell]
     """Return the averages over datasets, and lines about datasets that are not in them.
 
     All trainers with the same backbone, shots and metric are averaged over the same datasets: those that all have.
+    The numbers of a protocol share their datasets, so that H is the harmonic mean of the base and new beside it.
 
     Args:
         cells: the cells of all datasets.
@@ -256,9 +257,9 @@ def _averages(cells: Sequence[Cell], together: bool = False) -> tuple[list[Cell]
     """
     groups: dict[tuple, dict[tuple, dict[str, Cell]]] = {}
     for cell in cells:
-        setting = ("" if together else cell.backbone, cell.label, cell.metric)
+        setting = ("" if together else cell.backbone, cell.label, "" if cell.protocol else cell.metric)
         lines = groups.setdefault(setting, {})
-        lines.setdefault((cell.trainer, cell.backbone), {})[cell.dataset] = cell
+        lines.setdefault((cell.trainer, cell.backbone, cell.metric), {})[cell.dataset] = cell
     found, notes = [], []
     for (_, label, _), lines in groups.items():
         every = list(dict.fromkeys(dataset for of_line in lines.values() for dataset in of_line))
@@ -266,10 +267,10 @@ def _averages(cells: Sequence[Cell], together: bool = False) -> tuple[list[Cell]
         if len(every) > 1:
             notes += _missing(lines, every, common, label)
         if len(common) > 1:
-            for (trainer, backbone), of_line in lines.items():
+            for (trainer, backbone, metric), of_line in lines.items():
                 chosen = [of_line[dataset] for dataset in common]
                 parts = tuple(cell.parts[0] for cell in chosen)
-                found.append(Cell(backbone, trainer, chosen[0].shots, chosen[0].metric, parts))
+                found.append(Cell(backbone, trainer, chosen[0].shots, metric, parts))
     return found, list(dict.fromkeys(notes))
 
 
@@ -278,7 +279,7 @@ def _missing(lines: Mapping[tuple, Mapping], every: Sequence[str], common: Seque
     left_out = []
     for dataset in every:
         if dataset not in common:
-            without = dict.fromkeys(trainer for (trainer, _), of_line in lines.items() if dataset not in of_line)
+            without = dict.fromkeys(trainer for (trainer, *_), of_line in lines.items() if dataset not in of_line)
             left_out.append(f"{dataset} (no {', '.join(without)})")
     if not left_out:
         return []

@@ -71,9 +71,9 @@ def collect_both(folder: str | Path) -> tuple[list[dict], list[dict]]:
 def source_folder(evaluation: Mapping) -> Path:
     """Return the folder of the evaluated run: the evaluation is below it, unless its folder was chosen."""
     folder = Path(os.path.abspath(evaluation["folder"]))
-    if folder.parent.name == "eval" and RunDir(folder.parent.parent).metrics.is_file():
-        return folder.parent.parent
-    return Path(os.path.abspath(str(evaluation.get("evaluated_from", ""))))
+    above, given = folder.parent.parent, os.path.abspath(str(evaluation.get("evaluated_from") or folder))
+    is_below = folder.parent.name == "eval" and (RunDir(above).metrics.is_file() or not Path(given).is_dir())
+    return above if is_below else Path(given)
 
 
 def state_of_training(folder: str | Path) -> str:
