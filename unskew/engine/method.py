@@ -89,6 +89,24 @@ class Method(TrainerBase):
                 "between classes, such as CoOp"
             )
 
+    def _check_undeclared(self) -> None:
+        """Raise ``ValueError`` for the evaluation on other classes of a plugin's weights that may be of single classes.
+
+        Weights of as many other classes load without an error, and the accuracy means nothing.
+        """
+        own = [vars(kind) for kind in type(self).__mro__ if kind is not Method]
+        is_declared = any("class_bound" in names or "is_class_bound" in names for names in own)
+        if self._matched != OTHER_CLASSES or is_declared or type(self).__module__.startswith("unskew."):
+            return
+        for model in self._models.values():
+            for name, parameter in model.named_parameters():
+                if self.num_classes in parameter.shape:
+                    raise ValueError(
+                        f"'{self.cfg.DATASET.NAME}' has classes on which '{self.cfg.TEST.MODEL_DIR}' was not trained, "
+                        f"and '{name}' of {self.cfg.TRAINER.NAME} has a row for each class: leave it out, or add "
+                        "class_bound = False to the trainer's class if these weights suit any classes"
+                    )
+
     @property
     def _matched(self) -> str:
         """How the classes of an evaluation match those of the trained run, see `unskew.data.transfer`."""

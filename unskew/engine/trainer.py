@@ -109,6 +109,7 @@ class SimpleTrainer(Method):
         self.build_data_loader()
         self._check_classes()
         self.build_model()
+        self._check_undeclared()
         self.evaluator = self._build_evaluator(cfg, lab2cname=self.test_names())
         self._share_among_processes()
 
