@@ -53,7 +53,7 @@ def test_the_second_time_it_is_read(run, data_root, capsys, monkeypatch):
     monkeypatch.setattr("unskew.data.loaders.build_dataset", None)
     assert main(argv) == 0
     accuracy, _, rest = capsys.readouterr().out.strip().partition(",")
-    assert first.startswith(accuracy) and rest.endswith(f"in {run.path / 'eval' / 'digits'}") and "earlier" in rest
+    assert first.startswith(accuracy) and rest.endswith(f"in {run.path / 'eval' / 'digits-val'}") and "earlier" in rest
     with pytest.raises(TypeError):  # another epoch is another evaluation, which builds the dataset
         main([*argv, "--load-epoch", "1"])
 
@@ -104,6 +104,17 @@ def test_no_table_has_the_evaluation_of_an_earlier_training(chosen, run, data_ro
     assert finished_evaluation(replace(target(run, data_root), folder=place), str(run.path)) is None
 
 
+def test_val_and_an_epoch_have_folders_of_their_own(run, data_root):
+    test = with_settings_of(str(run.path), Run("digits", "", root=data_root))
+    places = {
+        evaluate(described, str(run.path), epoch, console=False)[1].name: finished_evaluation(test, str(run.path))
+        for described, epoch in ((test, None), (target(run, data_root), None), (test, 1))
+    }
+    assert [*places] == ["digits", "digits-val", "digits-epoch1"] and None not in places.values()
+    rows = tables.evaluations(run.path)
+    assert [(row.get("split"), row.get("epoch")) for row in rows] == [(None, None), (None, 1), ("val", None)]
+
+
 def test_a_kill_before_the_end_leaves_no_finished_evaluation(run, data_root, monkeypatch):
     described = target(run, data_root)
     with monkeypatch.context() as patch:
@@ -119,10 +130,10 @@ def test_halves_have_folders_of_their_own_and_no_evaluation_counts_as_a_run(run,
     for half in ("all", "base", "new"):
         evaluate(target(run, data_root, "DATASET.SUBSAMPLE_CLASSES", half), str(run.path), console=False)
     evaluations = tables.evaluations(tmp_path / "output")
-    places = [run.path / "eval" / name for name in ("digits", "digits-base", "digits-new")]
+    places = [run.path / "eval" / name for name in ("digits-base-val", "digits-new-val", "digits-val")]
     assert [row["folder"] for row in evaluations] == list(map(str, places))
-    assert [row["subsample"] for row in evaluations] == ["all", "base", "new"]
-    assert [row.get("transfer") for row in evaluations] == [None, "by class name", "by class name"]
+    assert [row["subsample"] for row in evaluations] == ["base", "new", "all"]
+    assert [row.get("transfer") for row in evaluations] == ["by class name", "by class name", None]
     assert {row["source"] for row in evaluations} == {"digits"}
     (row,) = tables.collect(tmp_path / "output")
     assert row["folder"] == str(run.path) and "evaluated_from" not in row

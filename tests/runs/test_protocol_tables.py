@@ -100,6 +100,18 @@ def test_base_new_and_h_of_an_average_are_over_the_same_datasets(make, tmp_path)
     assert any("e (no A)" in note for note in notes)
 
 
+def test_evaluations_of_an_epoch_or_on_another_split_are_in_no_table(make, tmp_path):
+    source = make("A", 100)
+    make("A", 120, 1, "x", source=source, classes=["p", "q"])
+    for kind in ({"split": "val"}, {"epoch": 2}):
+        make("A", 10, 1, "y", source=source, classes=["p", "q"], **kind).rename(source / "eval" / next(iter(kind)))
+    (row,) = protocol_tables.transfers(*read(tmp_path))
+    assert row["average"] == row["x"] == 60.0 and "y" not in row
+    other = make("B", 100, split="val")
+    make("B", 80, 1, "y", source=other, classes=["p", "q"], split="val")
+    assert protocol_tables.transfers(*read(tmp_path))[1]["y"] == 40.0
+
+
 def test_runs_on_half_of_the_classes_are_in_no_ordinary_table(make, tmp_path, capsys):
     make("G", 100)
     halves(make, "G", [(180, 120)])

@@ -70,17 +70,21 @@ def with_settings_of(model_dir: str, run: Run) -> Run:
     return replace(run, dataset=run.dataset or dataset, trainer=trainer, backbone=backbone, opts=opts)
 
 
-def label(cfg: CfgNode) -> str:
-    """Return the name of an evaluation's folder: the dataset, with ``-base`` or ``-new`` for a half of its classes."""
-    half = cfg.DATASET.SUBSAMPLE_CLASSES
-    return dataset_label(cfg) if half == "all" else f"{dataset_label(cfg)}-{half}"
+def label(cfg: CfgNode, epoch: int | None = None) -> str:
+    """Return the name of an evaluation's folder: the dataset, then what is not all classes, test and the kept epoch.
+
+    Examples are ``digits``, ``digits-new`` and ``digits-val-epoch5``.
+    """
+    half, split = cfg.DATASET.SUBSAMPLE_CLASSES, cfg.TEST.SPLIT
+    parts = [half] * (half != "all") + [split] * (split != "test") + [f"epoch{epoch}"] * (epoch is not None)
+    return "-".join([dataset_label(cfg), *parts])
 
 
 def _described(run: Run, model_dir: str, epoch: int | None) -> tuple[CfgNode, Path | None]:
     """Return the config of an evaluation, with the trained run in it, and its folder if it has one."""
     cfg = run.config
     chosen = run.folder or dict(zip(run.opts[::2], run.opts[1::2], strict=True)).get("OUTPUT_DIR")
-    folder = Path(chosen) if chosen else Path(model_dir) / "eval" / label(cfg) if model_dir else None
+    folder = Path(chosen) if chosen else Path(model_dir) / "eval" / label(cfg, epoch) if model_dir else None
     values: dict[str, object] = {"TEST.MODEL_DIR": str(model_dir), "TEST.EPOCH": -1 if epoch is None else epoch}
     return config.derive(cfg, {**values, "OUTPUT_DIR": str(folder)} if folder else values), folder
 
@@ -176,7 +180,9 @@ def _origin(trainer: "SimpleTrainer", cfg: CfgNode) -> dict[str, object]:
     source = read_source(model_dir)
     dataset = source.dataset if source else saved_config(model_dir).get("DATASET.NAME")
     transfer = getattr(trainer, "transfer", "")
-    entries = {"evaluated_from": model_dir, "source": dataset, "transfer": transfer}
+    entries: dict[str, object] = {"evaluated_from": model_dir, "source": dataset, "transfer": transfer}
+    if cfg.TEST.EPOCH >= 0:
+        entries["epoch"] = cfg.TEST.EPOCH
     state = {"source_state": tables.state_of_training(model_dir), "subsample": cfg.DATASET.SUBSAMPLE_CLASSES}
     return {name: value for name, value in entries.items() if value} | state
 

@@ -193,12 +193,16 @@ def _row(row: Mapping, numbers: Mapping, protocol: str, measured: Mapping[str, t
 
 
 def _by_source(rows: Sequence[Mapping], evaluations: Sequence[Mapping]) -> list[tuple[Mapping, list[Mapping]]]:
-    """Return each trained run with its evaluations that have an accuracy; evaluations of other runs are left out."""
-    found: dict[str, list[Mapping]] = {}
+    """Return each trained run with its evaluations that have an accuracy; evaluations of other runs are left out.
+
+    Those of a chosen epoch, and those on another split than the run's own test, are left out too.
+    """
+    found: dict[tuple, list[Mapping]] = {}
     for evaluation in evaluations:
-        if _is_number(evaluation.get("accuracy")):
-            found.setdefault(str(tables.source_folder(evaluation)), []).append(evaluation)
-    return [(row, found.get(os.path.abspath(row["folder"]), []) if found else []) for row in rows]
+        if _is_number(evaluation.get("accuracy")) and "epoch" not in evaluation:
+            place = str(tables.source_folder(evaluation)), evaluation.get("split")
+            found.setdefault(place, []).append(evaluation)
+    return [(row, found.get((os.path.abspath(row["folder"]), row.get("split")), []) if found else []) for row in rows]
 
 
 def _targets(row: Mapping, evaluations: Sequence[Mapping]) -> dict[str, Mapping]:

@@ -59,6 +59,7 @@ def _describe(cfg: CfgNode) -> dict:
         "longtail": cfg.DATASET.LONGTAIL,
         "seed": cfg.SEED,
         **({} if half == "all" else {"subsample": half}),
+        **({} if cfg.TEST.SPLIT == "test" else {"split": cfg.TEST.SPLIT}),
     }
 
 
