@@ -118,6 +118,10 @@ def test_seeds_that_were_published_one_by_one_have_a_deviation():
     assert result.seeds == 3
 
 
+def test_accuracies_on_val_are_not_compared():
+    assert fitting([row("caltech101", "CoOp")]) and not fitting([row("caltech101", "CoOp", split="val")])
+
+
 def test_an_error_rate_fits_only_runs_with_its_imbalance(tmp_path):
     rows = []
     for trainer, imbalance in (("FineTune", 50), ("GLA", 10)):

@@ -23,6 +23,7 @@ def fitting(rows: Sequence[Mapping], evaluations: Sequence[Mapping], intervals: 
         evaluations: metrics of evaluations with their ``folder``.
         intervals: compute the 95% intervals of the cells.
     """
+    rows = [row for row in rows if "split" not in row]  # published accuracies are of the test images
     whole = [row for row in rows if not tables.is_half(row) and isinstance(row.get("accuracy"), int | float)]
     cells = all_cells(whole, ["accuracy"], intervals=intervals)[0] if whole else []
     halves = protocol_tables.base_to_new(rows, evaluations)
