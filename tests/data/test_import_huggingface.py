@@ -80,6 +80,21 @@ def test_a_local_folder_of_arrow_or_parquet(write, tmp_path):
     assert not list((tmp_path / "hf").rglob("*.arrow"))  # no copy in the library's cache
 
 
+@pytest.mark.parametrize("write", [saved, parquet])
+def test_splits_that_number_their_classes_differently_are_refused(write, tmp_path):
+    """The library takes the class names of the first file for all of them."""
+    write(tmp_path / "set")
+    names = datasets.Features({**FEATURES, "label": datasets.ClassLabel(names=NAMES[::-1])})
+    rows = table(CONTENT["test"], features=names)
+    if write is saved:
+        datasets.DatasetDict({**splits(), "test": rows}).save_to_disk(tmp_path / "set")
+    else:
+        rows.to_parquet(tmp_path / "set" / "data" / "test-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match=r"test.*label 0"):
+        import_images(HuggingFace(str(tmp_path / "set")), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "split"), [("train.parquet", "train"), ("my-test-1.parquet", "test"), ("images.arrow", "train")]
 )

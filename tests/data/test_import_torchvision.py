@@ -178,3 +178,16 @@ def test_items_that_are_no_image_and_label_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Boxes, "__getitem__", lambda self, index: ("x", 1, 2))
     with pytest.raises(ValueError, match="FakeData"):
         run("FakeData", tmp_path)
+
+
+def test_splits_that_number_their_classes_differently_are_refused(tmp_path, monkeypatch):
+    """A class that numbers the folders of each split by themselves shifts labels where a folder is missing."""
+
+    class FakeData(vision.FakeData):
+        def __init__(self, train=True):
+            super().__init__(size=4, image_size=(3, 6, 5), num_classes=2)
+            self.classes = ["cat", "dog", "owl"] if train else ["dog", "owl"]
+
+    monkeypatch.setattr(vision, "FakeData", FakeData)
+    with pytest.raises(ValueError, match=r"test.*label 0"):
+        run("FakeData", tmp_path)

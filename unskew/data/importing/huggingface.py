@@ -7,13 +7,22 @@ import contextlib
 import importlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from unskew.data.image_folders import EXTENSIONS
 from unskew.data.importing._columns import choose_columns
-from unskew.data.importing.source import Label, Source, Stored, choose_splits, file_states, logger, split_in
+from unskew.data.importing.source import (
+    Label,
+    Source,
+    Stored,
+    check_same_names,
+    choose_splits,
+    file_states,
+    logger,
+    split_in,
+)
 from unskew.utils.errors import DAMAGE, format_error
 from unskew.utils.files import expand
 
@@ -50,6 +59,7 @@ class HuggingFace(Source):
         place = {"source": source} if self.path is None else {"source": str(self.path), "files": _state(self.path)}
         super().__init__({**place, **named})
         self._rows: Mapping[str, Any] = {}
+        self._files: Mapping[str, Sequence[str]] = {}  # the library takes the first one's class names for all
         self.image_column = self.label_column = ""
 
     def open(self) -> None:
@@ -68,7 +78,10 @@ class HuggingFace(Source):
         for split, found in features.items():
             if not {self.image_column, self.label_column} <= set(found):
                 raise ValueError(f"split '{self.splits[split]}' of '{self.name}' has other columns: {', '.join(found)}")
-        self.classnames = dict(enumerate(getattr(first[self.label_column], "names", ())))
+            check_same_names(self._names(first), self._names(found), f"split '{self.splits[split]}' of '{self.name}'")
+        for file in (file for name in self.splits.values() for file in self._files.get(name, ())):
+            check_same_names(self._names(first), self._names(_features_of(file)), f"'{file}'")
+        self.classnames = dict(enumerate(self._names(first)))
         used = {"image": self.image_column, "label": self.label_column}
         self.facts |= {
             "features": {name: {"column": column, "type": str(first[column])} for name, column in used.items()}
@@ -103,6 +116,10 @@ class HuggingFace(Source):
             raise ValueError(f"split '{name}' of '{self.name}' has no known columns: give Arrow or Parquet files")
         return features
 
+    def _names(self, features: Mapping[str, Any]) -> Sequence[str]:
+        """Return the class names in the order of the labels, () for labels without names."""
+        return getattr(features.get(self.label_column), "names", None) or ()
+
     # --- loading -------------------------------------------------------------------------------------
 
     def _load(self, library: Any) -> Any:
@@ -120,6 +137,7 @@ class HuggingFace(Source):
             )
         builder = library.load_dataset_builder(os.fspath(self.path), self.config or None)
         _check_reader(builder)
+        self._files = {str(split): list(map(str, files)) for split, files in builder.config.data_files.items()}
         return builder.as_streaming_dataset()  # without a copy in the library's cache
 
     def _load_hub(self, library: Any) -> Any:
@@ -172,6 +190,24 @@ def _check_reader(builder: Any) -> None:
     if reader not in _FOLDER_READERS:
         advice = "use unskew data import webdataset" if reader == "webdataset" else "convert them"
         raise ValueError(f"its files are of the kind {reader}, not {', '.join(_FOLDER_READERS)}: {advice}")
+
+
+def _features_of(file: str) -> Mapping[str, Any]:
+    """Return the features that a local file describes itself, {} if it is of another kind."""
+    suffix = os.path.splitext(file)[1].lower()
+    if suffix not in _READERS or not os.path.isfile(file):
+        return {}
+    with _one_line(file):
+        arrow = importlib.import_module("pyarrow")
+        if suffix == ".parquet":
+            schema = importlib.import_module("pyarrow.parquet").read_schema(file)
+        else:
+            with arrow.memory_map(file) as content:
+                try:
+                    schema = arrow.ipc.open_stream(content).schema
+                except arrow.ArrowInvalid:
+                    schema = arrow.ipc.open_file(content).schema
+        return _library().Features.from_arrow_schema(schema)
 
 
 def _state(path: Path) -> str:

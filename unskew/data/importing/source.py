@@ -5,8 +5,9 @@ import json
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
+from itertools import zip_longest
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -98,6 +99,17 @@ def choose_splits(names: Iterable[str], place: str) -> tuple[dict[str, str], lis
     if not chosen:
         raise ValueError(f"{place} has the splits {', '.join(names) or 'none'}; expected train, val or test")
     return chosen, others
+
+
+def check_same_names(first: Sequence[str], names: Sequence[str], place: str) -> None:
+    """Raise ``ValueError`` if two parts of a source have names for their labels, and a label has different ones."""
+    pairs = enumerate(zip_longest(first, names)) if first and names else ()
+    for label, (one, other) in pairs:
+        if one != other:
+            raise ValueError(
+                f"{place} has {other!r} as the name of label {label}, and the first part of the source has {one!r}: "
+                "give all parts the same class names in the same order"
+            )
 
 
 def split_in(name: str) -> str:

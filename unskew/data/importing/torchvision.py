@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from unskew.data.importing.source import Label, Source, Stored
+from unskew.data.importing.source import Label, Source, Stored, check_same_names
 from unskew.utils.errors import format_error
 from unskew.utils.files import expand
 
@@ -72,7 +72,11 @@ class TorchVision(Source):
             raise ValueError(f"torchvision's {name} has no split train, val or test: import it in another way")
         for split, dataset in self._datasets.items():
             _check_items(name, split, dataset)
-        self.classnames = dict(enumerate(_class_names(next(iter(self._datasets.values())))))
+        names = {split: _class_names(dataset) for split, dataset in self._datasets.items()}
+        first = next(iter(names.values()))
+        for split, found in names.items():
+            check_same_names(first, found, f"split {split} of torchvision's {name}")
+        self.classnames = dict(enumerate(first))
         self.facts = {"features": {"image": "item 0", "label": "item 1"}}
 
     def labels(self, split: str) -> Iterator[Label]:
