@@ -13,6 +13,7 @@ from unskew.clip import adapters, lora
 from unskew.clip.prompts import fill
 from unskew.clip.text import encode_prompts
 from unskew.engine.clip_trainer import CLIPTrainer
+from unskew.engine.feature_loader import FeatureLoader
 from unskew.engine.image_models import ImageModel
 from unskew.engine.optim import build_lr_scheduler, build_optimizer
 from unskew.engine.trainer import TRAINER_REGISTRY
@@ -69,13 +70,24 @@ class CLIPLoRA(CLIPTrainer):
 
     def _plan_steps(self) -> None:
         """Set the numbers of steps and epochs."""
-        images = len(self.dataset.train_x or [])
-        batches = -(-len(self.train_loader_x) // self.accelerator.num_processes) if images else 0
+        images, processes = len(self.dataset.train_x or []), self.accelerator.num_processes
+        batches = self._batches_of_a_process(processes) if images else 0
+        if images and not batches:
+            raise ValueError(
+                f"{processes} processes have fewer than {processes} batches: lower DATALOADER.TRAIN_X.BATCH_SIZE"
+            )
         shots = self.cfg.DATASET.NUM_SHOTS
         shots = shots if shots > 0 else max(1, round(images / self.num_classes))
-        wanted = -(-self.node.ITERATIONS * shots // self.accelerator.num_processes)
+        wanted = -(-self.node.ITERATIONS * shots // processes)
         self.steps = min(wanted, self.cfg.OPTIM.MAX_EPOCH * batches)
         self.max_epoch = -(-self.steps // batches) if images else 0
+
+    def _batches_of_a_process(self, processes: int) -> int:
+        """Return the batches of an epoch in each process, whose loader is not yet divided among them."""
+        loader = self.train_loader_x
+        if isinstance(loader, FeatureLoader):  # has the batches of its process alone
+            return len(loader)
+        return len(loader) // processes if loader.drop_last else -(-len(loader) // processes)
 
     def run_epoch(self) -> None:
         """Train on each batch once; the last epoch ends with the last step."""
