@@ -3,6 +3,7 @@
 By default the penalty pulls the weights to the zero-shot classifier, and not to zero.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -39,6 +40,8 @@ class LinearProbe(CLIPTrainer):
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
         check_choice(cfg, f"{self.node_name}.INIT", tuple(CANDIDATES))
+        if not 0 <= self.node.C < math.inf:
+            raise ValueError(f"TRAINER.{self.node_name}.C must be 0 (the best on val) or more (got {self.node.C})")
 
     def build_model(self) -> None:
         with torch.device(self.device):

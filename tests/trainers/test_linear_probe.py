@@ -114,6 +114,12 @@ def test_the_default_starts_from_the_text_features(data_root, tmp_path):
     assert torch.equal(default.predict(some_paths(default)), named.predict(some_paths(default)))
 
 
+@pytest.mark.parametrize("strength", [-1.0, float("inf"), float("nan")])
+def test_a_strength_of_no_problem_is_an_error(strength, data_root, tmp_path):
+    with pytest.raises(ValueError, match=r"LINEARPROBE\.C"):
+        build("LinearProbe", data_root, tmp_path, "TRAINER.LINEARPROBE.C", strength)
+
+
 def test_an_unknown_start_is_an_error(data_root, tmp_path):
     with pytest.raises(ValueError, match=r"LINEARPROBE\.INIT"):
         build("LinearProbe", data_root, tmp_path, "TRAINER.LINEARPROBE.INIT", "random")
