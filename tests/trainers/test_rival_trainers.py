@@ -32,6 +32,13 @@ def test_bcts_is_fitted_on_the_images_of_glas_zero_shot_half(deviation, data_roo
         build("BCTS", data_root, tmp_path / "other", "TRAINER.BCTS.DEVIATION", 0.0)
 
 
+def test_a_deviation_whose_square_overflows_is_no_prior(data_root, tmp_path):
+    """The docs give `inf` on the command line."""
+    values = ("inf", "1e200")
+    runs = [trained("BCTS", data_root, tmp_path / value, "TRAINER.BCTS.DEVIATION", value) for value in values]
+    assert torch.equal(runs[0].predict(some_paths(runs[0])), runs[1].predict(some_paths(runs[1])))
+
+
 @pytest.mark.parametrize(("dataset", "shots"), [("digits", 4), ("digits_lt", -1)])
 def test_stacking_joins_bcts_and_the_base_on_val(dataset, shots, data_root, tmp_path):
     opts = ("TRAINER.STACKING.BASE", "LinearProbe", "DATASET.HOLDOUT", 0.2 if shots < 0 else 0.0)

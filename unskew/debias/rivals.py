@@ -42,7 +42,7 @@ def fit_bcts(logits: Array, labels: Array | Sequence[int], *, deviation: float =
     scores, targets = check_logits(as_logits(logits=logits)[0], labels, None)
     counts = targets.bincount(minlength=scores.shape[1])
     data = LogitSums([scores], targets, counts)
-    variances = torch.full_like(data.counts, deviation**2)
+    variances = torch.full_like(data.counts, deviation).square()
     fit = minimise(data, data.counts.new_ones(1), ScalePenalty(1.0), variances)
     return BCTS(1 / float(fit.weights), to_kind(_spread(fit.bias, counts), numpy))
 
@@ -81,7 +81,7 @@ def fit_stacking(
     penalty = NormalPenalty((float(MAP_PRIOR.ft_weight), float(MAP_PRIOR.zs_weight)), WEIGHT_DEVIATION**-2)
     counts = targets.bincount(minlength=scores.shape[1])
     data = LogitSums([finetuned, scores], targets, counts)
-    variances = torch.full_like(data.counts, deviation**2) if deviation else None
+    variances = torch.full_like(data.counts, deviation).square() if deviation else None
     fit = minimise(data, data.counts.new_tensor(penalty.means), penalty, variances)
     ft_weight, zs_weight = fit.weights.tolist()
     return Stacking(ft_weight, zs_weight, to_kind(_spread(fit.bias, counts), numpy))
