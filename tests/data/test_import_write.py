@@ -228,3 +228,20 @@ def test_a_full_disk_is_one_line_and_the_same_command_continues(tmp_path, monkey
     assert not set(tree(tmp_path / "out")) & {".lock", ".parts"} and json.loads(
         (tmp_path / "out" / "manifest.json").read_text()
     )
+
+
+def test_classes_and_splits_whose_images_are_all_missing_are_left_out(tmp_path, warned):
+    """A name in classnames.json without a folder would make the import unreadable."""
+    content = some(3, each=2, splits=("train", "val", "test"))
+    content["train"] = [(label, image if label else None) for label, image in content["train"]]
+    content["val"] = [(label, b"") for label, _ in content["val"]]
+    content["test"] = [(label, image if label else None) for label, image in content["test"]]
+    import_images(Memory(content, ["a/b", "c/d", "e"]), tmp_path / "out")
+    found = manifest(tmp_path / "out")
+    assert set(found["splits"]) == {"train", "test"} and list(found["classes"]) == ["c_d", "e"]
+    assert load("folder", tmp_path / "out").classnames == ["c/d", "e"]
+    assert any("'a/b'" in line for line in warned())
+    content = {"train": [(0, None), (1, picture(1))]}
+    with pytest.raises(ValueError, match="1 class"):
+        import_images(Memory(content, ["a", "b"]), tmp_path / "other")
+    assert not (tmp_path / "other").exists()

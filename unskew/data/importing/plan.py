@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from unskew.data.importing.classes import folder_names, read_given_names
 from unskew.data.importing.source import Label, Source
-from unskew.data.names import class_order, listed
+from unskew.data.names import listed
 from unskew.data.splits import SPLITS
 
 logger = logging.getLogger("unskew")
@@ -103,8 +103,3 @@ def _names(source: Source, labels: set[int | str], given: Mapping[str, str]) -> 
     if empty:
         raise ValueError(f"{source}: the name of label {empty[0]} is empty; give names with --classnames FILE")
     return {label: known[label] for label in ordered}
-
-
-def label_order(plan: Plan) -> list[str]:
-    """Return the folders in the order in which the dataset `folder` numbers them."""
-    return class_order(plan.folders.values(), "the import")

@@ -20,8 +20,9 @@ from tqdm import tqdm
 from unskew import __version__
 from unskew.data.image_folders import OWN_NAMES
 from unskew.data.importing.formats import file_bytes
-from unskew.data.importing.plan import Plan, has_label, label_order, make_plan
+from unskew.data.importing.plan import Plan, has_label, make_plan
 from unskew.data.importing.source import Label, Source
+from unskew.data.names import class_order, listed
 from unskew.data.readable import find_unreadable
 from unskew.utils.errors import DAMAGE
 from unskew.utils.files import expand, move_into_place, read_json, unwritable, write_atomically, write_error, write_json
@@ -66,16 +67,17 @@ def import_images(source: Source, out: str | Path, classnames: str = "") -> tupl
             shutil.rmtree(staging, ignore_errors=True)
             return manifest, False
         write_json(identity, _parts(staging) / "identity.json")
-        splits = {split: _write_once(source, plan, split, staging) for split in plan.counts}
+        written = {split: _write_once(source, plan, split, staging) for split in plan.counts}
+        splits = {split: facts for split, facts in written.items() if facts["images"]}
         manifest = {
             "version": _VERSION,
             "identity": identity,
             **source.facts,
             "splits": splits,
-            "classes": _classes(plan),
+            "classes": _classes(plan, splits),
             "versions": {"unskew": __version__, **source.versions()},
         }
-        _finish(staging, out, plan, manifest)
+        _finish(staging, out, manifest)
     return manifest, True
 
 
@@ -87,10 +89,20 @@ def _names_identity(classnames: str) -> dict[str, str]:
     return {"classnames": f"sha256 {hashlib.sha256(content).hexdigest()}"}
 
 
-def _classes(plan: Plan) -> dict[str, dict[str, Any]]:
-    """Return the name and the source's label of each folder, in the order of the dataset `folder`."""
+def _classes(plan: Plan, splits: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the name and the source's label of each folder, in the order of the dataset `folder`.
+
+    Raises:
+        ValueError: fewer than two classes have images.
+    """
     labels = {folder: label for label, folder in plan.folders.items()}
-    return {folder: {"name": plan.names[labels[folder]], "label": labels[folder]} for folder in label_order(plan)}
+    filled = set[str]().union(*(facts["classes"] for facts in splits.values()))
+    if len(filled) < 2:
+        raise ValueError(f"{len(filled)} class(es) of {len(labels)} have image files: two or more are needed")
+    if empty := [plan.names[labels[folder]] for folder in labels if folder not in filled]:
+        logger.warning(f"{len(empty)} class(es) have no image file and are left out: {listed(empty)}")
+    order = class_order(filled, "the import")
+    return {folder: {"name": plan.names[labels[folder]], "label": labels[folder]} for folder in order}
 
 
 # --- the place ---------------------------------------------------------------------------------------
@@ -177,8 +189,9 @@ def _write_once(source: Source, plan: Plan, split: str, staging: Path) -> dict[s
     if facts["images"] + missing != plan.counts[split].total():
         raise ValueError(f"{source} has changed while it was read: start the import again")
     write_json(facts, record)
-    with _writing(staging / split):
-        move_into_place(part, staging / split)
+    if facts["images"]:
+        with _writing(staging / split):
+            move_into_place(part, staging / split)
     return facts
 
 
@@ -252,16 +265,16 @@ def _writing(path: str | Path) -> Iterator[None]:
 # --- the end -----------------------------------------------------------------------------------------
 
 
-def _finish(staging: Path, out: Path, plan: Plan, manifest: Mapping[str, Any]) -> None:
+def _finish(staging: Path, out: Path, manifest: Mapping[str, Any]) -> None:
     """Write the files beside the splits, and rename the folder."""
 
     def join(file: BinaryIO) -> None:
-        for split in plan.counts:
+        for split in manifest["splits"]:
             with _sums(staging, split).open("rb") as part:
                 shutil.copyfileobj(part, file)
 
     write_atomically(staging / SUMS, join)
-    names = {folder: plan.names[label] for label, folder in plan.folders.items()}
+    names = {folder: facts["name"] for folder, facts in manifest["classes"].items()}
     if any(folder != name for folder, name in names.items()):
         write_json(names, staging / OWN_NAMES)
     write_atomically(staging / MANIFEST, f"{json.dumps(manifest, indent=1)}\n")
