@@ -11,6 +11,8 @@ from building import build, some_paths
 from sklearn.linear_model import LogisticRegression
 
 from unskew import config
+from unskew.data.transfer import saved_config
+from unskew.runs.run import Run, execute, load_run
 from unskew.trainers import linearprobe
 
 ZEROS = ("TRAINER.LINEARPROBE.INIT", "zeros")
@@ -124,3 +126,19 @@ def test_an_unknown_start_is_an_error(data_root, tmp_path):
     with pytest.raises(ValueError, match=r"LINEARPROBE\.INIT"):
         build("LinearProbe", data_root, tmp_path, "TRAINER.LINEARPROBE.INIT", "random")
     assert config.load("digits", "", "ZSLinearProbe", ()).TRAINER.CLASS == "LinearProbe"
+
+
+def test_a_run_from_before_the_start_existed_keeps_zeros(data_root, tmp_path):
+    """Its config.yaml lacks the key, whose default is another one today."""
+    opts = (*ZEROS, "TRAINER.LINEARPROBE.C", 1.0)
+    for name, values in (("old", opts), ("new", opts[2:])):
+        run = Run("digits", "LinearProbe", shots=1, seed=1, root=data_root, folder=str(tmp_path / name), opts=values)
+        execute(run, console=False)
+    file = tmp_path / "old" / "config.yaml"
+    file.write_text(file.read_text().replace("    INIT: zeros\n", ""))
+    for name, start in (("old", "zeros"), ("new", "text")):
+        folder = tmp_path / name
+        assert load_run(folder).config.TRAINER.LINEARPROBE.INIT == start
+        assert config.restore(folder / "config.yaml").TRAINER.LINEARPROBE.INIT == start
+        assert saved_config(folder)["TRAINER.LINEARPROBE.INIT"] == start
+    assert saved_config(tmp_path) == {}

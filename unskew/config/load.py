@@ -172,8 +172,17 @@ def integer(key: str, value: object) -> int:
         raise ValueError(f"{key} takes a whole number, got {value!r}") from error
 
 
+# Keys that are newer than the trainers they belong to, with the value that runs had without them; not the default.
+_FORMERLY = {"TRAINER.LINEARPROBE.INIT": "zeros"}
+
+
+def former_values(saved: Mapping[str, object]) -> dict[str, object]:
+    """Return values for keys that the config of an older run, by key, lacks and whose default is not what it did."""
+    return {key: value for key, value in _FORMERLY.items() if key not in saved}
+
+
 def restore(path: str | Path) -> CfgNode:
-    """Return the frozen config in a run's ``config.yaml``, with defaults for the keys that an older file lacks.
+    """Return the frozen config in a run's ``config.yaml``, with values for the keys that an older file lacks.
 
     Raises:
         ValueError: the file has an unknown key, or a value of the wrong type.
@@ -181,6 +190,8 @@ def restore(path: str | Path) -> CfgNode:
     tree = read_yaml(Path(path))
     cfg = all_defaults()
     plugins.extend(cfg, ())
+    for key, value in former_values(dict(flatten(tree))).items():
+        set_key(cfg, key, value, str(path))
     merge(cfg, tree, str(path))
     cfg.freeze()
     return cfg

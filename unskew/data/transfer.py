@@ -42,7 +42,8 @@ class Source(NamedTuple):
 def saved_config(folder: str | Path) -> dict[str, Any]:
     """Return the values in the ``config.yaml`` of a run, by key; CoOp's runs have none."""
     file = Path(folder) / "config.yaml"
-    return dict(config.flatten(config.read_yaml(file))) if file.is_file() else {}
+    saved = dict(config.flatten(config.read_yaml(file))) if file.is_file() else {}
+    return {**config.former_values(saved), **saved} if saved else {}
 
 
 def read_source(folder: str | Path) -> Source | None:
