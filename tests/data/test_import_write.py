@@ -117,7 +117,7 @@ def test_verify_finds_nothing_and_unreadable_images_are_kept_and_counted(tmp_pat
 
 
 def test_pixels_without_a_file_become_lossless_files():
-    for mode, end in (("RGB", ".png"), ("L", ".png"), ("I;16", ".png"), ("CMYK", ".tif"), ("F", ".tif")):
+    for mode, end in (("RGB", ".png"), ("L", ".png"), ("I;16", ".png"), ("I", ".tif"), ("F", ".tif")):
         image = Image.effect_noise((7, 5), 50).convert("I" if mode == "I;16" else mode).convert(mode)
         suffix, content = file_bytes(Stored(image))
         again = Image.open(io.BytesIO(content))

@@ -17,7 +17,7 @@ _SUFFIXES = {
 }
 
 # Modes that PNG does not have; TIFF stores them without loss.
-_TIFF_MODES = ("F", "CMYK", "YCbCr", "LAB", "HSV", "RGBX", "RGBa", "La", "PA")
+_TIFF_MODES = ("F", "I", "CMYK", "YCbCr", "LAB", "HSV", "RGBX", "RGBa", "La", "PA")
 
 
 def file_bytes(stored: Stored) -> tuple[str, bytes] | None:
