@@ -135,6 +135,7 @@ HOSTILE = {
     "a device": ([member("9.jpg", kind=tarfile.CHRTYPE)], "9.jpg"),
     "a pipe": ([member("9.jpg", kind=tarfile.FIFOTYPE)], "9.jpg"),
     "two images": ([("9.jpg", b"x"), ("9.png", b"y"), ("9.cls", b"0")], "two images.*9.png"),
+    "two labels": ([("9.jpg", b"x"), ("9.cls", b"0"), ("9.cls", b"1")], r"two \.cls"),
     "the same image twice": ([("9.jpg", b"x"), ("9.jpg", b"y"), ("9.cls", b"0")], "two images"),
     "no label": ([("9.jpg", b"x")], "'9'.* no label"),
     "no image": ([("9.cls", b"0")], "'9'.* no image"),

@@ -200,6 +200,8 @@ def _groups(members: Iterable[tuple[str, bytes | None]]) -> Iterator[_Sample]:
                 raise ValueError(f"the sample '{key}' has two images, '{sample.image_name}' and '{name}': keep one")
             sample.image_name, sample.image = name, content
         elif extension in _LABEL_FILES:
+            if extension in sample.files:
+                raise ValueError(f"the sample '{key}' has two .{extension} files: keep one")
             sample.files[extension] = content or b""
     yield sample
 
