@@ -173,7 +173,7 @@ def load_run(folder: str | Path) -> Run:
         root=saved["DATASET.ROOT"],
         folder=str(place.path),
         config_file=str(place.config),
-        opts=[part for pair in config.former_values(saved).items() for part in pair],
+        opts=tuple(part for pair in config.former_values(saved).items() for part in pair),
     )
 
 
