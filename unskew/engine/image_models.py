@@ -29,7 +29,7 @@ def check_not_transductive(trainer: "SimpleTrainer") -> None:
     if trainer.transductive:
         raise ValueError(
             f"{trainer.cfg.TRAINER.NAME} predicts an image from all images of a call, so it cannot be exported: choose "
-            "another trainer, or with PRIOR unlabelled or COMBINE otter other values of these"
+            "another trainer, or other values of PRIOR unlabelled and COMBINE otter where it has these keys"
         )
 
 
