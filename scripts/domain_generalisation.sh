@@ -7,7 +7,7 @@ usage="usage: bash scripts/domain_generalisation.sh [SOURCE TARGET ...]
 environment:
   TRAINERS (ZeroshotCLIP DebiasedZeroshot LinearProbe CoOp ProGrad TipAdapterF CLAP GLA)   SHOTS (16)
   SEEDS (1-3)   BACKBONE (the source's)   DATA (./data)   OUTPUT (./output)"
-if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+if [[ ${1:-} == -h || ${1:-} == --help || ( $# -gt 0 && $1 != -* && $1 != *.* && ${2:--} == -* ) ]]; then
     echo "$usage" >&2
     exit 2
 fi

@@ -20,4 +20,4 @@ setup
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 # SEEDS and BACKBONES are lists of words on purpose.
 exec "$PYTHON" -m unskew.cli protocol long_tail --datasets "$dataset" --seeds ${SEEDS:-1-3} \
-    --backbone ${BACKBONES:-members} --root "${DATA:-data}" --output "${OUTPUT:-output}" "$@"
+    --backbone ${BACKBONES:-${BACKBONE:-members}} --root "${DATA:-data}" --output "${OUTPUT:-output}" "$@"

@@ -98,11 +98,13 @@ def test_among_some_classes_too_no_tensor_is_held_twice():
     zs, ft, row = torch.randn(6, 4), torch.randn(6, 4), torch.randn(4)
     parts = {"zs": zs, "ft": ft, "ensemble": ft + zs, "debiased": zs + row, "gla": zs - ft}
     prediction = Prediction(parts["gla"], parts, {"ensemble": ("ft", "zs"), "debiased": ("zs", row)})
-    evaluator = build_evaluator(unskew.Run("digits", "ZeroshotCLIP").config)
+    cfg = unskew.Run("digits", "ZeroshotCLIP").config
+    evaluator = build_evaluator(cfg)
     items = [Datum(f"{number}.png", label=1 + 2 * (number % 2)) for number in range(6)]
     dataset = SimpleNamespace(test_classes=[1, 3])
     testing.evaluate(
         SimpleNamespace(
+            cfg=cfg,
             _items=lambda split: items,
             predict_parts=lambda paths: prediction,
             dm=SimpleNamespace(dataset=dataset),

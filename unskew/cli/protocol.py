@@ -12,7 +12,9 @@ _NAMES = ("few_shot", "base_to_new", "cross_dataset", "domain_generalisation", "
 def add(commands: Commands) -> None:
     """Add the command to the parser of `unskew`."""
     p = commands.add_parser("protocol", help="few-shot, base to new, cross-dataset, ...: all runs, then the table")
-    p.add_argument("name", choices=_NAMES, metavar="NAME", help=f"{', '.join(_NAMES[:-1])} or {_NAMES[-1]}")
+    p.add_argument(
+        "name", type=_plain, choices=_NAMES, metavar="NAME", help=f"{', '.join(_NAMES[:-1])} or {_NAMES[-1]}"
+    )
     datasets = "to train on; several, or 'all' that are prepared, in few_shot and base_to_new"
     p.add_argument("-d", "--datasets", nargs="+", default=[], metavar="DATASET", help=datasets)
     targets = "to test on, in cross_dataset and domain_generalisation"
@@ -25,6 +27,10 @@ def add(commands: Commands) -> None:
     p.add_argument("-b", "--backbone", nargs="+", default=[], help=backbones)
     add_runs(p)
     p.set_defaults(command=_protocol)
+
+
+def _plain(name: str) -> str:
+    return name.replace("-", "_")
 
 
 def _protocol(arguments: argparse.Namespace) -> None:

@@ -79,8 +79,8 @@ def check_classes(runs: Sequence[Run], evaluations: Sequence["Evaluation"], othe
     if new := next(filter(_has_other_classes, tests), None):
         what = f"the {new.half} classes of '{new.dataset}'" if new.half else f"'{new.dataset}', which has other classes"
         raise ValueError(
-            f"{', '.join(bound)} cannot be tested on {what}, because their weights belong to single classes: leave "
-            f"them out; {', '.join(others)} can"
+            f"{', '.join(bound)} cannot be tested on {what}, as they hold terms of single classes: choose others, "
+            f"such as {', '.join(others)}"
         )
 
 

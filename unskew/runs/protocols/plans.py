@@ -1,5 +1,6 @@
 """Plans of protocols: training runs, and evaluations of each."""
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from unskew.runs import plugins as plugin_files
 from unskew.runs.protocols import checks
 from unskew.runs.protocols.evaluations import Evaluation
 from unskew.runs.run import Run, flat, several
+
+logger = logging.getLogger("unskew")
 
 NAMES = ("few_shot", "base_to_new", "cross_dataset", "domain_generalisation", "long_tail")
 HALF = "DATASET.SUBSAMPLE_CLASSES"
@@ -118,7 +121,9 @@ def _datasets(protocol: str, names: Sequence[str], root: str) -> list[str]:
             raise ValueError(f"'all' is for few_shot and base_to_new, alone: give {protocol} the names of its datasets")
         from unskew.data import catalogue
 
-        return catalogue.few_shot_names(root or str(config.get_cfg_default().DATASET.ROOT))
+        found = catalogue.few_shot_names(root or str(config.get_cfg_default().DATASET.ROOT))
+        logger.warning(f"'all' is {', '.join(found)}")
+        return found
     if not names and protocol == "domain_generalisation":
         return [_IMAGENET[0]]
     if not names:
