@@ -14,12 +14,15 @@ from unskew.engine.trainer import TRAINER_REGISTRY
 from unskew.runs import plugins
 from unskew.utils.registry import discover
 
+PACKAGES = ("datasets", "trainers", "clip")  # in CoOp's repository; an installed package may have such a name
+
 
 @contextlib.contextmanager
 def as_a_process(folder):
     """Remove all traces of the plugins of ``folder`` from the process, which other tests share."""
     discover("unskew.trainers")
     discover("unskew.datasets")
+    installed = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] in PACKAGES}
     before, safe = set(sys.modules), torch.serialization.get_safe_globals()
     with pytest.MonkeyPatch.context() as patch:
         for owner, name, empty in ((plugins, "_loaded", set()), (declared, "_plugins", []), (declared, "_names", {})):
@@ -37,3 +40,4 @@ def as_a_process(folder):
         file = getattr(sys.modules[name], "__file__", None) or ""
         if name.split(".")[0] == "dassl" or Path(file).is_relative_to(folder):
             del sys.modules[name]
+    sys.modules.update(installed)

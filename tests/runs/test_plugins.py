@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -281,6 +282,17 @@ def test_a_script_with_packages_beside_it_brings_what_these_register(tmp_path, p
     assert sorted(declared.names("datasets")) == ["MorePets", "MyPets"]
     assert declared.names("trainers") == ["Tiny"]
     assert config.load("MorePets", "micro", "Tiny").TRAINER.TINY.WIDTH == 1
+
+
+def test_an_installed_package_with_the_name_of_theirs_is_named(tmp_path, monkeypatch):
+    """As the package `datasets` of Hugging Face, if the process has imported it before CoOp's."""
+    installed = ModuleType("datasets")
+    installed.__file__ = str(tmp_path / "installed" / "datasets.py")
+    monkeypatch.setitem(sys.modules, "datasets", installed)
+    write(tmp_path / "theirs" / "datasets" / "more.py", "")
+    script = write(tmp_path / "theirs" / "train.py", "import datasets.more")
+    with pytest.raises(ValueError, match=r"own package 'datasets'.*installed"):
+        plugins.load([script])
 
 
 @pytest.mark.parametrize("given", ["theirs/datasets/more.py", "theirs/datasets/", "theirs.datasets.more"])

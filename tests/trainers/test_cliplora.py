@@ -165,7 +165,8 @@ def test_the_whole_model_is_exported(data_root, tmp_path):
     assert (tmp_path / "model.onnx").stat().st_size > 10_000
 
 
-def test_a_resnet_trains_its_text_tower_on_cached_features(data_root, tmp_path, warned):
+def test_a_resnet_trains_its_text_tower_on_cached_features(data_root, tmp_path, warned, monkeypatch):
+    monkeypatch.setattr("unskew.utils.logging._warned", set())
     trainer = lora(data_root, tmp_path, "OPTIM.LR", 0.02, "TEST.NO_TEST", True, backbone="micro")
     assert "features" in next(iter(trainer.train_loader_x)) and len(trainer.low_rank) == len(trainer.backbone.resblocks)
     assert any("micro" in warning for warning in warned())

@@ -248,7 +248,7 @@ def test_rho_is_near_one_for_a_zero_shot_base(data_root, tmp_path):
 @pytest.mark.slow
 def test_gla_with_a_weak_base_is_not_worse_than_debiased_zero_shot(data_root, tmp_path):
     """The base is a linear probe on two images per class of 96 classes, far below zero-shot."""
-    opts = ("TRAINER.GLA.BASE", "LinearProbe", "TEST.SPLIT", "val")
+    opts = ("TRAINER.GLA.BASE", "LinearProbe", "TRAINER.LINEARPROBE.INIT", "zeros", "TEST.SPLIT", "val")
     weak = {
         how: build("GLA", data_root, tmp_path / how, *opts, "TRAINER.GLA.COMBINE", how, dataset="shapes")
         for how in ("fitted", "sum")

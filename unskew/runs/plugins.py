@@ -177,9 +177,22 @@ def _call(place: _Place, function: Callable[..., T], *arguments: object) -> T:
             raise ValueError(
                 f"no module '{place.name}' in this folder or installed; give a module's name, or a file .../x.py"
             ) from error
+        if isinstance(error, ModuleNotFoundError) and (other := _shadowed(error.name or "", place.root)):
+            raise ValueError(
+                f"plugin '{place.given}' needs its own package '{other}', but another one of that name is loaded "
+                f"({getattr(sys.modules[other], '__file__', None)}): load the plugin in a process of its own"
+            ) from error
         text = error.msg if isinstance(error, SyntaxError) else str(error)  # str() repeats the line number
         message = " ".join(f"{type(error).__name__}: {text}".split()).removesuffix(":")
         raise ValueError(f"plugin '{place.given}' fails: {message} ({_line_of(error, place.root)})") from error
+
+
+def _shadowed(missing: str, root: Path) -> str:
+    """Return the top package of a missing module if it is beside the plugin, but loaded from elsewhere; else ""."""
+    top = missing.partition(".")[0]
+    file = getattr(sys.modules.get(top), "__file__", None)
+    is_theirs = file is not None and Path(file).is_relative_to(root)
+    return top if top in sys.modules and (root / top).is_dir() and not is_theirs else ""
 
 
 def _is_part(name: str | None, module: str) -> bool:
