@@ -14,7 +14,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.slow
+@pytest.mark.world
 def test_prior_recovery(data_root, tmp_path):
     flags = ["--worlds", "digits", "coarse_digits", "--backbones", "micro", "--bases", "TaskRes", "LinearProbe"]
     flags += ["--shots", "1", "2", "--seeds", "1", "--root", data_root, "--records", str(tmp_path / "records")]
@@ -36,7 +36,7 @@ def test_prior_recovery(data_root, tmp_path):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.slow
+@pytest.mark.world
 def test_backdoor_controls(data_root, tmp_path):
     flags = ["--worlds", "digits_lt", "unseen_digits_lt", "--seeds", "1", "--root", data_root]
     flags += ["--json", str(tmp_path / "rows.json"), "--plot", str(tmp_path / "plot.png")]
@@ -149,7 +149,7 @@ def test_prior(tmp_path):
 # --- many classes ------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.world
 def test_imagenet_size(tmp_path):
     sizes = ["--classes", "20", "--train", "8", "--val", "2", "--test", "2", "--data", str(tmp_path / "data")]
     flags = [*sizes, "--trainers", "LinearProbe", "GLA", "--sweep"]

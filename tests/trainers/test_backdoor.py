@@ -338,7 +338,7 @@ def test_a_backbone_flag_with_members_is_an_error(data_root, tmp_path, capsys):
 # --- accuracy, terms --------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.world
 def test_different_backbones_are_more_accurate_than_different_seeds(data_root, tmp_path):
     opts = ("DATASET.NUM_SHOTS", -1, "OPTIM.MAX_EPOCH", 10, "DATALOADER.TRAIN_X.BATCH_SIZE", 128, "INPUT.VIEWS", 1)
     results = {}

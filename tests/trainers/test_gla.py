@@ -245,7 +245,7 @@ def test_rho_is_near_one_for_a_zero_shot_base(data_root, tmp_path):
     assert (parts["gla"].argmax(1) == parts["debiased"].argmax(1)).float().mean() > 0.95
 
 
-@pytest.mark.slow
+@pytest.mark.world
 def test_gla_with_a_weak_base_is_not_worse_than_debiased_zero_shot(data_root, tmp_path):
     """The base is a linear probe on two images per class of 96 classes, far below zero-shot."""
     opts = ("TRAINER.GLA.BASE", "LinearProbe", "TRAINER.LINEARPROBE.INIT", "zeros", "TEST.SPLIT", "val")
