@@ -52,6 +52,8 @@ setup(
     extras_require={
         "export": ["onnx", "onnxruntime", "onnxscript"],
         "import": ["datasets>=4.0"],  # older versions run the code of a dataset
+        "ray": ["ray"],
+        "slurm": ["submitit"],
         "transport": ["POT"],
         "test": [
             "POT",
@@ -63,8 +65,10 @@ setup(
             "playwright",
             "pytest",
             "pytest-xdist",
+            "ray",
             "ruff",
             "setuptools>=70.1",
+            "submitit",
             "torchmetrics",
             "transformers",
             "types-PyYAML",
