@@ -164,7 +164,7 @@ def test_a_long_tailed_run_uses_all_images_and_is_labelled_long_tailed(run):
 
 def test_launch_maps_runs_to_results(run):
     runs = [replace(run, trainer="ZeroshotCLIP", seed=seed) for seed in (1, 2)]
-    rows = list(launch(runs))
+    rows = [row for _, row in launch(runs)]
     assert [row["seed"] for row in rows] == [1, 2]
     collected = tables.collect(run.output)
     assert [{**row, "folder": where["folder"]} for row, where in zip(rows, collected, strict=True)] == collected
@@ -226,7 +226,7 @@ def failing(error, kept=()):
 def test_the_memory_of_a_failed_run_is_freed(run, work):
     kept = []
     work(failing(RuntimeError("CUDA out of memory"), kept))
-    outcomes = list(launch([run, run]))
+    outcomes = [outcome for _, outcome in launch([run, run])]
     gc.collect()
     assert [str(outcome) for outcome in outcomes] == ["CUDA out of memory"] * 2
     assert [reference() for reference in kept] == [None, None]
@@ -246,7 +246,7 @@ def test_no_process_of_several_continues_alone(run, work, monkeypatch, capsys):
 @pytest.mark.parametrize("metrics", [{}, {"accuracy": None}, {"accuracy": 5}])
 def test_lines_of_runs_need_no_numbers(run, metrics, work, capsys):
     work(lambda one: metrics)
-    assert list(launch([run])) == [metrics]
+    assert list(launch([run])) == [(0, metrics)]
     shown = ", accuracy 5.0" if metrics.get("accuracy") else ""
     assert capsys.readouterr().err == f"run 1 of 1, CoOp, 2 shots, seed None{shown}\n"
 
@@ -254,7 +254,7 @@ def test_lines_of_runs_need_no_numbers(run, metrics, work, capsys):
 def test_a_wrong_config_fails_only_its_own_run(run, work, capsys):
     runs = [replace(run, opts=("NO.SUCH", 1)), run]
     work(lambda one: {})
-    assert [type(outcome) for outcome in launch(runs)] == [ValueError, dict]
+    assert [type(outcome) for _, outcome in launch(runs)] == [ValueError, dict]
     error = capsys.readouterr().err
     assert "run 1 of 2, CoOp, 2 shots, seed None: " in error and "'NO.SUCH'" in error
 

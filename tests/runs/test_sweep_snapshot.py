@@ -140,9 +140,9 @@ def test_a_change_during_a_sweep_is_noticed_by_the_next_sweep(tmp_path):
     between = replace(runs[0], folder=str(tmp_path / "between"))  # the caller between two runs sees the new image
     assert len(execute(between, console=False)["per_class_accuracy"]) == 10
     assert len(between.predictions["labels"]) == 41
-    assert not any(isinstance(outcome, Exception) for outcome in outcomes)
+    assert not any(isinstance(outcome, Exception) for _, outcome in outcomes)
     assert torch.equal(runs[0].predictions["logits"], runs[1].predictions["logits"])
-    for outcome in launch(runs):
+    for _, outcome in launch(runs):
         assert isinstance(outcome, ValueError) and "sizes and times" in str(outcome)
 
 
@@ -155,4 +155,4 @@ def test_weights_that_are_replaced_within_a_sweep_are_loaded_again(tmp_path):
     next(outcomes)
     save_file({key: 1.5 * value if "visual" in key else value for key, value in content.items()}, weights)
     changed = unskew.train("digits", "ZeroshotCLIP", backbone=name, shots=1, seed=2, folder=str(tmp_path / "changed"))
-    assert next(outcomes)["accuracy"] == changed.metrics["accuracy"]
+    assert next(outcomes)[1]["accuracy"] == changed.metrics["accuracy"]

@@ -3,8 +3,12 @@
 import argparse
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from unskew.utils import threads
+
+if TYPE_CHECKING:
+    from unskew.runs.launchers import Options
 
 MOST_NUMBERS = 1000  # in one range
 
@@ -40,7 +44,30 @@ def add_runs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", default="output", help="folder of all runs (default: output)")
     plan = "print the plan with its states and folders, start nothing"
     parser.add_argument("--dry-run", action="store_true", help=plan)
+    _add_launchers(parser)
     add_overrides(parser)
+
+
+def _add_launchers(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("launchers", "see docs/SCALE.md")
+    text = "local: this computer (the default); ray: a Ray cluster; slurm: an array job"
+    group.add_argument("--launcher", default="local", choices=("local", "ray", "slurm"), help=text)
+    text = "workers at once (default: 1 for local, as many as the cluster has room for otherwise)"
+    group.add_argument("--jobs", type=int, metavar="N", help=text)
+    group.add_argument("--cpus-per-run", type=float, metavar="X", help="CPUs of a worker of Ray (default: 1)")
+    text = "GPUs of a worker of Ray, also 0.5 (default: 1 if the cluster has a GPU)"
+    group.add_argument("--gpus-per-run", type=float, metavar="X", help=text)
+    group.add_argument("--ship", action="store_true", help="send the code and the packages to the workers of Ray")
+    text = "options of sbatch: partition=gpu,time=2:00:00,gpus_per_node=1"
+    group.add_argument("--slurm", default="", metavar="KEY=VALUE,...", help=text)
+    group.add_argument("--detach", action="store_true", help="submit to SLURM and return; repeat the command to look")
+
+
+def launcher_options(arguments: argparse.Namespace) -> "Options":
+    """Return the choice of the launcher; raise ``ValueError`` for options that do not fit together."""
+    from unskew.runs.launchers import Options
+
+    return Options(**{field: getattr(arguments, field) for field in Options.__dataclass_fields__})
 
 
 def _threads(text: str) -> int:

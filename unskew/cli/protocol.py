@@ -2,7 +2,7 @@
 
 import argparse
 
-from unskew.cli.arguments import add_runs, names, numbers
+from unskew.cli.arguments import add_runs, launcher_options, names, numbers
 from unskew.cli.data import Commands
 from unskew.cli.sweep import check_output
 
@@ -34,8 +34,9 @@ def _plain(name: str) -> str:
 
 
 def _protocol(arguments: argparse.Namespace) -> None:
-    from unskew.runs import launch, protocols
+    from unskew.runs import launch, launchers, protocols
 
+    options = launcher_options(arguments)
     shots, backbones = names(arguments.shots), names(arguments.backbone)
     plan = protocols.plan(
         arguments.name,
@@ -54,7 +55,7 @@ def _protocol(arguments: argparse.Namespace) -> None:
         print(protocols.overview(plan))
         return
     check_output(arguments.output, plan.runs)
-    trained, tested = protocols.execute(plan)
+    trained, tested = protocols.execute(plan, launchers.build(options, arguments.output))
     if any(isinstance(outcome, dict) for outcome in trained):
         together = len(backbones) > 1 or "members" in (backbones or [arguments.name == "long_tail" and "members"])
         print(f"\n{protocols.text(plan.protocol, trained, tested, together)}")

@@ -1,11 +1,12 @@
-"""The command `unskew sweep`: several runs in one process, then their table."""
+"""The command `unskew sweep`: several runs, then their table."""
 
 import argparse
 import os
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
-from unskew.cli.arguments import add_runs, names, numbers
+from unskew.cli.arguments import add_runs, launcher_options, names, numbers
 from unskew.cli.data import Commands
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Add the command to the parser of `unskew`."""
-    p = commands.add_parser("sweep", help="trainers x shots x seeds in one process, then one table")
+    p = commands.add_parser("sweep", help="trainers x shots x seeds, then one table")
     p.add_argument("-d", "--dataset", required=True, help="a name from configs/datasets, or a plugin's")
     trainers = "names from configs/trainers: CoOp GLA, or CoOp,GLA"
     p.add_argument("-t", "--trainers", nargs="+", required=True, metavar="TRAINER", help=trainers)
@@ -28,8 +29,9 @@ def add(commands: Commands) -> None:
 
 
 def _sweep(arguments: argparse.Namespace) -> None:
-    from unskew.runs import launch, tables, text_tables
+    from unskew.runs import launch, launchers, tables, text_tables
 
+    options = launcher_options(arguments)
     shots, backbones, wanted = names(arguments.shots), names(arguments.backbone), names(arguments.columns)
     runs = launch.plan(
         arguments.dataset,
@@ -47,15 +49,16 @@ def _sweep(arguments: argparse.Namespace) -> None:
         return
     tables.check_columns(wanted, others=bool(arguments.plugin))
     check_output(arguments.output, runs)
-    outcomes = list(launch.launch(runs))
-    rows = [outcome for outcome in outcomes if isinstance(outcome, dict)]
+    launcher = launchers.build(options, arguments.output)
+    outcomes = dict(launch.launch(runs, launcher))
+    rows = [outcome for _, outcome in sorted(outcomes.items(), key=itemgetter(0)) if isinstance(outcome, dict)]
     if rows:
         # A dataset without groups of classes has no columns for them.
         known: set[str] = set().union(*rows)
         columns = [name for name in wanted if name in known or not (tables.is_group(name) or tables.is_target(name))]
         together = backbones == ["members"] or len(backbones) > 1
         print(f"\n{text_tables.table(rows, columns=columns, together=together)}")
-    launch.check_outcomes(outcomes, len(runs))
+    launch.check_outcomes(outcomes.values(), len(runs))
 
 
 def check_output(folder: str, runs: Sequence["Run"]) -> None:

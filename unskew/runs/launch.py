@@ -1,19 +1,16 @@
-"""Several runs, one after another in this process; they share the loaded backbone and the image features."""
+"""Several runs: their plan, their execution by a launcher, and their states."""
 
 import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from unskew import config
-from unskew.data.snapshot import Snapshot, with_snapshot
+from unskew.data.snapshot import with_snapshot
 from unskew.engine.run_dir import RunDir, backbone_label, shots_label
 from unskew.runs import plugins as plugin_files
+from unskew.runs.launchers import Launcher, Options, Outcome, build, launch_jobs
 from unskew.runs.run import Run, absolute, execute, finished_metrics, flat, several
-from unskew.utils.errors import MissingWeightsError, format_error
-from unskew.utils.logging import warnings_once
 
 ALL_SHOTS = (1, 2, 4, 8, 16)
 _FLAGS = {"SEED": "--seeds", "DATASET.NUM_SHOTS": "--shots", "OUTPUT_DIR": "--output"}
@@ -82,8 +79,10 @@ def sweep(
     output: str | Path = "output",
     opts: Mapping[str, object] | Sequence = (),
     plugins: Sequence[str] = (),
+    launcher: str = "local",
+    jobs: int | None = None,
 ) -> list[Run]:
-    """Train and test trainers x backbones x shots x seeds in this process; finished runs are only read.
+    """Train and test trainers x backbones x shots x seeds; finished runs are only read.
 
     All runs use the images as they are when the sweep begins. Images that change later are noticed by the next call.
 
@@ -97,6 +96,8 @@ def sweep(
         output: the folder below which each run has its place.
         opts: config values by key for every run, ``{"OPTIM.LR": 0.1}``.
         plugins: files or modules that bring datasets and trainers.
+        launcher: "local", "ray" or "slurm", see docs/SCALE.md.
+        jobs: workers at once; default: this process for "local", as many as the cluster has room for otherwise.
 
     Returns:
         The runs, in the order of trainers, backbones, shots and seeds.
@@ -121,7 +122,8 @@ def sweep(
         opts=opts,
         plugins=plugins,
     )
-    check_outcomes(list(launch(runs)), len(runs))
+    outcomes = dict(launch(runs, build(Options(launcher, jobs), output)))
+    check_outcomes(outcomes.values(), len(runs))
     return runs
 
 
@@ -150,11 +152,11 @@ def state(run: Run) -> str:
     return "unfinished" if folder.config.is_file() else "new"
 
 
-def check_outcomes(outcomes: Sequence[dict | Exception], planned: int, unit: str = "run") -> None:
+def check_outcomes(outcomes: Collection[Outcome], planned: int, unit: str = "run") -> None:
     """Raise ``ValueError`` if runs failed or were not started.
 
     Args:
-        outcomes: what `launch` yielded.
+        outcomes: those that `launch` yielded.
         planned: the number of runs.
         unit: the word for a run in the message.
     """
@@ -168,120 +170,49 @@ def check_outcomes(outcomes: Sequence[dict | Exception], planned: int, unit: str
     raise ValueError(f"{len(failed)} of {planned} {unit}s failed, see above: {advice}")
 
 
-class Job(Protocol):
-    """A run or an evaluation, for `launch_jobs`."""
+@dataclass(frozen=True)
+class Training:
+    """A run as a job of `launch_jobs`.
+
+    Attributes:
+        run: the run.
+        names_dataset: whether its label names the dataset.
+    """
+
+    run: Run
+    names_dataset: bool = False
 
     @property
     def label(self) -> str:
         """A few words for the line of progress."""
-
-    @property
-    def place(self) -> Path | None:
-        """The folder of the results; ``None`` if a wrong config gives none."""
-
-    def finished(self) -> dict | None:
-        """Return the metrics if the job is finished."""
-
-    def execute(self) -> dict:
-        """Do the job; return the metrics."""
-
-
-@dataclass(frozen=True)
-class _Training:
-    run: Run
-    names_dataset: bool
-
-    @property
-    def label(self) -> str:
         return f"{self.run.dataset}, {label_of(self.run)}" if self.names_dataset else label_of(self.run)
 
     @property
     def place(self) -> Path | None:
+        """The run's folder; ``None`` if a wrong config gives none."""
         return self.run.path if self.run.folder or "config" in vars(self.run) else None
 
+    @property
+    def shares(self) -> Hashable:
+        """The dataset and the backbones."""
+        return self.run.dataset, self.run.root, self.run.backbone
+
     def finished(self) -> dict | None:
+        """Return the metrics if the run is finished."""
         return finished_metrics(self.run)
 
     def execute(self) -> dict:
+        """Train and test; return the metrics."""
         return execute(self.run, console=False)
 
 
-def launch(runs: Sequence[Run]) -> Iterator[dict | Exception]:
-    """Execute runs; yield the metrics or the error of each. See `launch_jobs`."""
+def launch(runs: Sequence[Run], launcher: Launcher | None = None) -> Iterator[tuple[int, Outcome]]:
+    """Execute runs; yield the position of each and its metrics or its error. See `launch_jobs`."""
     several = len({run.dataset for run in runs}) > 1
-    return launch_jobs([_Training(run, several) for run in runs], "run")
-
-
-def launch_jobs(jobs: Sequence[Job], unit: str) -> Iterator[dict | Exception]:
-    """Execute jobs with a progress bar or, without a terminal, a line for each; yield the metrics.
-
-    All jobs see the images as they are when the first job looks at them, see `unskew.data.snapshot`.
-    A failing job does not stop the others: its error is printed and yielded, and its ``log.txt`` has the traceback.
-    Errors that several jobs share are printed once, with the number of jobs at the end. Missing weights stop all jobs.
-    With UNSKEW_DEBUG set an error is raised. It is also raised if several processes work together, unless it is a
-    mistake in data or config, which all of them meet: a process that continued alone would deadlock.
-    """
-    from tqdm import tqdm
-
-    main = int(os.environ.get("RANK", 0)) == 0
-    failures: dict[str, list[int]] = {}  # the numbers of the jobs by error
-    data = Snapshot()  # for all jobs, but not for the caller between them
-    with warnings_once(), tqdm(total=len(jobs), desc=f"{unit}s", unit=unit, disable=None if main else True) as bar:
-        for number, job in enumerate(jobs, 1):
-            bar.set_postfix_str(job.label)
-            label = f"{unit} {number} of {len(jobs)}, {job.label}"
-            with data.used():
-                outcome, earlier = _outcome(job)
-            if main and isinstance(outcome, Exception):
-                same = failures.setdefault(_without_place(job, outcome), [])
-                same.append(number)
-                error = _failure(job, outcome) if len(same) == 1 else f"failed as {unit} {same[0]} did"
-                tqdm.write(f"{label}: {error}", file=sys.stderr)
-            elif main and bar.disable:
-                print(f"{label}{_numbers(outcome)}{earlier}", file=sys.stderr, flush=True)
-            bar.update()
-            yield outcome
-            if isinstance(outcome, MissingWeightsError):
-                break
-    for numbers in failures.values():
-        if len(numbers) > 1:
-            print(f"{len(numbers)} {unit}s failed with the error of {unit} {numbers[0]}", file=sys.stderr)
-
-
-def _outcome(job: Job) -> tuple[dict | Exception, str]:
-    """Return a job's metrics or its error, and a remark if it was finished before."""
-    try:
-        if (finished := job.finished()) is not None:
-            return finished, ", finished earlier"
-        return job.execute(), ""
-    except Exception as error:  # of any kind: the method may be a plugin
-        several = int(os.environ.get("WORLD_SIZE", 1)) > 1
-        if os.environ.get("UNSKEW_DEBUG") or (several and not isinstance(error, ValueError | OSError)):
-            raise
-        # The frames of a traceback hold the trainer, and with it the device's memory.
-        error.__traceback__ = error.__cause__ = error.__context__ = None
-        return error, ""
+    return launch_jobs([Training(run, several) for run in runs], "run", launcher)
 
 
 def label_of(run: Run) -> str:
     """Return a run in a few words: "GLA, 16 shots, seed 1"."""
     backbone = f"{run.backbone}, " if run.backbone else ""
     return f"{run.trainer}, {backbone}{shots_label(run.shots or -1)}, seed {run.seed}"
-
-
-def _failure(job: Job, error: Exception) -> str:
-    """Return one line; for other errors than mistakes in data or config, with their type and the log's path."""
-    if isinstance(error, ValueError | OSError | FloatingPointError) or not job.place:
-        return format_error(error)
-    return f"{type(error).__name__}: {format_error(error)} ({RunDir(job.place).log})"
-
-
-def _without_place(job: Job, error: Exception) -> str:
-    """Return an error's message without the job's folder, to recognise the same error of another job."""
-    return format_error(error).replace(str(job.place), "") if job.place else format_error(error)
-
-
-def _numbers(outcome: dict | Exception) -> str:
-    metrics = outcome if isinstance(outcome, dict) else {}
-    shown = {name: metrics.get(name) for name in ("accuracy", "seconds")}
-    return "".join(f", {name} {value:.1f}" for name, value in shown.items() if isinstance(value, int | float))

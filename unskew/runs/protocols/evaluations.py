@@ -1,6 +1,7 @@
-"""Evaluations of trained runs, as jobs of `unskew.runs.launch.launch_jobs`."""
+"""Evaluations of trained runs, as jobs of `unskew.runs.launchers.launch_jobs`."""
 
 import functools
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,15 @@ class Evaluation:
         """A few words for the line of progress."""
         half = f" ({self.half} classes)" if self.half else ""
         return f"{launch.label_of(self.source)}, on {self.dataset}{half}"
+
+    def __getstate__(self) -> dict:
+        """Return the description alone, see `Job`."""
+        return {"source": self.source, "dataset": self.dataset, "half": self.half}
+
+    @property
+    def shares(self) -> Hashable:
+        """The dataset and the backbones."""
+        return self.dataset, self.source.root, self.source.backbone
 
     @functools.cached_property
     def preview(self) -> Run:

@@ -1,13 +1,15 @@
 """Execution of a plan: its training runs, then its evaluations, then the table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
 
 from unskew.data.snapshot import with_snapshot
 from unskew.engine.run_dir import backbone_label, trainer_label
 from unskew.runs import launch, protocol_tables, tables, text_tables
+from unskew.runs.launchers import Launcher, Outcome, launch_jobs
 from unskew.runs.protocols.plans import Plan
 
-_Outcomes = list[dict | Exception]
+_Outcomes = list[Outcome]
 
 
 @with_snapshot
@@ -38,25 +40,26 @@ def _of(run: launch.Run) -> list:
     return [trainer_label(run.config), backbone_label(run.config), run.config.DATASET.NUM_SHOTS, run.config.SEED]
 
 
-def execute(plan: Plan) -> tuple[_Outcomes, _Outcomes]:
+def execute(plan: Plan, launcher: Launcher | None = None) -> tuple[_Outcomes, _Outcomes]:
     """Train what is not finished, then evaluate; return the metrics or the error of each run and each evaluation.
 
     A failing run does not stop the others; its evaluations are not started. The metrics have the ``folder``.
     """
-    trained = list(launch.launch(plan.runs))
-    done = {run.path for run, outcome in zip(plan.runs, trained, strict=False) if isinstance(outcome, dict)}
+    trained = dict(launch.launch(plan.runs, launcher))
+    done = {plan.runs[number].path for number, outcome in trained.items() if isinstance(outcome, dict)}
     evaluations = [test for test in plan.evaluations if test.source.path in done]
-    tested = list(launch.launch_jobs(evaluations, "evaluation"))
+    tested = dict(launch_jobs(evaluations, "evaluation", launcher))
     return (
         _with_folders(trained, [run.path for run in plan.runs]),
         _with_folders(tested, [test.place for test in evaluations]),
     )
 
 
-def _with_folders(outcomes: _Outcomes, folders: Sequence) -> _Outcomes:
+def _with_folders(outcomes: Mapping[int, Outcome], folders: Sequence) -> _Outcomes:
+    """Return the outcomes in the order of the plan."""
     return [
-        {**outcome, "folder": str(folder)} if isinstance(outcome, dict) else outcome
-        for outcome, folder in zip(outcomes, folders, strict=False)
+        {**outcome, "folder": str(folders[number])} if isinstance(outcome, dict) else outcome
+        for number, outcome in sorted(outcomes.items(), key=itemgetter(0))
     ]
 
 

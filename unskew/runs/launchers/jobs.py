@@ -1,0 +1,83 @@
+"""A job of a sweep or a protocol, its outcome, and the launcher that executes jobs."""
+
+import os
+from collections.abc import Hashable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+from unskew.utils.errors import MissingWeightsError, format_error
+
+# The metrics of a job or its error.
+Outcome: TypeAlias = "dict | Exception"
+
+# A few words for the line of progress, such as "finished earlier"; usually empty.
+Remark: TypeAlias = str
+
+# Errors that keep their type on the way from a worker; one line describes them.
+_KEPT = (MissingWeightsError, FileNotFoundError, PermissionError, OSError, FloatingPointError, MemoryError, ValueError)
+
+
+class Job(Protocol):
+    """A run or an evaluation. Its pickle holds its description alone, so that a worker builds the config again."""
+
+    @property
+    def label(self) -> str:
+        """A few words for the line of progress."""
+
+    @property
+    def place(self) -> Path | None:
+        """The folder of the results; ``None`` if a wrong config gives none."""
+
+    @property
+    def shares(self) -> Hashable:
+        """The dataset and the backbones, which jobs of one worker share."""
+
+    def finished(self) -> dict | None:
+        """Return the metrics if the job is finished."""
+
+    def execute(self) -> dict:
+        """Do the job; return the metrics."""
+
+
+class Launcher(Protocol):
+    """Executes jobs, in any order."""
+
+    def outcomes(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome, Remark]]:
+        """Yield the position of each job, its outcome and a remark, as jobs finish.
+
+        A caller that closes the iterator, or an interrupt, cancels the other jobs. Jobs that a detached launcher leaves
+        to a queue are not yielded.
+
+        Raises:
+            ValueError: the cluster cannot be reached or refuses the options.
+        """
+
+
+class WorkerError(Exception):
+    """An error of a worker whose type need not exist in this process; its message names the type."""
+
+
+def outcome_of(job: Job) -> tuple[Outcome, Remark]:
+    """Return a job's metrics or its error, and a remark if it was finished before."""
+    try:
+        if (finished := job.finished()) is not None:
+            return finished, "finished earlier"
+        return job.execute(), ""
+    except Exception as error:  # of any kind: the method may be a plugin
+        several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+        if os.environ.get("UNSKEW_DEBUG") or (several and not isinstance(error, ValueError | OSError)):
+            raise
+        # The frames of a traceback hold the trainer, and with it the device's memory.
+        error.__traceback__ = error.__cause__ = error.__context__ = None
+        return error, ""
+
+
+def portable(outcome: Outcome) -> Outcome:
+    """Return an outcome that every process can unpickle: an error of a plugin's type becomes a `WorkerError`."""
+    if not isinstance(outcome, Exception):
+        return outcome
+    message = format_error(outcome)
+    for kind in _KEPT:
+        if isinstance(outcome, kind):
+            return kind(message)
+    return WorkerError(f"{type(outcome).__name__}: {message}")
