@@ -1,7 +1,7 @@
 """Launchers: they execute runs and evaluations in this process, on workers of Ray, or in tasks of SLURM."""
 
 from unskew.runs.launchers.bundles import Bundle, bundles, split
-from unskew.runs.launchers.jobs import Job, Launcher, Outcome, Remark, WorkerError, outcome_of, portable
+from unskew.runs.launchers.jobs import Job, Launcher, Outcome, Remark, WorkerError, outcome_of, portable, settled
 from unskew.runs.launchers.options import NAMES, Options, build
 from unskew.runs.launchers.progress import launch_jobs
 
@@ -19,5 +19,6 @@ __all__ = [
     "launch_jobs",
     "outcome_of",
     "portable",
+    "settled",
     "split",
 ]

@@ -5,6 +5,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
+from unskew.data.snapshot import with_snapshot
 from unskew.utils.errors import MissingWeightsError, format_error
 
 # The metrics of a job or its error.
@@ -70,6 +71,23 @@ def outcome_of(job: Job) -> tuple[Outcome, Remark]:
         # The frames of a traceback hold the trainer, and with it the device's memory.
         error.__traceback__ = error.__cause__ = error.__context__ = None
         return error, ""
+
+
+@with_snapshot
+def settled(jobs: Sequence[Job]) -> dict[int, Outcome]:
+    """Return the outcomes by position of the jobs that need no worker: finished ones, and those with a wrong config."""
+    found: dict[int, Outcome] = {}
+    for position, job in enumerate(jobs):
+        try:
+            metrics = job.finished()
+        except Exception as error:  # of any kind: the config may be a plugin's
+            if os.environ.get("UNSKEW_DEBUG"):
+                raise
+            found[position] = error
+        else:
+            if metrics is not None:
+                found[position] = metrics
+    return found
 
 
 def portable(outcome: Outcome) -> Outcome:
