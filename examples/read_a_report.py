@@ -61,6 +61,7 @@ print(frame.groupby("trainer")[columns].mean().round(1).to_string())
 # significantly; the intervals cover other test images and other seeds. A table in a terminal has the same numbers:
 
 # %%
-from unskew.runs import tables, text_tables
+from unskew.runs import tables
+from unskew.runs.tables import text_tables
 
 print(text_tables.table(tables.collect("output"), ci=True, compare="ZeroshotCLIP"))

@@ -6,7 +6,8 @@ Usage: python scripts/build_results.py OUTPUT, where OUTPUT is the folder of the
 import sys
 from pathlib import Path
 
-from unskew.runs import tables, text_tables
+from unskew.runs import tables
+from unskew.runs.tables import text_tables
 from unskew.utils.files import write_atomically
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "RESULTS.md"

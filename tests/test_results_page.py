@@ -10,7 +10,7 @@ import yaml
 from report_folders import make_run
 
 from unskew import config
-from unskew.runs import published
+from unskew.runs.tables import published
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "RESULTS.md"

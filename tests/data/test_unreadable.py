@@ -17,7 +17,8 @@ from unskew.data import readable, verify
 from unskew.data.images import read_image
 from unskew.engine import fingerprint
 from unskew.engine.run_dir import RunDir
-from unskew.runs import tables, text_tables
+from unskew.runs import tables
+from unskew.runs.tables import text_tables
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,9 @@ import pytest
 from safetensors.numpy import save_file
 from scipy import stats
 
-from unskew.runs import cell_statistics, records, text_tables
-from unskew.runs.cells import all_cells
-from unskew.runs.comparison import Difference, compare, interval
+from unskew.runs.tables import cell_statistics, records, text_tables
+from unskew.runs.tables.cells import all_cells
+from unskew.runs.tables.comparison import Difference, compare, interval
 
 IMAGES = 400
 

@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 
 from unskew.cli.main import main
 from unskew.data.dataset import build_dataset
-from unskew.runs import tables, text_tables
+from unskew.runs import tables
 from unskew.runs.run import Run, execute
+from unskew.runs.tables import text_tables
 
 
 def test_a_runs_metrics_hold_the_names_of_its_labels(data_root, tmp_path):

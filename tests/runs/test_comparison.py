@@ -5,8 +5,8 @@ import pytest
 from scipy import stats
 from scipy.special import ndtr
 
-from unskew.runs import comparison
-from unskew.runs.comparison import average_interval, compare, compare_averages, holm, interval
+from unskew.runs.tables import comparison
+from unskew.runs.tables.comparison import average_interval, compare, compare_averages, holm, interval
 
 GRANULARITY = 4 * np.sqrt(0.25 / comparison.RESAMPLES)  # of a p-value from random signs: 4 standard deviations
 HARD = 0.8  # a run is right if the sum of normal effects of its seed, the image and both exceeds the image's hardness

@@ -9,8 +9,9 @@ from building import SHORT, build, without_costs
 
 import unskew
 from unskew.engine.trainer import build_trainer
-from unskew.runs import costs, tables, text_tables
+from unskew.runs import costs, tables
 from unskew.runs.run import Run, execute
+from unskew.runs.tables import text_tables
 from unskew.utils import row_store
 
 MIB = 2**20

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.special import ndtri
 
-from unskew.runs import comparison, joint_comparison
-from unskew.runs.comparison import average_interval, compare_averages, seed_interval
+from unskew.runs.tables import comparison, joint_comparison
+from unskew.runs.tables.comparison import average_interval, compare_averages, seed_interval
 
 
 def world(generator, seeds, true=(80.0, 60.0), images=(500, 400), spread=2.5, shared=0.8):

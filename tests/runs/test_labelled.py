@@ -2,7 +2,7 @@
 
 import pytest
 
-from unskew.runs import labelled, text_tables
+from unskew.runs.tables import labelled, text_tables
 
 
 def row(trainer, shots, images=None, seed=1, dataset="d", **more):

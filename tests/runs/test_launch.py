@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 
 from unskew.cli.main import main
 from unskew.engine.run_dir import RunDir, run_folder, trainer_label
-from unskew.runs import tables, text_tables
+from unskew.runs import tables
 from unskew.runs.launch import launch, plan, sweep
 from unskew.runs.run import Run, execute, load_run, train
+from unskew.runs.tables import text_tables
 
 SHORT = ("OPTIM.MAX_EPOCH", 2, "INPUT.VIEWS", 1, "DATALOADER.NUM_WORKERS", 0)
 

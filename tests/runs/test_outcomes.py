@@ -11,8 +11,9 @@ from building import SHORT
 from safetensors.torch import save_file
 
 import unskew
-from unskew.runs import outcomes, tables
-from unskew.runs.comparison import correctness
+from unskew.runs import tables
+from unskew.runs.tables import outcomes
+from unskew.runs.tables.comparison import correctness
 
 LOGITS = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 1.0], [0.5, 0.25]])
 LABELS = torch.tensor([0, 1, 1, 0])
@@ -104,7 +105,7 @@ def test_the_statistics_import_no_pytorch(tmp_path):
     code = """
 import json, sys
 import numpy as np
-from unskew.runs.comparison import compare, correctness, interval
+from unskew.runs.tables.comparison import compare, correctness, interval
 found = correctness(sys.argv[1])
 interval(found[None], np.random.default_rng(0)), compare(found[None], found[None], np.random.default_rng(0))
 print(json.dumps([found.tolist(), sorted({"torch", "scipy", "pandas"} & {*sys.modules})]))

@@ -9,9 +9,10 @@ from safetensors.numpy import save_file
 
 import unskew
 from unskew.cli.main import main
-from unskew.runs import joint_comparison, protocol_tables, tables
-from unskew.runs.cells import all_cells
-from unskew.runs.comparison import average_interval
+from unskew.runs import tables
+from unskew.runs.tables import joint_comparison, protocol_tables
+from unskew.runs.tables.cells import all_cells
+from unskew.runs.tables.comparison import average_interval
 
 IMAGES = 200
 CLASSES = {"all": ["a", "b", "c", "d"], "base": ["a", "b"], "new": ["c", "d"]}

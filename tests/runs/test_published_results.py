@@ -11,8 +11,9 @@ from report_folders import make_run
 
 from unskew import config
 from unskew.cli.main import main
-from unskew.runs import published, published_tables, tables
-from unskew.runs.cells import all_cells
+from unskew.runs import tables
+from unskew.runs.tables import published, published_tables
+from unskew.runs.tables.cells import all_cells
 
 FILE = Path(__file__).parents[2] / "configs" / "published.yaml"
 ELEVEN = yaml.safe_load(FILE.read_text())["few_shot_11"]

@@ -11,8 +11,9 @@ from report_folders import CLASSES, make_run, make_sweep, write_history
 from safetensors.numpy import load_file, save_file
 
 from unskew.cli.main import main
-from unskew.runs import comparison, records, tables
+from unskew.runs import tables
 from unskew.runs.report import gather, overview, write_report
+from unskew.runs.tables import comparison, records
 
 SECTIONS = ["Overview", "Accuracy against shots", "The bias", "Calibration", "Confusion", "Training", "Cost"]
 HOSTILE = ("<script>alert(1)</script>", "$x^2$ & <b>", '" onload="alert(2)', "猫" * 40, "a" * 300, "\u202eevil\n\t")

@@ -4,9 +4,10 @@ from pathlib import Path
 
 from report_folders import make_run
 
-from unskew.runs import published_tables, records, tables
+from unskew.runs import tables
 from unskew.runs.report import gather, overview, protocols, write_report
 from unskew.runs.report.blocks import Table
+from unskew.runs.tables import published_tables, records
 
 
 def change(folder, **values):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from unskew.runs import text_tables
+from unskew.runs.tables import text_tables
 
 
 class Row(dict):

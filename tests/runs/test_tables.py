@@ -6,8 +6,9 @@ import statistics
 import pytest
 
 from unskew.cli.main import main
-from unskew.runs import tables, text_tables
+from unskew.runs import tables
 from unskew.runs.run import Run
+from unskew.runs.tables import text_tables
 
 
 def row(trainer, shots, seed, accuracy, **more):

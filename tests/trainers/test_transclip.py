@@ -5,8 +5,9 @@ import pytest
 import torch
 from building import build, some_paths
 
-from unskew.runs import tables, text_tables
+from unskew.runs import tables
 from unskew.runs.run import Run, execute
+from unskew.runs.tables import text_tables
 from unskew.trainers.transclip import Labelled, build_graph, nearest, transduce
 
 

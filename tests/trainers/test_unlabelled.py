@@ -5,8 +5,9 @@ import torch
 from building import build, some_paths
 
 from unskew.debias import estimate_log_prior, transport_offset
-from unskew.runs import tables, text_tables
+from unskew.runs import tables
 from unskew.runs.run import Run, execute
+from unskew.runs.tables import text_tables
 
 UNLABELLED = ("TRAINER.GLA.PRIOR", "unlabelled", "TRAINER.DEBIASEDZEROSHOT.PRIOR", "unlabelled")
 OTTER = ("TRAINER.GLA.COMBINE", "otter", "TRAINER.DEBIASEDZEROSHOT.COMBINE", "otter")

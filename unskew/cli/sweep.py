@@ -29,7 +29,8 @@ def add(commands: Commands) -> None:
 
 
 def _sweep(arguments: argparse.Namespace) -> None:
-    from unskew.runs import launch, launchers, tables, text_tables
+    from unskew.runs import launch, launchers, tables
+    from unskew.runs.tables import text_tables
 
     options = launcher_options(arguments)
     shots, backbones, wanted = names(arguments.shots), names(arguments.backbone), names(arguments.columns)

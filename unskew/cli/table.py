@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _published(arguments: argparse.Namespace, rows: list[dict], evaluations: list[dict]) -> str:
-    from unskew.runs import published_tables, records
+    from unskew.runs.tables import published_tables, records
 
     if arguments.columns or arguments.metric != "accuracy" or arguments.compare:
         raise ValueError("--published compares accuracies only: leave out --metric, --columns and --compare")
@@ -58,7 +58,7 @@ def _published(arguments: argparse.Namespace, rows: list[dict], evaluations: lis
 
 
 def _records(arguments: argparse.Namespace, rows: list[dict], evaluations: list[dict]) -> str:
-    from unskew.runs import records
+    from unskew.runs.tables import records
 
     columns = names(arguments.columns) or [arguments.metric]
     found = records.all_records(rows, evaluations, columns, arguments.together, arguments.compare)
@@ -67,7 +67,8 @@ def _records(arguments: argparse.Namespace, rows: list[dict], evaluations: list[
 
 def _text(arguments: argparse.Namespace, rows: list[dict], evaluations: list[dict]) -> str:
     """Return the tables of ordinary runs, then those of protocols, which are accuracies."""
-    from unskew.runs import protocol_tables, tables, text_tables
+    from unskew.runs import tables
+    from unskew.runs.tables import protocol_tables, text_tables
 
     style, ci, compare = arguments.format, arguments.ci, arguments.compare
     columns, metric = names(arguments.columns), arguments.metric

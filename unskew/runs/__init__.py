@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "launch": ["sweep"],
-        "records": ["summarize"],
+        "tables.records": ["summarize"],
         "tables": ["results"],
         "run": ["Run", "execute", "load_run", "train"],
     },

@@ -5,9 +5,10 @@ from operator import itemgetter
 
 from unskew.data.snapshot import with_snapshot
 from unskew.engine.run_dir import backbone_label, trainer_label
-from unskew.runs import launch, protocol_tables, tables, text_tables
+from unskew.runs import launch, tables
 from unskew.runs.launchers import Launcher, Outcome, launch_jobs
 from unskew.runs.protocols.plans import Plan
+from unskew.runs.tables import protocol_tables, text_tables
 
 _Outcomes = list[Outcome]
 

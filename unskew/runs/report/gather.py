@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from unskew.engine.run_dir import RunDir, path_safe, shots_label
-from unskew.runs import cell_statistics, cells, tables
+from unskew.runs import tables
 from unskew.runs.report.arrays import Predictions
+from unskew.runs.tables import cell_statistics, cells
 from unskew.utils.errors import DAMAGE, format_error
 
 _NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

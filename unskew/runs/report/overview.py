@@ -6,12 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from unskew.runs import comparison, labelled
-from unskew.runs.cells import is_transductive
 from unskew.runs.report.blocks import EMPTY, Cell, Figure, Heading, Note, Section, Table, word
 from unskew.runs.report.gather import Cell as RunsCell
 from unskew.runs.report.gather import Place
-from unskew.runs.tables import mean_and_deviation
+from unskew.runs.tables import comparison, labelled, mean_and_deviation
+from unskew.runs.tables.cells import is_transductive
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

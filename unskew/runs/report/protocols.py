@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unskew.engine.run_dir import path_safe
-from unskew.runs import cell_statistics, protocol_tables, published_tables, text_tables
-from unskew.runs.cells import Cell as Number
-from unskew.runs.cells import all_cells
-from unskew.runs.protocol_rows import ProtocolRow
-from unskew.runs.protocol_tables import BASE_TO_NEW, CROSS_DATASET, DOMAINS
 from unskew.runs.report.blocks import EMPTY, Cell, Heading, Note, Section, Table, word
 from unskew.runs.report.gather import Found, common_folder
-from unskew.runs.tables import mean_and_deviation
+from unskew.runs.tables import cell_statistics, mean_and_deviation, protocol_tables, published_tables, text_tables
+from unskew.runs.tables.cells import Cell as Number
+from unskew.runs.tables.cells import all_cells
+from unskew.runs.tables.protocol_rows import ProtocolRow
+from unskew.runs.tables.protocol_tables import BASE_TO_NEW, CROSS_DATASET, DOMAINS
 
 _MARKED = (
     "Accuracy in percent, mean ± standard deviation over seeds; below it the 95% interval and the number of seeds. "

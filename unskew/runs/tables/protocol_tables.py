@@ -4,9 +4,10 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 
-from unskew.runs import tables, text_tables
-from unskew.runs.cells import grouped, is_transductive
-from unskew.runs.protocol_rows import HARMONIC, ProtocolRow, harmonic_mean
+from unskew.runs import tables
+from unskew.runs.tables import text_tables
+from unskew.runs.tables.cells import grouped, is_transductive
+from unskew.runs.tables.protocol_rows import HARMONIC, ProtocolRow, harmonic_mean
 
 logger = logging.getLogger("unskew")
 
@@ -105,7 +106,7 @@ def text(
     ci: bool = False,
     compare: str = "",
 ) -> str:
-    """Return the tables of a protocol, see `unskew.runs.text_tables.table`.
+    """Return the tables of a protocol, see `unskew.runs.tables.text_tables.table`.
 
     Args:
         name: "base_to_new", "cross_dataset" or "domain_generalisation".

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unskew.runs.outcomes import correctness as correctness  # the tables of this module come from it
+from unskew.runs.tables.outcomes import correctness as correctness  # the tables of this module come from it
 
 RESAMPLES = 9_999  # SciPy's default number
 

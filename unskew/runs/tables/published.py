@@ -9,8 +9,8 @@ from typing import Any
 
 from unskew import config
 from unskew.engine.run_dir import RunDir
-from unskew.runs.cells import Cell
-from unskew.runs.protocol_rows import HARMONIC
+from unskew.runs.tables.cells import Cell
+from unskew.runs.tables.protocol_rows import HARMONIC
 from unskew.utils.errors import DAMAGE
 
 FEW_SHOT_11 = "few_shot_11"  # instead of a dataset, if only the mean over the 11 datasets was published

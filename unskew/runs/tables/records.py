@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unskew.runs import protocol_tables, tables
-from unskew.runs.cells import all_cells
+from unskew.runs import tables
+from unskew.runs.tables import protocol_tables
+from unskew.runs.tables.cells import all_cells
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -3,8 +3,8 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from unskew.runs import labelled
-from unskew.runs.cells import (
+from unskew.runs.tables import labelled, mean_and_deviation
+from unskew.runs.tables.cells import (
     SIGNIFICANT,
     Cell,
     all_cells,
@@ -14,11 +14,10 @@ from unskew.runs.cells import (
     label_of,
     skipped_images,
 )
-from unskew.runs.protocol_rows import transfer_of
-from unskew.runs.tables import mean_and_deviation
+from unskew.runs.tables.protocol_rows import transfer_of
 
 if TYPE_CHECKING:
-    from unskew.runs.comparison import Difference
+    from unskew.runs.tables.comparison import Difference
 
 _MARK = "*"  # at the name of a trainer
 _SKIPPED_MARK = "\N{DAGGER}"  # at a cell whose runs skipped unreadable test images

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from unskew.runs import comparison, joint_comparison
-from unskew.runs.cells import Cell, is_percentage
-from unskew.runs.outcomes import Outcomes, outcomes
-from unskew.runs.protocol_rows import HARMONIC, sources
+from unskew.runs.tables import comparison, joint_comparison
+from unskew.runs.tables.cells import Cell, is_percentage
+from unskew.runs.tables.outcomes import Outcomes, outcomes
+from unskew.runs.tables.protocol_rows import HARMONIC, sources
 from unskew.utils.registry import unknown_name
 
 logger = logging.getLogger("unskew")

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from unskew.runs import comparison
-from unskew.runs.comparison import Difference, Interval, central, flipped_sums
+from unskew.runs.tables import comparison
+from unskew.runs.tables.comparison import Difference, Interval, central, flipped_sums
 
 NOTE = "resampling changes base and new test images and moves both accuracies with the seeds (multivariate Student's t)"
 
@@ -32,7 +32,7 @@ def interval(
 ) -> Interval:
     """Return a confidence interval of a number that combines the accuracies of several tests.
 
-    The images of each test are resampled by the percentile bootstrap, as in `unskew.runs.comparison.average_interval`.
+    The images of each test are resampled by the percentile bootstrap, as in `comparison.average_interval`.
     The means over seeds of the tests are drawn together from the multivariate t distribution with S - 1 degrees of
     freedom and the covariance of the seeds' accuracies (Kotz and Nadarajah, Multivariate t Distributions, 2004, Eq.
     1.1). One seed has no known covariance, so the interval then covers the images only.
@@ -55,7 +55,7 @@ def compare(
 ) -> Difference:
     """Return the difference of two trainers in a number that combines the accuracies of several tests.
 
-    The p-value is that of the permutation test in `unskew.runs.comparison.compare_averages`: if both trainers are
+    The p-value is that of the permutation test in `comparison.compare_averages`: if both trainers are
     alike, they may exchange their results on each image. The number is computed after each exchange.
 
     Args:

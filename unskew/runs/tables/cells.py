@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from unskew.engine.run_dir import shots_label
 from unskew.runs import costs
-from unskew.runs.protocol_rows import HARMONIC, ProtocolRow, harmonic_mean, sources, transfer_of
+from unskew.runs.tables.protocol_rows import HARMONIC, ProtocolRow, harmonic_mean, sources, transfer_of
 
 if TYPE_CHECKING:
-    from unskew.runs.comparison import Difference, Interval
+    from unskew.runs.tables.comparison import Difference, Interval
 
 logger = logging.getLogger("unskew")
 
@@ -203,7 +203,7 @@ def all_cells(
     means, notes = _averages(cells, together)
     cells += means
     if intervals or compare:  # these need NumPy and read the predictions
-        from unskew.runs import cell_statistics
+        from unskew.runs.tables import cell_statistics
 
         return cell_statistics.complete(cells, intervals, compare), [*notes, *cell_statistics.notes(cells, compare)]
     return cells, notes

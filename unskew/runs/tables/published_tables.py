@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from unskew.engine.run_dir import shots_label
-from unskew.runs import protocol_tables, published, tables, text_tables
-from unskew.runs.cells import Cell, all_cells
-from unskew.runs.published import Result
+from unskew.runs import tables
+from unskew.runs.tables import protocol_tables, published, text_tables
+from unskew.runs.tables.cells import Cell, all_cells
+from unskew.runs.tables.published import Result
 
 NOTHING = (
     "no published result fits these runs: see configs/published.yaml for the datasets and backbones that have some"
