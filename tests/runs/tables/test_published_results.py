@@ -15,7 +15,7 @@ from unskew.runs import tables
 from unskew.runs.tables import published, published_tables
 from unskew.runs.tables.cells import all_cells
 
-FILE = Path(__file__).parents[2] / "configs" / "published.yaml"
+FILE = Path(__file__).parents[3] / "configs" / "published.yaml"
 ELEVEN = yaml.safe_load(FILE.read_text())["few_shot_11"]
 
 
