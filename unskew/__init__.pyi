@@ -14,9 +14,9 @@ from .engine.clip_trainer import CLIPTrainer
 from .engine.trainer import TRAINER_REGISTRY
 from .micro.weights import true_log_prior
 from .runs.launch import sweep
-from .runs.tables.records import summarize
 from .runs.run import Run, load_run, train
 from .runs.tables import results
+from .runs.tables.records import summarize
 
 __all__ = [
     "DATASET_REGISTRY",
