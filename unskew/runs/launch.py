@@ -11,6 +11,7 @@ from unskew.engine.run_dir import RunDir, backbone_label, shots_label
 from unskew.runs import plugins as plugin_files
 from unskew.runs.launchers import Launcher, Options, Outcome, build, launch_jobs
 from unskew.runs.run import Run, absolute, execute, finished_metrics, flat, several
+from unskew.utils.errors import MissingWeightsError
 
 ALL_SHOTS = (1, 2, 4, 8, 16)
 _FLAGS = {"SEED": "--seeds", "DATASET.NUM_SHOTS": "--shots", "OUTPUT_DIR": "--output"}
@@ -163,7 +164,7 @@ def check_outcomes(outcomes: Collection[Outcome], planned: int, unit: str = "run
     failed = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
     if not failed:
         return
-    if len(outcomes) < planned:
+    if any(isinstance(outcome, MissingWeightsError) for outcome in failed) and len(outcomes) < planned:
         left = f"{planned - len(outcomes)} of {planned} {unit}s were not started"
         raise ValueError(f"{left}: provide the weights, then repeat the command, which skips finished {unit}s")
     advice = f"mend the cause, then repeat the command, which skips finished {unit}s"

@@ -15,7 +15,7 @@ Outcome: TypeAlias = "dict | Exception"
 Remark: TypeAlias = str
 
 # Errors that keep their type on the way from a worker; one line describes them.
-_KEPT = (MissingWeightsError, FileNotFoundError, PermissionError, OSError, FloatingPointError, MemoryError, ValueError)
+KEPT = (MissingWeightsError, FileNotFoundError, PermissionError, OSError, FloatingPointError, MemoryError, ValueError)
 
 
 class Job(Protocol):
@@ -95,7 +95,7 @@ def portable(outcome: Outcome) -> Outcome:
     if not isinstance(outcome, Exception):
         return outcome
     message = format_error(outcome)
-    for kind in _KEPT:
+    for kind in KEPT:
         if isinstance(outcome, kind):
             return kind(message)
     return WorkerError(f"{type(outcome).__name__}: {message}")
