@@ -17,12 +17,21 @@ browser() { # install Chromium if there is no browser; without one the browser t
     echo "test: Chromium is missing and cannot be installed; install it, and repeat the command" >&2
 }
 
+slurm() { # install SLURM; without it the tests use submitit's local executor, and print the reason
+    PATH="$PATH:/usr/sbin:/sbin" command -v slurmctld >/dev/null && return
+    if [ "$(id -u)" = 0 ] && grep -q '^ID=debian' /etc/os-release 2>/dev/null; then
+        apt-get -qq update && apt-get -qq install -y --no-install-recommends slurm-wlm munge >/dev/null && return
+    fi
+    echo "test: SLURM is missing and cannot be installed; install slurm-wlm and munge, and repeat the command" >&2
+}
+
 marked="not (browser or onnx or ray or slurm or world)"
 if [ "${1:-}" = --all ]; then
     marked=""
     shift
     export UNSKEW_TEST_ALL=1
     browser
+    slurm
 fi
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .

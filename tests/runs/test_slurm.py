@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SHORT = ["INPUT.VIEWS", "1", "DATALOADER.NUM_WORKERS", "0"]
 SLURM = ["--launcher", "slurm", "--slurm", "cpus_per_task=1,time=10"]
 
-# A trainer whose epochs take half a second, one that fails with seed 2, and a line with the settings of the process.
+# Trainers with slow epochs until a checkpoint is found, with an error for seed 2, and with a crash for seed 1.
 PLUGIN = """
 import logging, os, time
 import torch
@@ -42,7 +42,7 @@ class _Noisy(CoOp):
 @TRAINER_REGISTRY.register()
 class Slow(_Noisy):
     def after_epoch(self):
-        time.sleep(0.5)
+        time.sleep(0.02 if self.start_epoch else 0.5)
         super().after_epoch()
 
 @TRAINER_REGISTRY.register()
@@ -51,6 +51,13 @@ class Fragile(_Noisy):
         if self.cfg.SEED == 2:
             raise ValueError("seed 2 is unlucky")
         super().before_train()
+
+@TRAINER_REGISTRY.register()
+class Deadly(_Noisy):
+    def after_train(self):
+        if self.cfg.SEED == 1:
+            os.kill(os.getpid(), 9)
+        super().after_train()
 """
 
 
@@ -120,6 +127,13 @@ sys.exit(main(sys.argv[1:]))
 def queue(form="%i %T"):
     command = ["squeue", "--noheader", "--array", f"--format={form}"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def hasten(job):
+    """Start a requeued job now: SLURM waits for two minutes before it starts one again. Return false."""
+    if any("BeginTime" in line for line in queue("%i %r")):
+        subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True)
+    return False
 
 
 def until(condition, seconds=240):
@@ -202,32 +216,44 @@ def test_a_task_at_its_time_limit_is_requeued_and_resumes(real, data_root, capsy
     (folder,) = submissions()
     job = folder.joinpath("tasks.json").read_text().split('"')[3]
     assert not output and f"SLURM job {job}" in error and f"scancel {job}" in error
-    first = until(lambda: list(Path("out").glob("digits/ZeroshotCLIP/*/seed1/done")))[0].stat().st_mtime_ns
-    until(lambda: list(Path("out").glob("digits/Slow/*/seed1/*/model.pth.tar-*")))
+    done = until(lambda: hasten(job) or list(Path("out").glob("digits/ZeroshotCLIP/*/seed1/done")))[0]
+    finished = done.stat().st_mtime_ns
+    until(lambda: hasten(job) or list(Path("out").glob("digits/Slow/*/seed1/*/model.pth.tar-*")))
     assert main([*argv, "--detach"]) == 0
     output, error = capsys.readouterr()
-    assert "ZeroshotCLIP" in output and "1 of 2 done, 1 running, 0 queued" in error and "submitted" not in error
-    assert submissions() == [folder]
+    assert "ZeroshotCLIP" in output and "submitted" not in error and submissions() == [folder]
+    assert re.search("1 of 2 done, (1 running, 0|0 running, 1) queued", error)
     until(lambda: any("BeginTime" in line for line in queue("%i %r")))
     assert main([*argv, "--detach"]) == 0
     assert "1 of 2 done, 0 running, 1 queued" in capsys.readouterr().err and submissions() == [folder]
-    # SLURM waits for two minutes before it starts a requeued job again. These tests do not.
-    hasten = ["scontrol", "update", f"JobId={job}", "StartTime=now"]
-    subprocess.run(hasten, check=True, capture_output=True)
     watcher = driver(argv)  # waits for the tasks of the first command
-    while watcher.poll() is None:
-        if any("BeginTime" in line for line in queue("%i %r")):
-            subprocess.run(hasten, capture_output=True)
-        time.sleep(1)
+    until(lambda: hasten(job) or watcher.poll() is not None)
     assert watcher.returncode == 0, watcher.stderr.read()
-    assert submissions() == [folder]
-    (done,) = Path("out").glob("digits/ZeroshotCLIP/*/seed1/done")
-    assert done.stat().st_mtime_ns == first
+    assert submissions() == [folder] and done.stat().st_mtime_ns == finished
     (log,) = Path("out").glob("digits/Slow/*/seed1/log.txt")
     trained = [int(epoch) for epoch in re.findall(rf"epoch \[(\d+)/{epochs}\] batch \[1/", log.read_text())]
     restarts = log.read_text().count("Found checkpoint")
     assert restarts >= 1 and set(trained) == set(range(1, epochs + 1)) and len(trained) <= epochs + restarts
     assert "Requeued job" in "".join(path.read_text() for path in folder.glob("*_log.*"))
+
+
+def test_the_requeues_have_a_limit(real, data_root):
+    argv = sweep(data_root, "Slow", "1", 400, "--plugin", "mine.py", "TRAIN.CHECKPOINT_FREQ", "1")
+    command = driver([*argv, "--launcher", "slurm", "--slurm", "cpus_per_task=1,time=10,max_num_timeout=0"])
+    until(lambda: list(Path("out").glob("digits/Slow/*/seed1/*/model.pth.tar-*")))
+    subprocess.run(["scancel", "--signal=USR2", *queue("%i")], check=True)  # as SLURM before the time limit
+    assert command.wait() == 2
+    assert "time limit too often" in command.stderr.read() and not queue()
+
+
+def test_a_run_that_kills_its_process_does_not_stop_the_others_again(place, data_root, capsys):
+    argv = [*sweep(data_root, "Deadly", "1-2", 1, "--plugin", "mine.py"), *SLURM]
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert "2 of 2 runs failed" in error and "_log.err" in error and str(submissions()[0]) in error
+    assert main(argv) == 2
+    output, error = capsys.readouterr()
+    assert "1 of 2 runs failed" in error and "Deadly" in output and len(logits("out")) == 1
 
 
 def test_a_cancelled_task_is_an_error_and_an_interrupt_cancels_the_array(real, data_root, capsys):

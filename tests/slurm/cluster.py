@@ -106,11 +106,19 @@ def _end(process: int) -> None:
     """End a daemon, by force after some seconds."""
     os.kill(process, signal.SIGTERM)
     limit = time.monotonic() + 10
-    while Path(f"/proc/{process}").exists():
+    while _runs(process):
         if time.monotonic() > limit:
             os.kill(process, signal.SIGKILL)
             return
         time.sleep(0.1)
+
+
+def _runs(process: int) -> bool:
+    """Return whether a process runs; one that has ended stays in the table until its parent looks."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
 
 
 if __name__ == "__main__":

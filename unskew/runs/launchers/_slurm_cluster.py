@@ -113,7 +113,8 @@ class SlurmCluster:
             raise ValueError(f"{message}: repeat the command later, which attaches again")
         folders = dict(tasks)
         for line in done.stdout.splitlines():
-            name, state, script = line.split("|", 2)
+            name, _, rest = line.partition("|")
+            state, _, script = rest.partition("|")
             if folders.get(name) == Path(script).parent.name:
                 found[name] = state
         return found

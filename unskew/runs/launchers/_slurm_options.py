@@ -24,6 +24,7 @@ _REFUSED = {
     "array": "the launcher makes the array: use --jobs N for the number of tasks at once",
     "array_parallelism": "use --jobs N for the number of tasks at once",
     "signal": "use signal_delay_s=SECONDS for the time between the signal and the time limit",
+    "clusters": "set the variable SLURM_CLUSTERS, which squeue and scancel read, too",
     **dict.fromkeys(("output", "error", "open_mode"), "the logs of the tasks are in .slurm in the output folder"),
     **dict.fromkeys(("wrap", "wait", "parsable", "test_only", "use_srun", "stderr_to_stdout"), "omit it"),
 }
