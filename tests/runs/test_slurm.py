@@ -237,6 +237,20 @@ def test_a_task_at_its_time_limit_is_requeued_and_resumes(real, data_root, capsy
     assert "Requeued job" in "".join(path.read_text() for path in folder.glob("*_log.*"))
 
 
+def test_a_preempted_task_is_requeued_and_resumes(real, data_root):
+    argv = sweep(data_root, "Slow", "1", 120, "--plugin", "mine.py", "TRAIN.CHECKPOINT_FREQ", "1")
+    command = driver([*argv, *SLURM])
+    until(lambda: list(Path("out").glob("digits/Slow/*/seed1/*/model.pth.tar-*")))
+    (job,) = queue("%i")
+    urgent = ["sbatch", "--partition=urgent", "--cpus-per-task=2", "--output=/dev/null", "--wrap=sleep 1"]
+    subprocess.run(urgent, check=True, capture_output=True)
+    until(lambda: hasten(job) or command.poll() is not None)
+    assert command.returncode == 0, command.stderr.read()
+    (log,) = Path("out").glob("digits/Slow/*/seed1/log.txt")
+    assert log.read_text().count("Found checkpoint") == 1 and len(submissions()) == 1
+    assert "DUE TO PREEMPTION" in "".join(path.read_text() for path in submissions()[0].glob("*_log.err"))
+
+
 def test_the_requeues_have_a_limit(real, data_root):
     argv = sweep(data_root, "Slow", "1", 400, "--plugin", "mine.py", "TRAIN.CHECKPOINT_FREQ", "1")
     command = driver([*argv, "--launcher", "slurm", "--slurm", "cpus_per_task=1,time=10,max_num_timeout=0"])

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from filelock import FileLock
@@ -56,7 +56,7 @@ class Slurm:
         self.cluster, self.folder = cluster, folder.absolute()
         self.at_once, self.detach = at_once, detach
 
-    def outcomes(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome, Remark]]:
+    def outcomes(self, jobs: Sequence[Job]) -> Generator[tuple[int, Outcome, Remark], None, None]:
         """Yield the position, the outcome and a remark of each job as jobs end; submit those that no task has.
 
         Closing the iterator, or an interrupt, cancels the tasks that it waits for.
@@ -124,7 +124,8 @@ class Slurm:
         parts = bundles([jobs[position] for position in new])
         count = self.at_once or min(MOST_TASKS, -(-len(new) // JOBS_PER_TASK))
         parts = split(parts, count)
-        folder = self.folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9:09d}"
+        seconds, rest = divmod(time.time_ns(), 10**9)
+        folder = self.folder / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(seconds))}-{rest:09d}"
         tasks = [Task(folder, [(number, jobs[new[number]]) for number in part], Path.cwd()) for part in parts]
         folder.mkdir()
         try:
