@@ -183,7 +183,7 @@ class Slurm:
                 continue
             answered = looked
             ended = {name: state for name, state in states.items() if has_ended(state)}
-            # The notes were read between the two looks: what they lack now will never come.
+            # The notes were read between the two looks, so a note that is missing now will not come.
             for position, place in list(waiting.items()):
                 if place.task in ended and place.task in suspects:
                     del waiting[position]
