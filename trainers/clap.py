@@ -18,13 +18,15 @@ from unskew.utils.seeds import derive_seed
 class PooledViews(FeatureLoader):
     """Batches from all views of all images; an epoch has as many as one view of each image would fill."""
 
+    _pool: Tensor | None = None  # [N * V, D]
+
     def pool(self) -> tuple[Tensor, Tensor]:
         """Return features [N * V, D] and labels [N * V]; with 0 views, those of a new view each epoch."""
         if not self.views:
             return self._view(), self.labels
-        if self._kept is None:
-            self._kept = self.encode(self.paths, range(self.views), True)  # [N, V, D]
-        return self._kept.flatten(0, 1), self.labels.repeat_interleave(self.views)
+        if self._pool is None:
+            self._pool = self.encode(self.paths, range(self.views), True).flatten(0, 1)
+        return self._pool, self.labels.repeat_interleave(self.views)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         features, labels = self.pool()

@@ -91,7 +91,7 @@ class CLIPTrainer(TrainerX):
                 self.dataset.train_x,
                 self._weak_encoder(),
                 cfg.DATALOADER.TRAIN_X.BATCH_SIZE,
-                min(cfg.INPUT.VIEWS, cfg.OPTIM.MAX_EPOCH),
+                cfg.INPUT.VIEWS,
                 cfg.SEED,
                 self.accelerator.process_index,
                 self.accelerator.num_processes,

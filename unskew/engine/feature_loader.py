@@ -12,6 +12,8 @@ from unskew.utils.seeds import derive_seed
 class FeatureLoader:
     """Batches of the training images' features. Epoch e uses the augmented view e modulo ``views``.
 
+    The first epoch that needs a view encodes it, so that a run of few epochs encodes few views.
+
     The order of epoch e depends only on the seed and e, so that a resumed run sees the same batches. An incomplete
     last batch is dropped if there is a complete one, as in Dassl.
 
@@ -40,7 +42,7 @@ class FeatureLoader:
         self.encode, self.batch_size, self.views, self.seed = encode, batch_size, views, seed
         self.rank, self.world = rank, world
         self.epoch = 0
-        self._kept: Tensor | None = None  # [N, V, D]
+        self._kept: dict[int, Tensor] = {}  # [N, D] by the number of the view
 
     def __len__(self) -> int:
         return max(1, len(self.paths) // self.world // self.batch_size)
@@ -53,17 +55,18 @@ class FeatureLoader:
         """Return the features [N, D] of this epoch."""
         if self.views == 0:
             return self.encode(self.paths, [derive_seed(self.seed, self.epoch)], False)[:, 0]
-        if self._kept is None:
-            self._kept = self.encode(self.paths, range(self.views), True)
-            self.labels = self.labels.to(self._kept.device)
-        return self._kept[:, self.epoch % self.views]
+        view = self.epoch % self.views
+        if view not in self._kept:
+            self._kept[view] = self.encode(self.paths, [view], True)[:, 0]
+        return self._kept[view]
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         rows = {"features": self._view()}
         device = rows["features"].device
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
         order = torch.randperm(len(self.paths), generator=generator)[self.rank :: self.world].to(device)
-        rows["label"] = self.labels.to(device)
+        self.labels = self.labels.to(device)
+        rows["label"] = self.labels
         epoch = {name: values.index_select(0, order) for name, values in rows.items()} | {"index": order}
         for step in range(len(self)):
             batch = slice(step * self.batch_size, (step + 1) * self.batch_size)
