@@ -5,17 +5,23 @@
 The reference decodes, augments and encodes images at every step and encodes prompts at full length, with the same
 engine, schedule, images and seeds. Both start from empty caches and alternate. Seconds and ratio are medians over the
 seeds.
+
+The break-even is computed from three medians over the epochs of all seeds: s seconds for the steps of an epoch on
+cached features, v more seconds for an epoch that encodes a view first, and r seconds for an epoch of the reference. A
+run of n epochs with V views (INPUT.VIEWS) then takes n s + min(n, V) v seconds, the reference n r. The second table has
+the smallest n from which a run is faster, and the ratio at several n.
 """
 
 import argparse
 import logging
+import math
 import os
 import statistics
 import tempfile
 import time
 
 import torch
-from measure import machine, write
+from measure import machine, seconds, table, write
 from tabulate import tabulate
 
 from unskew import config
@@ -25,6 +31,14 @@ from unskew.runs.tables import mean_and_deviation as spread
 from unskew.trainers import coop, prograd, residualprompt
 from unskew.utils import row_store
 from unskew.utils.seeds import set_random_seed
+
+
+class Timed:
+    """A mixin that appends the seconds and the number of each epoch to ``EPOCHS``."""
+
+    def run_epoch(self):
+        elapsed = seconds(super().run_epoch)
+        EPOCHS.append((self.epoch, elapsed))
 
 
 class Plain:
@@ -47,12 +61,16 @@ class Plain:
         return self.cosine_logits(image_features, encode_plain(self.backbone, self.prompt_learner()))
 
 
-OURS = {cls.__name__: cls for cls in (coop.CoOp, prograd.ProGrad, residualprompt.ResidualPrompt)}
-REFERENCE = {name: type(f"Plain{name}", (Plain, cls), {}) for name, cls in OURS.items()}
+TRAINERS = {cls.__name__: cls for cls in (coop.CoOp, prograd.ProGrad, residualprompt.ResidualPrompt)}
+OURS = {name: type(f"Timed{name}", (Timed, cls), {}) for name, cls in TRAINERS.items()}
+REFERENCE = {name: type(f"Plain{name}", (Timed, Plain, cls), {}) for name, cls in TRAINERS.items()}
+EPOCHS: list[tuple[int, float]] = []  # of the present run
+AT = (6, 50, 200)  # epochs whose ratio is reported
 
 
 def run(dataset: str, trainer: str, shots: int, seed: int, root: str, classes: dict, opts: list[str]) -> dict:
-    """Run once from an empty cache; return seconds and accuracy."""
+    """Run once from an empty cache; return seconds, accuracy, the epochs' seconds, and the number of views."""
+    EPOCHS.clear()
     for name, cls in classes.items():
         TRAINER_REGISTRY.register(name, cls, force=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -64,7 +82,78 @@ def run(dataset: str, trainer: str, shots: int, seed: int, root: str, classes: d
         start = time.perf_counter()
         built = build_trainer(cfg)
         built.train()
-        return {"seconds": time.perf_counter() - start, "accuracy": built.results["accuracy"]}
+        elapsed = time.perf_counter() - start
+        return {
+            "seconds": elapsed,
+            "accuracy": built.results["accuracy"],
+            "epochs": [*EPOCHS],
+            "views": views_of(built),
+        }
+
+
+def views_of(trainer) -> int:
+    """Return the number of cached views of a trainer, or of the base that it trains."""
+    return getattr(trainer, "base", trainer).cfg.INPUT.VIEWS
+
+
+# --- break-even -----------------------------------------------------------------------------------------
+
+
+def break_even(step: float, view: float, reference: float, views: int) -> int | None:
+    """Return the smallest number of epochs from which a run with cached views is faster; None if none is.
+
+    Args:
+        step: seconds of an epoch on cached features.
+        view: seconds to encode one view of all images.
+        reference: seconds of an epoch of the reference.
+        views: the number of views that are encoded at most.
+    """
+    if step + view < reference:
+        return 1
+    if step >= reference:
+        return None
+    return max(1, math.floor(views * view / (reference - step)) + 1)
+
+
+def ratio_at(epochs: int, step: float, view: float, reference: float, views: int) -> float:
+    """Return how many times faster a run of ``epochs`` is than the reference; see `break_even`."""
+    return epochs * reference / (epochs * step + min(epochs, views) * view)
+
+
+def epoch_costs(runs: dict[str, list[dict]]) -> dict:
+    """Return the seconds of an epoch's parts, the break-even and the ratios; None if no epoch had all its views.
+
+    The first epoch is left out: it has the work that happens once.
+    """
+    views = runs["ours"][0]["views"]
+    ours, reference = ([pair for result in runs[way] for pair in result["epochs"] if pair[0]] for way in runs)
+    first = [elapsed for epoch, elapsed in ours if epoch < views]
+    later = [elapsed for epoch, elapsed in ours if epoch >= views]
+    found: dict = {"views": views, "step_seconds": None, "view_seconds": None, "reference_epoch_seconds": None}
+    if not (views and first and later and reference):
+        return found | {"break_even": None, "ratios": None}
+    step, theirs = statistics.median(later), statistics.median(elapsed for _, elapsed in reference)
+    costs = (step, max(0.0, statistics.median(first) - step), theirs)
+    found |= dict(zip(("step_seconds", "view_seconds", "reference_epoch_seconds"), costs, strict=True))
+    ratios = {str(epochs): ratio_at(epochs, *costs, views) for epochs in AT}
+    return found | {"break_even": break_even(*costs, views), "ratios": ratios}
+
+
+def break_even_table(rows: list[dict]) -> str:
+    columns = {
+        "trainer": "",
+        "views": "views",
+        "step_seconds": "steps, s",
+        "view_seconds": "encoding a view, s",
+        "reference_epoch_seconds": "reference, s",
+        "break_even": "faster from epochs",
+    }
+    columns |= {str(epochs): f"times faster, {epochs} epochs" for epochs in AT}
+    empty = dict.fromkeys(map(str, AT))
+    return table([{**row, **(row["ratios"] or empty)} for row in rows], columns)
+
+
+# --- whole runs -----------------------------------------------------------------------------------------
 
 
 def compare(trainer: str, arguments) -> dict:
@@ -74,17 +163,18 @@ def compare(trainer: str, arguments) -> dict:
             runs[way].append(
                 run(arguments.dataset, trainer, arguments.shots, seed, arguments.root, classes, arguments.opts)
             )
-    seconds = {way: statistics.median(result["seconds"] for result in results) for way, results in runs.items()}
+    medians = {way: statistics.median(result["seconds"] for result in results) for way, results in runs.items()}
     pairs = zip(runs["ours"], runs["reference"], strict=True)
     accuracies = {way: [result["accuracy"] for result in results] for way, results in runs.items()}
     return {
         "trainer": trainer,
-        "seconds": seconds["ours"],
-        "reference_seconds": seconds["reference"],
+        "seconds": medians["ours"],
+        "reference_seconds": medians["reference"],
         "ratio": statistics.median(theirs["seconds"] / mine["seconds"] for mine, theirs in pairs),
         "each": {way: [result["seconds"] for result in results] for way, results in runs.items()},
         "accuracy": accuracies["ours"],
         "reference_accuracy": accuracies["reference"],
+        **epoch_costs(runs),
     }
 
 
@@ -119,6 +209,7 @@ def main() -> None:
     ]
     header = ("", "seconds", "reference", "ratio", "accuracy (%)", "reference (%)")
     print(tabulate(cells, header, "github", floatfmt=".1f"))
+    print(f"\nan epoch, and the break-even\n\n{break_even_table(rows)}")
     if arguments.json:
         write(arguments.json, rows)
 

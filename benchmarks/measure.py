@@ -49,7 +49,9 @@ def median_seconds(call: Callable[[], object], repeats: int) -> float:
 
 
 def peak_bytes(prepare: Callable[..., Callable[[], object]], *arguments) -> tuple[int | None, int | None]:
-    """Measure the memory of a call in a new process: GPU memory if ``prepare`` used the GPU, else the process's memory.
+    """Measure the memory of a call: GPU memory in this process if it uses the GPU, else the memory of a new process.
+
+    torch counts the bytes on a GPU exactly, so that a new process, which takes seconds, is not needed there.
 
     Args:
         prepare: a top-level function that returns the call; on a GPU the call runs once before, to warm up.
@@ -59,6 +61,8 @@ def peak_bytes(prepare: Callable[..., Callable[[], object]], *arguments) -> tupl
         The peak of bytes during the call minus the bytes before it, and the bytes before it; None if the system does
         not report them (other systems than Linux).
     """
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return _peak_bytes(prepare, *arguments)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_peak_bytes, prepare, *arguments).result()
 

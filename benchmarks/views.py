@@ -155,8 +155,7 @@ def main() -> None:
     rows = measure(arguments)
     print(f"{len(arguments.seeds)} seeds, {machine()}\n")
     cells = [
-        (*(row[key] for key in ("dataset", "trainer", "shots")), row["views"] or "new ones", row["seconds"])
-        + (spread(row["val"]),)
+        (row["dataset"], row["trainer"], row["shots"], row["views"] or "new ones", row["seconds"], spread(row["val"]))
         for row in rows
     ]
     header = ["dataset", "", "shots", "views", "seconds", "accuracy on val (%)"]

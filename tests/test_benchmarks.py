@@ -1,6 +1,7 @@
 """The benchmarks run, small, from the command line that their docs give."""
 
 import importlib
+import itertools
 import json
 import os
 import subprocess
@@ -113,15 +114,58 @@ def test_scaling(tmp_path, data_root):
 
 def test_fewshot_run(tmp_path, data_root):
     flags = ["--dataset", "digits", "--root", data_root, "--shots", "1", "--seeds", "1", "--trainers", "CoOp", "GLA"]
-    printed, rows = run_quickly("fewshot_run.py", [*flags, "--opts", "OPTIM.MAX_EPOCH", "2"], tmp_path)
-    assert [row["trainer"] for row in rows] == ["CoOp", "GLA"] and "ratio" in printed
-    assert all(row["ratio"] == pytest.approx(row["reference_seconds"] / row["seconds"]) for row in rows)
+    printed, rows = run_quickly(
+        "fewshot_run.py", [*flags, "--opts", "OPTIM.MAX_EPOCH", "4", "INPUT.VIEWS", "2"], tmp_path
+    )
+    assert [row["trainer"] for row in rows] == ["CoOp", "GLA"] and "faster from epochs" in printed
+    for row in rows:
+        assert row["ratio"] == pytest.approx(row["reference_seconds"] / row["seconds"])
+        assert row["views"] == 2 and row["step_seconds"] > 0 and row["reference_epoch_seconds"] > 0
+        assert set(row["ratios"]) == {"6", "50", "200"}
+
+
+def test_the_break_even_is_the_first_number_of_epochs_that_is_faster(benchmark):
+    module = benchmark("fewshot_run")
+    for step, view, reference, views in itertools.product((0.1, 1.0), (0.0, 0.3, 2.0), (0.3, 1.06, 5.0), (1, 4, 8)):
+        costs = (step, view, reference)
+        faster = [n for n in range(1, 500) if module.ratio_at(n, *costs, views) > 1]
+        assert module.break_even(*costs, views) == (faster[0] if faster else None)
+        assert not faster or faster == list(range(faster[0], 500))
+
+
+def test_the_costs_of_an_epoch(benchmark):
+    """An epoch with a new view has the steps and the encoding; the first epoch does not count."""
+    ours = {"views": 3, "epochs": [(0, 90.0), (1, 5.0), (2, 5.0), (3, 2.0), (4, 2.0)]}
+    runs = {"ours": [ours], "reference": [{"views": 3, "epochs": [(0, 90.0), (1, 8.0), (2, 8.0)]}]}
+    costs = benchmark("fewshot_run").epoch_costs(runs)
+    assert (costs["step_seconds"], costs["view_seconds"], costs["reference_epoch_seconds"]) == (2, 3, 8)
+    assert costs["break_even"] == 1 and costs["ratios"]["50"] == pytest.approx(400 / 109)
+    ours["epochs"] = ours["epochs"][:3]  # all views are new
+    assert benchmark("fewshot_run").epoch_costs(runs)["break_even"] is None
 
 
 def test_views(tmp_path, data_root):
-    flags = ["--root", data_root, "--views", "0", "2", "--seeds", "1", "--opts", "OPTIM.MAX_EPOCH", "2"]
+    flags = ["--root", data_root, "--shots", "1", "2", "--views", "0", "2", "--seeds", "1", "2", "--against", "2"]
+    flags += ["--records", str(tmp_path / "records"), "--opts", "OPTIM.MAX_EPOCH", "2"]
     printed, rows = run_quickly("views.py", flags, tmp_path)
-    assert [row["views"] for row in rows] == [0, 2] and "new ones" in printed
+    assert [(row["shots"], row["views"]) for row in rows] == [(1, 0), (1, 2), (2, 0), (2, 2)]
+    assert printed.count("new ones") == 2 + 3 and "±" in printed  # the differences: CoOp, digits and all
+    again, same = run_quickly("views.py", flags, tmp_path)
+    assert again == printed and same == rows
+
+
+def test_paired_differences(benchmark):
+    views = benchmark("views")
+    row = {"dataset": "digits", "shots": 1}
+    rows = [
+        {**row, "trainer": "CoOp", "views": n, "val": val} for n, val in ((4, [3.0, 5.0, 7.0]), (8, [1.0, 1.0, 1.0]))
+    ]
+    rows += [{**row, "trainer": "GLA", "views": n, "val": [2.0, 2.0, 2.0]} for n in (4, 8)]
+    found = views.differences(rows, 8)
+    assert [pair["difference"] for pair in found] == [2, 4, 6, 0, 0, 0]
+    mean, half = views.pooled([pair for pair in found if pair["trainer"] == "CoOp"])
+    assert mean == 4 and half == pytest.approx(4.3027 * 2 / 3**0.5, rel=1e-4)  # t of two degrees of freedom
+    assert views.pooled(found) == pytest.approx((2, half / 2))  # trainers with the same images are averaged
 
 
 def test_the_fitted_exponent(benchmark):
