@@ -21,7 +21,8 @@ import tempfile
 import time
 
 import torch
-from measure import machine, seconds, table, write
+from epochs import EPOCHS, timed
+from measure import machine, table, write
 from tabulate import tabulate
 
 from unskew import config
@@ -31,14 +32,6 @@ from unskew.runs.tables import mean_and_deviation as spread
 from unskew.trainers import coop, prograd, residualprompt
 from unskew.utils import row_store
 from unskew.utils.seeds import set_random_seed
-
-
-class Timed:
-    """A mixin that appends the seconds and the number of each epoch to ``EPOCHS``."""
-
-    def run_epoch(self):
-        elapsed = seconds(super().run_epoch)
-        EPOCHS.append((self.epoch, elapsed))
 
 
 class Plain:
@@ -62,9 +55,8 @@ class Plain:
 
 
 TRAINERS = {cls.__name__: cls for cls in (coop.CoOp, prograd.ProGrad, residualprompt.ResidualPrompt)}
-OURS = {name: type(f"Timed{name}", (Timed, cls), {}) for name, cls in TRAINERS.items()}
-REFERENCE = {name: type(f"Plain{name}", (Timed, Plain, cls), {}) for name, cls in TRAINERS.items()}
-EPOCHS: list[tuple[int, float]] = []  # of the present run
+OURS = {name: timed(cls) for name, cls in TRAINERS.items()}
+REFERENCE = {name: timed(type(f"Plain{name}", (Plain, cls), {})) for name, cls in TRAINERS.items()}
 AT = (6, 50, 200)  # epochs whose ratio is reported
 
 

@@ -32,8 +32,8 @@ from unskew.utils.row_store import Keys, RowStore, open_store
 # Part of the key of stored features: increase it when images are read or encoded with other results.
 VERSION = 2
 
-# Views to load at once.
-_LOADED = {"cpu": 128, "cuda": 1024}
+# Views to load at once: on a GPU a batch, so that small datasets keep several decoding processes busy.
+_LOADED = {"cpu": 128, "cuda": 256}
 
 # Views per batch: on CPUs as many as have the pixels of 16 images of 224 x 224, so that a single image costs little.
 _MOST = {"cpu": 64, "cuda": 256}

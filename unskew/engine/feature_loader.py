@@ -65,8 +65,7 @@ class FeatureLoader:
         device = rows["features"].device
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
         order = torch.randperm(len(self.paths), generator=generator)[self.rank :: self.world].to(device)
-        self.labels = self.labels.to(device)
-        rows["label"] = self.labels
+        rows["label"] = self.labels.to(device)
         epoch = {name: values.index_select(0, order) for name, values in rows.items()} | {"index": order}
         for step in range(len(self)):
             batch = slice(step * self.batch_size, (step + 1) * self.batch_size)
