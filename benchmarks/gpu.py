@@ -14,18 +14,19 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import photos
 import torch
 from epochs import EPOCHS, timed
 from measure import machine, median_seconds, mib, seconds, synchronize, write
-from PIL import Image
 
 import unskew
 from unskew import config
 from unskew.clip import features
 from unskew.clip.backbones import load_backbone
+from unskew.data.images import read_image
 from unskew.data.transforms import build_transform
 from unskew.engine.trainer import TRAINER_REGISTRY, build_trainer
 from unskew.utils import row_store
@@ -33,6 +34,8 @@ from unskew.utils.seeds import set_random_seed
 
 # The trainers of the sweep whose time gpu_table.py predicts.
 SWEPT = ("CoOp", "ProGrad", "CLIPAdapter", "TaskRes", "GLA")
+
+ENCODING: list[float] = []  # seconds of each call that encodes images, in the present run
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,10 @@ def worker_counts(most: int) -> list[int]:
 # --- images ---------------------------------------------------------------------------------------------
 
 
+def decode(transform, paths: list[str]) -> list[torch.Tensor]:
+    return [transform(read_image(path)) for path in paths]
+
+
 def encode(setting: Setting) -> Iterator[dict]:
     """Yield images per second: a decoding process alone, a tower alone, and both with 1, 2, 4 .. processes."""
     sizes, paths = setting.sizes, setting.paths()
@@ -107,18 +114,21 @@ def encode(setting: Setting) -> Iterator[dict]:
         backbone = load_backbone(name, "bf16", setting.device)
         transform = build_transform(config.get_cfg_default(), backbone, train=False)
         row = {"backbone": name, "precision": "bf16"}
-        pixels = torch.stack([transform(Image.open(path).convert("RGB")) for path in paths[: sizes.batch]])
-        pixels = pixels.to(setting.device).contiguous(memory_format=torch.channels_last)
+        pixels = (
+            torch.stack(decode(transform, paths[: sizes.batch]))
+            .to(setting.device)
+            .contiguous(memory_format=torch.channels_last)
+        )
         with torch.no_grad():
             backbone.encode_image(pixels)  # warm up
-            spent = median_seconds(lambda: backbone.encode_image(pixels), sizes.repeats)
+            spent = median_seconds(partial(backbone.encode_image, pixels), sizes.repeats)
         yield {**row, "name": "tower", "images_per_second": len(pixels) / spent}
         few = paths[: sizes.per_worker]
-        spent = seconds(lambda: [transform(Image.open(path).convert("RGB")) for path in few])
+        spent = seconds(partial(decode, transform, few))
         yield {**row, "name": "decoding, one process", "images_per_second": len(few) / spent}
         for workers in worker_counts(cores()):
             some = paths[: sizes.per_worker * workers]
-            spent = seconds(lambda: features.extract(backbone, some, transform, keep=False, workers=workers))
+            spent = seconds(partial(features.extract, backbone, some, transform, keep=False, workers=workers))
             yield {**row, "name": "both", "workers": workers, "images_per_second": len(some) / spent}
 
 
@@ -142,7 +152,7 @@ def finetune(setting: Setting) -> Iterator[dict]:
             row = {"backbone": sizes.vit, "precision": precision, "batch": len(batch["label"])}
             trainer.forward_backward(batch)  # warm up
             _reset_peak()
-            spent = median_seconds(lambda: trainer.forward_backward(batch), sizes.repeats)
+            spent = median_seconds(partial(trainer.forward_backward, batch), sizes.repeats)
             yield {**row, "name": "steps", "images_per_second": row["batch"] / spent, "peak_mib": _peak()}
             if from_files:
                 images = len(trainer.train_loader_x) * row["batch"]
@@ -179,6 +189,15 @@ def runs(setting: Setting) -> Iterator[dict]:
     """Yield the times of the planned runs, with everything that `unskew.train` does, in bf16."""
     for name in {*SWEPT, "ResidualPrompt"}:
         TRAINER_REGISTRY.register(name, timed(TRAINER_REGISTRY.get(name)), force=True)
+    encode_images = features._encode
+
+    def timed_encode(*arguments):
+        start = time.perf_counter()
+        rows = encode_images(*arguments)
+        ENCODING.append(time.perf_counter() - start)
+        return rows
+
+    features._encode = timed_encode
     with tempfile.TemporaryDirectory() as folder:
         os.environ["UNSKEW_CACHE"] = os.path.join(folder, "cache")
         row_store.open_folder.cache_clear()
@@ -192,6 +211,7 @@ def one_run(setting: Setting, planned: Planned, output: Path) -> dict:
     opts |= {"DATALOADER.NUM_WORKERS": cores(), "USE_CUDA": setting.device != "cpu"}
     where = {"backbone": setting.sizes.vit, "root": str(setting.root(planned.classes)), "folder": output}
     EPOCHS.clear()
+    ENCODING.clear()
     _reset_peak()
     synchronize()
     start = time.perf_counter()
@@ -210,7 +230,8 @@ def one_run(setting: Setting, planned: Planned, output: Path) -> dict:
         "seconds": elapsed,
         "period": period,
         "view_seconds": view,
-        "once_seconds": max(0.0, elapsed - planned.epochs * period - planned.views * view),
+        "encoding_seconds": sum(ENCODING),
+        "once_seconds": max(0.0, elapsed - planned.epochs * period - sum(ENCODING)),
         "batch": batch,
         "steps": max(1, planned.classes * planned.shots // batch),
         "each_epoch": [epoch.seconds for epoch in EPOCHS],

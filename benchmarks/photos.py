@@ -47,7 +47,9 @@ def write(root: Path, classes: int, counts: dict[str, int], jobs: int | None = N
         partly = root.with_name(f"{root.name}.partly")
         with ProcessPoolExecutor(jobs or os.cpu_count()) as pool:
             chunk = max(1, classes // 200)
-            for _ in pool.map(partial(write_class, partly, counts), range(classes), class_names(classes), chunksize=chunk):
+            for _ in pool.map(
+                partial(write_class, partly, counts), range(classes), class_names(classes), chunksize=chunk
+            ):
                 pass
         partly.rename(root)
     return root

@@ -1,6 +1,7 @@
 """Cost of the solvers for the label prior, the temperatures and GLA's combination at the size of ImageNet.
 
     OMP_NUM_THREADS=1 python benchmarks/prior.py --json prior.json
+    python benchmarks/prior.py --samples 50000 --device cuda --only "convex, strength 1" map
 
 On generated logits of a cosine classifier whose classes have a long-tailed prior. Beside each time stand the passes
 over the logits (or what is kept of them), the floor, which is as many plain float32 softmaxes of the same logits, and
@@ -149,11 +150,13 @@ def plain_combination(zs: Tensor, ft: Tensor, labels: Tensor, log_q: Tensor) -> 
 # --- what is measured -----------------------------------------------------------------------------------
 
 
-def calls(samples: int, classes: int, imbalance: float) -> dict[str, tuple[Callable[[], object], Callable | None]]:
+def calls(
+    samples: int, classes: int, imbalance: float, device: str = "cpu"
+) -> dict[str, tuple[Callable[[], object], Callable | None]]:
     """By name: the library's call, and the plain way; None where that would take minutes."""
-    zs, ft, labels, log_q = world(samples, classes, imbalance)
+    zs, ft, labels, log_q = (tensor.to(device) for tensor in world(samples, classes, imbalance))
     few = min(samples, VAL_SHOTS * classes)
-    order = torch.randperm(samples, generator=torch.Generator().manual_seed(1))[:few]
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(1))[:few].to(device)
     val = zs[order], ft[order], labels[order], log_q
 
     def estimate(labels=labels, **options) -> Tensor:
@@ -210,8 +213,8 @@ def counted_passes(samples: int):
             module.blocks = blocks
 
 
-def softmax_seconds(samples: int, classes: int, repeats: int) -> float:
-    logits = torch.randn(samples, classes)
+def softmax_seconds(samples: int, classes: int, repeats: int, device: str) -> float:
+    logits = torch.randn(samples, classes, device=device)
     out = torch.empty_like(logits)
     torch.softmax(logits, 1, out=out)
     return measure.median_seconds(lambda: torch.softmax(logits, 1, out=out), repeats)
@@ -224,7 +227,7 @@ def timed(plain: Callable) -> tuple[object, float]:
 
 
 def row(name: str, call: Callable, plain: Callable | None, size: tuple, repeats: int) -> dict:
-    samples, classes, _ = size
+    samples, classes, _, device = size
     if name.startswith(("temperature", "combination")):
         samples = min(samples, VAL_SHOTS * classes)
     with counted_passes(samples) as passes:
@@ -233,7 +236,7 @@ def row(name: str, call: Callable, plain: Callable | None, size: tuple, repeats:
     reference = difference = None
     if plain is not None:
         (expected,), reference = timed(plain)
-        pair = [torch.as_tensor(result, dtype=torch.float64) for result in (found, expected)]
+        pair = [torch.as_tensor(result, dtype=torch.float64).cpu() for result in (found, expected)]
         difference = float((pair[0] - pair[1]).abs().max())
     peak, _ = measure.peak_bytes(one_call, name, *size)
     return {
@@ -242,7 +245,7 @@ def row(name: str, call: Callable, plain: Callable | None, size: tuple, repeats:
         "classes": classes,
         "seconds": seconds,
         "passes": round(sum(passes), 1),
-        "floor_seconds": sum(passes) * softmax_seconds(samples, classes, repeats),
+        "floor_seconds": sum(passes) * softmax_seconds(samples, classes, repeats, device),
         "peak_bytes": peak,
         "copies": None if peak is None else peak / (4 * samples * classes * (1 + name.startswith("combination"))),
         "reference_seconds": reference,
@@ -257,15 +260,23 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--imbalance", type=float, default=1.0, help="of the labels: the most frequent over the rarest")
     parser.add_argument("--repeats", type=int, default=3, help="the median counts; cv and the plain way run once")
+    parser.add_argument("--device", default="cpu", help="the device of the logits; the plain way runs on the CPU only")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="the rows to measure, by their names in the table")
     parser.add_argument("--json", default="", help="write every number there")
     arguments = parser.parse_args()
-    size = arguments.samples, arguments.classes, arguments.imbalance
+    size = arguments.samples, arguments.classes, arguments.imbalance, arguments.device
+    found = calls(*size)
+    if unknown := set(arguments.only or ()) - set(found):
+        parser.error(f"unknown rows {', '.join(sorted(unknown))}; choose from: {'; '.join(found)}")
 
-    rows = [row(name, *pair, size, arguments.repeats) for name, pair in calls(*size).items()]
+    rows: list[dict] = []
+    for name in arguments.only or found:
+        call, plain = found[name]
+        rows.append(row(name, call, plain if arguments.device == "cpu" else None, size, arguments.repeats))
+        measure.write(arguments.json, rows)
     print(f"{measure.machine()}; {arguments.classes} classes\n")
     rounded = [{k: float(f"{v:.3g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
     print(measure.table(rounded, COLUMNS))
-    measure.write(arguments.json, rows)
 
 
 if __name__ == "__main__":
