@@ -20,6 +20,7 @@ from pathlib import Path
 import photos
 import torch
 from epochs import EPOCHS, timed
+from gpu_table import SWEPT
 from measure import machine, median_seconds, mib, seconds, synchronize, write
 
 import unskew
@@ -31,9 +32,6 @@ from unskew.data.transforms import build_transform
 from unskew.engine.trainer import TRAINER_REGISTRY, build_trainer
 from unskew.utils import row_store
 from unskew.utils.seeds import set_random_seed
-
-# The trainers of the sweep whose time gpu_table.py predicts.
-SWEPT = ("CoOp", "ProGrad", "CLIPAdapter", "TaskRes", "GLA")
 
 ENCODING: list[float] = []  # seconds of each call that encodes images, in the present run
 

@@ -58,5 +58,5 @@ part encode 65 gpu.py encode "${gpu[@]}" --json "$OUT/encode.json"
 part finetune 40 gpu.py finetune "${gpu[@]}" --json "$OUT/finetune.json"
 part runs 130 gpu.py runs "${gpu[@]}" --json "$OUT/runs.json"
 part prior 40 prior.py "${prior[@]}" --device $device "${estimators[@]}" --json "$OUT/prior.json"
-timeout 15 "$PYTHON" "$ROOT/benchmarks/gpu_table.py" "$OUT" ${small[@]+"${small[@]}"} --json "$OUT/gpu.json" |
+timeout $((15 * patience)) "$PYTHON" "$ROOT/benchmarks/gpu_table.py" "$OUT" ${small[@]+"${small[@]}"} --json "$OUT/gpu.json" |
     tee "$OUT/table.md"

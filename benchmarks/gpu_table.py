@@ -2,11 +2,11 @@
 
     python benchmarks/gpu_table.py FOLDER --json gpu.json
 
-The sweep has the 11 few-shot datasets, 1, 2, 4, 8 and 16 shots, 3 seeds and the 5 trainers of gpu.py, with the
-published schedules. A run takes the seconds that occur once, and for each epoch its steps; both are interpolated linearly
-between the two measured numbers of classes, and below the smaller one they count in full. Each image is encoded once:
-the test images, and for each seed the val images and the views of the few-shot images. A part without a file is "not
-measured".
+The sweep has the 11 few-shot datasets, 1, 2, 4, 8 and 16 shots, 3 seeds and the 5 trainers of `SWEPT`, with the
+published schedules. A run takes the seconds that occur once, and for each epoch its steps. Both are interpolated
+linearly between the two measured numbers of classes; below the smaller one they count in full. Each image is encoded
+once: the test images, and for each seed the val images and the views of the few-shot images. A part without a file is
+"not measured".
 """
 
 import argparse
@@ -14,13 +14,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpu import SWEPT
 from tabulate import tabulate
 
 from unskew import config
 from unskew.data.dataset import DATASET_REGISTRY
 from unskew.utils.files import write_atomically
 
+SWEPT = ("CoOp", "ProGrad", "CLIPAdapter", "TaskRes", "GLA")  # the trainers of the sweep
 PARTS = ("step", "encode", "finetune", "runs", "prior")
 DATASETS = (
     *("imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft"),

@@ -190,6 +190,106 @@ def test_prior(tmp_path):
         assert name == "combination" or row["difference"] is None or row["difference"] < tolerance
 
 
+# --- a GPU -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.world
+def test_the_small_form_of_the_gpu_script(tmp_path):
+    command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), "--small", str(tmp_path / "gpu")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHON": sys.executable})
+    logs = "".join(path.read_text() for path in (tmp_path / "gpu").glob("*.log"))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "gpu" / "gpu.json").read_text())
+    assert result["missing"] == [], logs
+    parts = {name: part["rows"] for name, part in result["parts"].items()}
+    assert [row["precision"] for row in parts["step"]] == ["fp32", "amp", "bf16"]
+    assert {(row["backbone"], row["name"]) for row in parts["encode"]} == {
+        (tower, name) for tower in ("micro-vit", "micro") for name in ("tower", "decoding, one process", "both")
+    }
+    assert [(row["precision"], row["name"]) for row in parts["finetune"]] == [
+        *(("amp", name) for name in ("steps", "epoch")),
+        *((precision, "steps") for precision in ("bf16", "fp32")),
+    ]
+    assert len(parts["runs"]) == 10
+    assert parts["runs"][0]["images_encoded"] >= 8 * (2 * 2 + 2)  # two views of train, and test
+    assert all(row["period"] > 0 and len(row["each_epoch"]) == row["epochs"] for row in parts["runs"])
+    assert {row["name"] for row in parts["prior"]} >= {"map", "convex, strength 1", "combination"}
+    assert result["small"] and result["sweep"] is None and all(goal["met"] is None for goal in result["goals"])
+    table = (tmp_path / "gpu" / "table.md").read_text()
+    assert table in done.stdout and "run of GLA, 4 epochs" in table and "Small sizes" in table
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_script_measures_nothing(tmp_path):
+    command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), str(tmp_path / "gpu")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHON": sys.executable})
+    assert done.returncode == 2 and "--small" in done.stderr and not (tmp_path / "gpu" / "gpu.json").exists()
+
+
+def gpu_parts(faster=10.0, less=5.0, step=0.01):
+    """The files of the parts as a GPU could give them."""
+    steps = {"classes": 1000, "precision": "bf16", "seconds": step, "reference_seconds": faster * step}
+    steps |= {"peak_bytes": 2**30, "reference_peak_bytes": less * 2**30}
+    both = [{"name": "both", "backbone": "ViT", "precision": "bf16", "workers": n} for n in (1, 2, 4)]
+    both = [{**row, "images_per_second": 600.0 * row["workers"]} for row in both]
+    tower = {"name": "tower", "backbone": "ViT", "precision": "bf16", "images_per_second": 1300.0}
+    run = {"period": 1.0, "steps": 100, "once_seconds": 2.0, "seconds": 9.0, "view_seconds": 0.5, "epochs": 4}
+    run |= {"views": 2, "shots": 16}
+    runs = [
+        {**run, "trainer": name, "classes": classes, "period": step * 100 * classes / 1000}
+        for name in ("CoOp", "ProGrad", "CLIPAdapter", "TaskRes", "GLA")
+        for classes in (100, 1000)
+    ]
+    rows = {"step": [steps], "encode": [tower, *both], "runs": runs}
+    return {name: {"machine": "a GPU", "rows": found} for name, found in rows.items()}
+
+
+def test_the_predicted_sweep(benchmark):
+    gpu_table = benchmark("gpu_table")
+    assert gpu_table.between(550, [(1000, 3.0), (100, 1.0)]) == pytest.approx(2.0)
+    assert gpu_table.between(37, [(1000, 3.0), (100, 1.0)]) == 1.0
+    assert gpu_table.images_of("imagenet", 4) == 50_000 + 4 * 93_000 + 45_000
+    assert gpu_table.images_of("eurosat", 4) == 8_100 + 4 * 930 + 450
+    sweep = gpu_table.predict_sweep(gpu_parts())
+    assert sweep["runs"] == 11 * 5 * 3 * 5
+    assert sweep["encoding_seconds"] == pytest.approx(sweep["images"] / 2400)  # four processes
+    classes = [1000, 100, 37, 196, 102, 101, 100, 397, 47, 10, 101]
+    steps = sum(  # CoOp's schedule; its steps of ImageNet take 0.01 s
+        epochs * max(1, count * shots // 32) * 0.01 * max(100, count) / 1000
+        for count in classes
+        for shots, epochs in zip((1, 2, 4, 8, 16), [50] * 5 if count == 1000 else (50, 100, 100, 200, 200), strict=True)
+    )
+    assert sweep["trainers"]["CoOp"] == pytest.approx(3 * (steps + 5 * len(classes) * 2.0))
+    parts = gpu_parts()
+    parts["runs"]["rows"] = [row for row in parts["runs"]["rows"] if row["classes"] == 1000]
+    assert gpu_table.predict_sweep(parts) is None
+    assert gpu_table.predict_sweep({}) is None
+
+
+def test_the_goals_on_a_gpu(benchmark):
+    gpu_table = benchmark("gpu_table")
+
+    def met(**changes):
+        parts = gpu_parts(**changes)
+        return [goal["met"] for goal in gpu_table.goals(parts, gpu_table.predict_sweep(parts))]
+
+    assert met(step=0.0001) == [True, True, True]
+    assert met(faster=7.0, step=0.0001) == [False, True, True]
+    assert met(less=3.0, step=10.0) == [True, False, False]
+    assert [goal["met"] for goal in gpu_table.goals({}, None)] == [None, None, None]
+    busy = [line for line in gpu_table.image_lines(gpu_parts()) if "busy" in line[0]]
+    assert [line[2] for line in busy] == ["2"]  # 1,200 of 1,300 images per second
+
+
+def test_photos_have_the_size_of_imagenets(benchmark, tmp_path):
+    photos = benchmark("photos")
+    root = photos.write(tmp_path / "photos", 2, {"train": 3, "val": 1, "test": 1}, jobs=1)
+    files = sorted(root.rglob("*.jpg"))
+    assert len(files) == 10 and len({file.read_bytes() for file in files}) == 10
+    sizes = [file.stat().st_size / 1024 for file in files]
+    assert all(80 < size < 140 for size in sizes), sizes
+
+
 # --- many classes ------------------------------------------------------------------------------------
 
 
