@@ -78,7 +78,7 @@ def run(dataset: str, trainer: str, shots: int, seed: int, root: str, classes: d
         return {
             "seconds": elapsed,
             "accuracy": built.results["accuracy"],
-            "epochs": [*EPOCHS],
+            "epochs": [(epoch.number, epoch.seconds) for epoch in EPOCHS],
             "views": views_of(built),
         }
 
