@@ -12,7 +12,7 @@ small=()
 patience=1
 if [ "${1:-}" = --small ]; then
     small=(--small)
-    patience=10 # a busy CPU is slow, and costs nothing
+    patience=100 # practically no limit: a busy CPU is slow, and costs nothing
     shift
 fi
 OUT="${1:-output/gpu}"
