@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from unskew.debias._joint import LogitSums, Minimum, ScalePenalty
+from unskew.debias._streamed_joint import StreamedSums
 
 # With more classes only the diagonal of the Hessian is used, and classes share no bias.
 MOST_CLASSES = 2000
@@ -27,7 +28,7 @@ LEAST_WEIGHT = 1e-3
 class Curvature:
     """The Hessian of the negative log-likelihood by the bias, with the scale profiled out, at a fit."""
 
-    def __init__(self, fit: Minimum, data: LogitSums, penalty: ScalePenalty | None) -> None:
+    def __init__(self, fit: Minimum, data: LogitSums | StreamedSums, penalty: ScalePenalty | None) -> None:
         """Compute its diagonal; without a ``penalty`` the scale is known and the images have no labels."""
         self.fit, self.data, self.labelled = fit, data, penalty is not None
         self.centring = (len(data.counts) - 1) / len(data.counts)

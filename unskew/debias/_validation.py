@@ -79,15 +79,21 @@ def as_logits(*, cosines: bool = False, **arrays: Any) -> tuple[Tensor, ...]:
 def recognise(arrays: dict[str, list[Tensor]], cosines: bool = False) -> dict[str, list[float]]:
     """Return the `least_probability` of each array by its name; warn of probabilities and cosines."""
     least = {name: [least_probability(each) for each in several] for name, several in arrays.items()}
-    if names := " and ".join(name for name, values in least.items() if any(values)):
-        logger.warning(f"{names}: the rows are probabilities, and their logarithm is used; pass logits instead")
     similar = [name for name, several in arrays.items() if cosines and any(map(_are_cosines, several))]
-    if similar and not names:
+    warn_of([name for name, values in least.items() if any(values)], similar)
+    return least
+
+
+def warn_of(probabilities: list[str], cosines: list[str]) -> None:
+    """Warn that arrays, by their names, hold probabilities or else cosines."""
+    if probabilities:
+        names = " and ".join(probabilities)
+        logger.warning(f"{names}: the rows are probabilities, and their logarithm is used; pass logits instead")
+    elif cosines:
         logger.warning(
-            f"{' and '.join(similar)}: all values are in [-1, 1], like cosines; multiply cosines by the model's logit "
+            f"{' and '.join(cosines)}: all values are in [-1, 1], like cosines; multiply cosines by the model's logit "
             "scale (100 for CLIP)"
         )
-    return least
 
 
 def least_probability(logits: Tensor) -> float:
@@ -97,13 +103,14 @@ def least_probability(logits: Tensor) -> float:
     """
     if logits.ndim != 2 or not len(logits) or logits.shape[1] < 2:
         return 0.0
-    if not (_sum_to_one(logits[:1]) and _sum_to_one(logits)):  # the first row decides for nearly all logits
+    if not (sum_to_one(logits[:1]) and sum_to_one(logits)):  # the first row decides for nearly all logits
         return 0.0
     least = float(torch.where(logits > 0, logits, torch.inf).amin())
     return least if least < 1 else 0.0
 
 
-def _sum_to_one(rows: Tensor) -> bool:
+def sum_to_one(rows: Tensor) -> bool:
+    """Return whether all rows are like probabilities."""
     tolerance = min(ROUNDING + DIGIT * rows.shape[1], MOST_ROUNDING)
     return bool(rows.amin() >= 0) and bool(((rows.sum(1, dtype=torch.float64) - 1).abs() <= tolerance).all())
 

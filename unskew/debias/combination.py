@@ -5,6 +5,7 @@ pre-training bias. After a few shots neither holds: `fit_combination` measures b
 paper's.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,10 @@ from torch import Tensor
 
 from unskew.debias._joint import LogitSums, Minimum, NormalPenalty, minimise
 from unskew.debias._softmax import Exponentials, Selection
+from unskew.debias._streamed_joint import StreamedSums
+from unskew.debias._streamed_newton import minimise_joint
+from unskew.debias._streamed_roots import expected_prior, mean_over
+from unskew.debias._streamed_scan import Streamed
 from unskew.debias._validation import (
     Array,
     as_logits,
@@ -151,8 +156,8 @@ def fit_combination(
 
 
 def fit_checked(
-    zs: Selection,
-    ft: Selection,
+    zs: Selection | Streamed,
+    ft: Selection | Streamed,
     labels: Tensor,
     log_q: object,
     log_p: object,
@@ -165,7 +170,7 @@ def fit_checked(
     strictly convex by its priors, so that the start changes the number of steps, but not the result. The search for rho
     always starts at 0: without a prior, images of one class leave rho undetermined.
     """
-    classes, device = zs.shape[1], zs.device
+    classes, device = zs.shape[1], labels.device
     prior = to_prior(log_q, "log_q", classes, device)
     log_p_term = torch.zeros_like(prior) if log_p is None else to_prior(log_p, "log_p", classes, device)
     rho = _remaining_bias(ft, labels, prior, log_p_term)
@@ -181,10 +186,10 @@ def fit_checked(
     means = (float(MAP_PRIOR.ft_weight), float(MAP_PRIOR.zs_weight))
     penalty = NormalPenalty(means, WEIGHT_DEVIATION**-2)
     offset = torch.zeros(classes, dtype=torch.float64, device=device)
+    bias = None  # zeros, or for sources near the minimum
     if start is not None:
-        offset += torch.as_tensor(start.offset).to(offset)
-    fit = _fit_weights(zs, ft, labels, penalty, offsets, OFFSET_DEVIATION, weights, offset[present])
-    offset = torch.zeros_like(offset)
+        bias = (offset + torch.as_tensor(start.offset).to(offset))[present]
+    fit = _fit_weights(zs, ft, labels, penalty, offsets, OFFSET_DEVIATION, weights, bias)
     offset[present] = fit.bias
     return Combination(rho, float(fit.weights[0]), float(fit.weights[1]), offset)
 
@@ -217,14 +222,25 @@ def remaining_bias(logits: Array, labels: Array | Sequence[int], log_q: Array) -
     return _remaining_bias(scores, targets, prior, torch.zeros_like(prior))
 
 
-def _remaining_bias(scores: Tensor | Selection, targets: Tensor, prior: Tensor, log_p: Tensor) -> float:
+def _remaining_bias(scores: Tensor | Selection | Streamed, targets: Tensor, prior: Tensor, log_p: Tensor) -> float:
     """Run `remaining_bias` on logits that contain log p."""
     prior, log_p = prior.double(), log_p.double()
     present, log_pi = _log_frequencies(targets, scores.shape[1])
     prior = prior - prior[present[0]]  # a uniform prior becomes exactly 0
     target = float(prior[targets].mean())
     offset = log_pi - log_p[present]
-    prior, exponentials = prior[present], Exponentials(scores, None, present)
+    every, prior = prior, prior[present]
+    if isinstance(scores, Streamed):
+
+        def streamed_excess(rho: float) -> tuple[float, float]:
+            function = functools.partial(expected_prior, offset=offset - rho * prior, prior=prior, present=present)
+            mean, variance = mean_over(function, scores, "rho")
+            return mean - target, -variance
+
+        some, labels = scores.subset()
+        start = _remaining_bias(some, labels, every, log_p) if labels is not None else 0.0
+        return find_decreasing_root(streamed_excess, 0.0, 1.0, start)[0]
+    exponentials = Exponentials(scores, None, present)
 
     def excess(rho: float) -> tuple[float, float]:
         mean = exponentials.at(offset - rho * prior).probabilities
@@ -268,8 +284,8 @@ def fit_weights(
 
 
 def _fit_weights(
-    zs: Tensor | Selection,
-    ft: Tensor | Selection,
+    zs: Tensor | Selection | Streamed,
+    ft: Tensor | Selection | Streamed,
     labels: Tensor,
     penalty: NormalPenalty,
     offsets: Sequence[Tensor] = (),
@@ -282,6 +298,9 @@ def _fit_weights(
     The solver starts at ``weights``, the means of the penalty if omitted, and at ``bias``.
     """
     counts = labels.bincount(minlength=zs.shape[1])
-    data = LogitSums([ft, zs], labels, counts, offsets)
-    variances = torch.full_like(data.counts, deviation**2) if deviation else None
-    return minimise(data, data.counts.new_tensor(weights or penalty.means), penalty, variances, bias=bias)
+    first = torch.tensor(weights or penalty.means, dtype=torch.float64, device=labels.device)
+    variances = torch.full((int((counts > 0).sum()),), deviation**2).to(first) if deviation else None
+    if isinstance(zs, Streamed) and isinstance(ft, Streamed):
+        return minimise_joint(StreamedSums([ft, zs], counts, offsets), first, penalty, variances, bias=bias)
+    assert not isinstance(zs, Streamed) and not isinstance(ft, Streamed)
+    return minimise(LogitSums([ft, zs], labels, counts, offsets), first, penalty, variances, bias=bias)

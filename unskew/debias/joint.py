@@ -16,6 +16,9 @@ from torch import Tensor
 
 from unskew.debias._joint import LAST_STEP, LAST_STEP_NEAR, LogitSums, ScalePenalty, minimise
 from unskew.debias._posterior import Curvature
+from unskew.debias._streamed_joint import StreamedSums
+from unskew.debias._streamed_newton import minimise_joint
+from unskew.debias._streamed_scan import Streamed
 
 # Standard deviation of the normal prior on the bias of a class, in nats.
 DEVIATION = 1.5
@@ -62,7 +65,7 @@ class JointPosterior(NamedTuple):
 
 
 def fit_joint(
-    logits: Tensor,
+    logits: Tensor | Streamed,
     labels: Tensor | None,
     *,
     scale: float = 1.0,
@@ -86,7 +89,7 @@ def fit_joint(
 
     Args:
         logits: ``[N, C]``, finite.
-        labels: ``[N]``, in 0..C-1, or None.
+        labels: ``[N]``, in 0..C-1, or None; they must be those of a scanned source.
         scale: s_0, the expected 1/T.
         deviation: Standard deviation of the prior on the bias, in nats.
         no_bias: Prior probability of "no bias".
@@ -99,12 +102,13 @@ def fit_joint(
         ValueError: ``deviation^2`` is at most 1/n_c for a class.
     """
     samples, classes = logits.shape
+    device = logits.device if isinstance(logits, Tensor) else torch.device("cpu")
     if labels is None:
-        counts = torch.full((classes,), samples / classes, dtype=torch.float64, device=logits.device)
+        counts = torch.full((classes,), samples / classes, dtype=torch.float64, device=device)
     else:
         counts = labels.bincount(minlength=classes).double()
     present = counts.nonzero().flatten()
-    bias = torch.zeros(classes, dtype=torch.float64, device=logits.device)
+    bias = torch.zeros(classes, dtype=torch.float64, device=device)
     if len(present) < 2 or samples < 2:
         sd = torch.full_like(bias, deviation)
         return JointPosterior(bias, sd, sd, 1 / scale, 0.0, no_bias, 0.0, 0, True)
@@ -113,14 +117,18 @@ def fit_joint(
     variances = deviation**2 - design
     if (variances <= 0).any():
         raise ValueError(f"deviation^2 = {deviation**2:g} must be above 1 / images per class, 1/{int(observed.min())}")
-    data, penalty = LogitSums([logits], labels, counts), ScalePenalty(scale, scale_strength)
+    penalty = ScalePenalty(scale, scale_strength)
+    data = LogitSums([logits], labels, counts) if isinstance(logits, Tensor) else StreamedSums([logits], counts)
     s_start, bias_start = scale, None
     if start is not None:
         log_q = start[1].to(observed)[present]
         s_start = scale if labels is None else 1 / start[0]
         bias_start = (log_q - log_q.mean()) * variances / deviation**2
     weights, last_step = observed.new_tensor([s_start]), LAST_STEP if start is None else LAST_STEP_NEAR
-    fit = minimise(data, weights, penalty, variances, fixed=labels is None, bias=bias_start, last_step=last_step)
+    if isinstance(data, LogitSums):
+        fit = minimise(data, weights, penalty, variances, fixed=labels is None, bias=bias_start, last_step=last_step)
+    else:
+        fit = minimise_joint(data, weights, penalty, variances, fixed=labels is None, bias=bias_start)
     curvature = Curvature(fit, data, None if labels is None else penalty)
     estimate, covariance = curvature.posterior(variances, design, deviation, shared)
     log_evidence, probability, s = math.nan, 0.0, float(fit.weights)
@@ -128,7 +136,8 @@ def fit_joint(
         log_evidence = curvature.log_evidence(variances, design, deviation)
         probability = 1 / (1 + math.exp(min(max(log_evidence, -500), 500)) * (1 - no_bias) / no_bias)
         if probability > 1e-6:
-            s += probability * (float(minimise(data, fit.weights, penalty, None).weights) - s)
+            unbiased = minimise if isinstance(data, LogitSums) else minimise_joint
+            s += probability * (float(unbiased(data, fit.weights, penalty, None).weights) - s)
     bias[present] = (1 - probability) * estimate
     # The variance of the average of "bias" and "no bias": within both, and between them.
     covariance = (1 - probability) * (covariance + probability * estimate.outer(estimate))

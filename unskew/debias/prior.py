@@ -18,6 +18,9 @@ from torch import Tensor
 from unskew.debias import temperature
 from unskew.debias._softmax import Exponentials, blocks, some_rows
 from unskew.debias._solver import BiasProblem, ObservedClasses, cross_validate, solve
+from unskew.debias._streamed import Source, is_source
+from unskew.debias._streamed_newton import minimise_bias
+from unskew.debias._streamed_scan import Streamed, open_stream
 from unskew.debias._validation import Array, as_logits, check_logits, to_kind, uses_numpy
 from unskew.debias.joint import fit_joint
 from unskew.utils.registry import unknown_name
@@ -67,12 +70,13 @@ class PriorEstimate(Generic[Array]):
 
 
 def estimate_log_prior(
-    logits: Array,
+    logits: Array | Source,
     labels: Array | Sequence[int] | None = None,
     *,
     method: str = "convex",
     strength: float | str | None = None,
     logit_scale: str = "model",
+    pool: Any = None,
 ) -> PriorEstimate[Array]:
     """Estimate log q from zero-shot logits ``[N, C]``.
 
@@ -104,14 +108,22 @@ def estimate_log_prior(
     A class without labels (without predictions, for ``eigen`` on unlabelled samples) is known by the pseudo-samples
     alone: its q_c is 1/C in ``convex`` and ``em``, its column of P is u in ``eigen``.
 
+    A *source* is ``[N, C]`` and is read block by block; it has ``is_source = True``, ``shape``, ``device``, ``dtype``,
+    ``block_rows`` (the rows to read at once) and ``source[slice]``. Its fits take constant memory and some passes over
+    the logits: ``map`` takes 5 or 6 at 1,000 classes. A source of less than 2^24 logits is loaded. ``eigen``,
+    ``released`` and the strength "cv" need all logits in memory.
+
     Args:
-        logits: ``[N, C]``, NumPy or torch.
+        logits: ``[N, C]``, NumPy or torch, or a source.
         labels: ``[N]``, integers in 0..C-1; optional for ``map``, ``em`` and ``eigen``, unused by ``unlabelled``.
         method: ``map``, ``unlabelled``, ``convex``, ``em``, ``eigen`` or ``released``.
         strength: At least 0, default 1; 0 requires every class among the labels. "cv" (``convex`` and ``em``) selects
             from `unskew.debias._solver.STRENGTHS` by cross-validation on the labels.
         logit_scale: ``model`` if the logits contain the model's logit scale, so that their temperature is near 1;
             ``unknown`` for others, whose temperature starts at a calibration (``map`` with labels).
+        pool: Spreads the passes over a source: an object whose ``map(function, items)`` keeps the order, such as a
+            ``concurrent.futures`` executor, ``multiprocessing.Pool`` or ``ray.util.multiprocessing.Pool``. Each worker
+            computes with one thread. The pool does not change the result.
 
     Raises:
         ValueError: An unknown method; shapes, labels or strength out of range; logits that are not finite; mixed
@@ -135,14 +147,18 @@ def estimate_log_prior(
     if not number and strength not in ("cv", None):
         raise ValueError(f"strength must be a number of 0 or more, or 'cv' (got {strength!r})")
     numpy = uses_numpy(logits=logits, labels=labels)
-    (original,) = as_logits(cosines=logit_scale == "model" or labels is None, logits=logits)
+    cosines = logit_scale == "model" or labels is None
+    if is_source(logits):
+        original = open_stream(logits, labels, cosines=cosines, pool=pool)
+    else:
+        (original,) = as_logits(cosines=cosines, logits=logits)
     fit = estimate(original, labels, method, strength, logit_scale)
     deviation = None if fit.deviation is None else to_kind(fit.deviation, numpy)
     return PriorEstimate(**(vars(fit) | {"log_q": to_kind(fit.log_q, numpy), "deviation": deviation}))
 
 
 def estimate(
-    logits: Tensor,
+    logits: Tensor | Streamed,
     labels: Any,
     method: str,
     strength: float | str | None = None,
@@ -154,12 +170,16 @@ def estimate(
     ``start`` is a temperature and a log q ``[C]``, for example of a fit on similar images, at which `fit_joint` starts.
     The other methods ignore it: at strength 0 the minimum of ``convex`` need not be unique.
     """
-    tensor, label_tensor = check_logits(logits, labels, None)
+    tensor, label_tensor = (
+        (logits, logits.labels) if isinstance(logits, Streamed) else check_logits(logits, labels, None)
+    )
     strength = 1.0 if strength is None else strength
     if label_tensor is None and method not in (*JOINT, "em", "eigen"):
         raise ValueError(f"method '{method}' needs labels; pass labels, or choose map, em or eigen")
     if method in JOINT:
         fit = _map(tensor, label_tensor if method == "map" else None, logit_scale, start)
+    elif isinstance(tensor, Streamed):
+        fit = _streamed_convex(tensor, label_tensor, method, strength)
     else:
         fit = _WITH_STRENGTH[method](tensor, label_tensor, strength)
     precision = torch.promote_types(logits.dtype, torch.float32)
@@ -168,20 +188,24 @@ def estimate(
 
 
 def _map(
-    logits: Tensor, labels: Tensor | None, logit_scale: str, start: tuple[float, Tensor] | None
+    logits: Tensor | Streamed, labels: Tensor | None, logit_scale: str, start: tuple[float, Tensor] | None
 ) -> PriorEstimate[Tensor]:
     scale, calibrated = 1.0, None
     if labels is not None:
-        some, some_labels = logits, labels
+        some: Tensor | Streamed = logits
+        some_labels: Tensor | None = labels
         if logit_scale == "model":  # a check needs few
-            rows = some_rows(logits, CALIBRATION_SAMPLES)
-            some, some_labels = logits[rows], labels[rows]
+            if isinstance(logits, Streamed):
+                some, some_labels = logits.some(CALIBRATION_SAMPLES)
+            else:
+                rows = some_rows(logits, CALIBRATION_SAMPLES)
+                some, some_labels = logits[rows], labels[rows]
         calibrated = temperature.fit(some, some_labels, start=None if start is None else start[0])
         scale = 1 / calibrated if logit_scale == "unknown" else 1.0
     fit = fit_joint(logits, labels, scale=scale, start=start)
     unlike = calibrated is not None and not 1 / MOST_RATIO < fit.temperature / calibrated < MOST_RATIO
     # A calibration of separable labels says little.
-    if unlike and labels is not None and not torch.equal(logits.argmax(1), labels):
+    if unlike and labels is not None and not _separates(logits, labels):
         logger.warning(
             f"the temperature that is fitted with the class bias is {fit.temperature:.3g}, that of a calibration "
             f"{calibrated:.3g}: check the logits for classes of another scale"
@@ -199,6 +223,38 @@ def _map(
     )
 
 
+def _separates(logits: Tensor | Streamed, labels: Tensor) -> bool:
+    if isinstance(logits, Streamed):
+        return logits.correct == len(logits)
+    return torch.equal(logits.argmax(1), labels)
+
+
+def _streamed_convex(
+    logits: Streamed, labels: Tensor | None, method: str, strength: float | str
+) -> PriorEstimate[Tensor]:
+    if method not in ("convex", "em"):
+        raise ValueError(f"method '{method}' needs all logits in memory: choose map, unlabelled, convex or em")
+    if isinstance(strength, str):
+        raise ValueError("strength 'cv' needs all logits in memory: pass a number, or choose map")
+    samples, classes = logits.shape
+    counts = torch.ones(classes, dtype=torch.float64) if labels is None else logits.counts
+    if labels is not None:
+        _check_counts(counts, strength)
+    present = counts.nonzero().flatten()
+    frequencies = counts[present] / counts.sum()
+    sample = ObservedClasses(logits.kept, None, present, frequencies, logits.label_logit / samples, samples)
+    bias, point, passes, converged = minimise_bias(logits, sample, strength)
+    if not converged:
+        _warn_of_gradient(passes, point.gradient)
+    return PriorEstimate(sample.log_q(bias), converged, point.value, passes, float(strength))
+
+
+def _warn_of_gradient(passes: int, gradient: Tensor) -> None:
+    logger.warning(
+        f"the label prior did not converge in {passes} passes (largest gradient {float(gradient.abs().max()):.1e})"
+    )
+
+
 def _convex(logits: Tensor, labels: Tensor | None, strength: float | str) -> PriorEstimate[Tensor]:
     if labels is None:
         if isinstance(strength, str):
@@ -211,10 +267,7 @@ def _convex(logits: Tensor, labels: Tensor | None, strength: float | str) -> Pri
     problem = BiasProblem(sample, sample.weight(strength))
     bias, point, converged = solve(problem)
     if not converged:
-        logger.warning(
-            f"the label prior did not converge in {problem.passes} passes "
-            f"(largest gradient {float(point.gradient.abs().max()):.1e})"
-        )
+        _warn_of_gradient(problem.passes, point.gradient)
     return PriorEstimate(sample.log_q(bias), converged, float(point.objective), problem.passes, float(strength))
 
 
