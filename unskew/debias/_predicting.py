@@ -9,6 +9,16 @@ from torch import Tensor
 
 from unskew.debias._fitted import FittedGLA
 from unskew.debias._softmax import DEVICE_BLOCK
+from unskew.debias._streamed import Source, is_source
+from unskew.debias._streamed_scan import (
+    LogProbabilities,
+    check_block,
+    check_shape,
+    load,
+    loads,
+    recognise_sources,
+    scan,
+)
 from unskew.debias._validation import (
     Array,
     check_finite,
@@ -31,9 +41,11 @@ PARTS = ("zs", "ft", "ensemble", "debiased", "gla")
 BLOCK = 2**20  # elements of a block of rows: ten temporaries take 40 megabytes in float32
 
 
-def blocks(logits: Tensor) -> list[slice]:
+def blocks(logits: Tensor | Source) -> list[slice]:
     """Return the rows of ``[N, C]`` as slices."""
     samples, classes = logits.shape
+    if not isinstance(logits, Tensor):
+        return row_blocks(samples, 1, logits.block_rows)
     return row_blocks(samples, classes, BLOCK if logits.device.type == "cpu" else DEVICE_BLOCK)
 
 
@@ -82,11 +94,14 @@ class PredictingGLA(FittedGLA):
         scores = Scores(self, zs, ft, None, ("gla",), transport=False, log_q=self.log_q_)
         return scores.whole()["gla"]
 
-    def decision_function(self, zs: Array, ft: Array | None = None, *, log_target: Array | None = None) -> Array:
+    def decision_function(
+        self, zs: Array | Source, ft: Array | Source | None = None, *, log_target: Array | None = None
+    ) -> Array:
         """Return GLA's logits ``[N, C]``.
 
         Args:
-            zs: ``[N, C]``, zero-shot logits; with ``unlabelled`` and ``otter``, of all images to predict.
+            zs: ``[N, C]``, zero-shot logits; with ``unlabelled`` and ``otter``, of all images to predict. Sources are
+                read block by block; the results are arrays.
             ft: ``[N, C]``, fine-tuned logits; without them the result is ``zs/T_zs - log q``, or with ``otter``
                 ``zs/T_zs`` minus the offset of its transport.
             log_target: ``[C]``, log prior of the images to predict; uniform if omitted.
@@ -96,11 +111,15 @@ class PredictingGLA(FittedGLA):
         """
         return self._decided(zs, ft, log_target, lambda logits: logits)
 
-    def predict_proba(self, zs: Array, ft: Array | None = None, *, log_target: Array | None = None) -> Array:
+    def predict_proba(
+        self, zs: Array | Source, ft: Array | Source | None = None, *, log_target: Array | None = None
+    ) -> Array:
         """Return class probabilities ``[N, C]``; the arguments are those of `decision_function`."""
         return self._decided(zs, ft, log_target, lambda logits: logits.softmax(1))
 
-    def predict(self, zs: Array, ft: Array | None = None, *, log_target: Array | None = None) -> Array:
+    def predict(
+        self, zs: Array | Source, ft: Array | Source | None = None, *, log_target: Array | None = None
+    ) -> Array:
         """Return labels ``[N]``; the arguments are those of `decision_function`."""
         return self._decided(zs, ft, log_target, lambda logits: logits.argmax(1))
 
@@ -156,12 +175,12 @@ class Scores:
             log_q: ``[C]``; if omitted, that of the estimator or, with ``unlabelled``, of these logits.
         """
         self._gla, self._names = gla, names
-        self.logits = to_logits(zs)
+        self.logits: Any = _opened(zs)
         self._zs, self._ft = _Half(gla, "zs", self.logits), None
         if ft is not None:
             if gla.ft_temperature_.isnan():
                 raise ValueError("only the zero-shot half is fitted: pass ft to fit, or omit it here")
-            finetuned = to_logits(ft)
+            finetuned = _opened(ft)
             self._ft = _Half(gla, "ft", finetuned)
             check_same_shape(self.logits, finetuned)
         device = self.logits.device
@@ -169,6 +188,8 @@ class Scores:
         self.log_q = (self._estimate() if log_q is None else log_q).to(device)
         self._offsets: dict[str, Tensor] = {}
         self._transported = transport and gla.combine == "otter"
+        if self._transported and is_source(self.logits):
+            raise ValueError("combine='otter' needs all logits in memory: pass arrays, or combine with map")
         if self._transported:  # the offsets are of the logits without them
             self._names = tuple(name for name in names if name in ("debiased", "gla"))
             whole = self.whole()
@@ -177,7 +198,9 @@ class Scores:
     def _estimate(self) -> Tensor:
         if not self._gla._estimates_on_prediction:
             return self._gla.log_q_
-        zs = in_blocks(lambda rows: {"zs": self._zs[rows]}, blocks(self.logits))["zs"]
+        zs: Any = self._zs.scanned() if is_source(self.logits) else None
+        if zs is None:
+            zs = in_blocks(lambda rows: {"zs": self._zs[rows]}, blocks(self.logits))["zs"]
         found = self._gla.prediction_prior_ = estimate(zs, None, "unlabelled")
         log_q = found.log_q
         ratio = float((log_q.max() - log_q.min()).exp())
@@ -218,16 +241,34 @@ class Scores:
         return in_blocks(self.__getitem__, blocks(self.logits))
 
 
+def _opened(logits: Any) -> Any:
+    """Return logits as a tensor, or as a source if they are too large to be loaded."""
+    if not is_source(logits):
+        return to_logits(logits)
+    check_shape(logits)
+    return load(logits) if loads(logits) else logits
+
+
 class _Half:
     """Calibrated logits of one half for the rows that are requested, at least in float32."""
 
-    def __init__(self, gla: FittedGLA, name: str, logits: Tensor) -> None:
+    def __init__(self, gla: FittedGLA, name: str, logits: Any) -> None:
         gla._check_fitted()
-        check_finite(logits)
+        if not is_source(logits):
+            check_finite(logits)
         if logits.shape[1] != gla.n_classes_:
             raise ValueError(f"{name} has {logits.shape[1]} classes; GLA was fitted on {gla.n_classes_}")
-        self._logits, self._least = logits, gla._least_of(logits, name)
+        self._logits = logits
+        self._least = recognise_sources({name: logits})[name] if is_source(logits) else gla._least_of(logits, name)
         self._temperature = gla._number(f"{name}_temperature_", logits)
 
     def __getitem__(self, rows: slice | Tensor) -> Tensor:
-        return log_probabilities(self._logits[rows], self._least) / self._temperature
+        logits = self._logits[rows]
+        if isinstance(rows, slice) and is_source(self._logits):
+            check_block(self._logits, rows, logits)
+        return log_probabilities(logits, self._least) / self._temperature
+
+    def scanned(self) -> Any:
+        """Return a source scanned, without labels."""
+        source = LogProbabilities(self._logits, self._least) if self._least else self._logits
+        return scan(source).divided(self._temperature)

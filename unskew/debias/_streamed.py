@@ -8,9 +8,9 @@ each part is computed by one thread, so that sums over the parts have the same b
 import collections
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,8 +33,13 @@ Result = TypeVar("Result")
 class Source(Protocol):
     """Logits ``[N, C]`` that are read by slices of rows."""
 
-    is_source: bool
-    block_rows: int
+    @property
+    def is_source(self) -> bool:
+        """True."""
+
+    @property
+    def block_rows(self) -> int:
+        """Rows to read at once."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -59,7 +64,7 @@ Block = tuple[slice, list[Tensor]]  # rows and the logits of each source
 Kernel = Callable[[Iterator[Block], Any], Result]
 
 
-def is_source(logits: object) -> bool:
+def is_source(logits: object) -> TypeGuard[Source]:
     """Return whether logits are read block by block."""
     return getattr(logits, "is_source", False) is True
 
@@ -115,6 +120,10 @@ class _Part(NamedTuple):
     sources: Sequence[Source]
 
     def __call__(self, item: tuple[slice, Any]) -> Any:
+        return self.compute(item)
+
+    def compute(self, item: tuple[slice, Any]) -> Any:
+        """Return the result of a part, computed by one thread."""
         if torch.get_num_threads() != 1:  # in a process of a pool: more threads would sum in another order
             torch.set_num_threads(1)
         part, extra = item
@@ -129,13 +138,14 @@ def _by_pool(function: _Part, items: list[tuple[slice, Any]], pool: Any, at_once
 
 def _by_threads(function: _Part, items: list[tuple[slice, Any]], threads: int) -> Iterator[Any]:
     with ThreadPoolExecutor(threads) as executor:
-        waiting = collections.deque(executor.submit(function, item) for item in items[:threads])
+        waiting: collections.deque[Future[Any]] = collections.deque()
+        waiting.extend(executor.submit(function.compute, item) for item in items[:threads])
         for item in itertools.chain(items[threads:], itertools.repeat(None, threads)):
             if not waiting:
                 return
             result = waiting.popleft().result()
             if item is not None:
-                waiting.append(executor.submit(function, item))
+                waiting.append(executor.submit(function.compute, item))
             yield result
 
 

@@ -5,20 +5,20 @@ then needs 4 or 5 passes at 1,000 classes, and L-BFGS-B 10 to 14, even with the 
 Above `MOST_WHOLE` classes the Hessian is too large, and L-BFGS-B uses its diagonal.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from unskew.debias._joint import LAST_STEP, Minimum, Penalty, ScalePenalty, Sums, minimise
+from unskew.debias._joint import LAST_STEP, LogitSums, Minimum, Penalty, ScalePenalty, Sums, minimise
 from unskew.debias._solver import BiasProblem, ObservedClasses, solve
 from unskew.debias._streamed_joint import StreamedSums
 from unskew.debias._streamed_scan import Streamed
 
 # Largest change in nats, or of a weight relative to its size, at which a step is the last: it squares the error.
-LAST_CHANGE = 5e-4
+LAST_CHANGE = 3e-5
 
 # Largest change in nats of a class in one step; the quadratic model is poor beyond a few nats.
 REACH = 4.0
@@ -144,7 +144,9 @@ def minimise_joint(
     if variances is None:
         near = minimise(subset, weights, of_images, None) if bias is None else None
         enough = LAST_STEP * max(1.0, len(data) / 100)  # in nats: an error of 1e-5 before the last step
-        return minimise(data, weights if near is None else near.weights, penalty, None, last_step=enough, bias=bias)
+        weights = weights if near is None else near.weights
+        sums = cast(LogitSums, data)  # of which this fit needs `at` alone
+        return minimise(sums, weights, penalty, None, last_step=enough, bias=bias)
     if bias is None:
         occurs = share > 0
         near = minimise(subset, weights, of_images, (variances / share)[occurs], fixed=fixed, last_step=1e-2)
@@ -194,7 +196,7 @@ def minimise_bias(logits: Streamed, sample: ObservedClasses, strength: float) ->
     )
     kept, labels = logits.subset()
     near = ObservedClasses.balanced(kept) if labels is None else ObservedClasses.of(kept, labels)
-    label_logit = sample.label_logit
+    label_logit = float(data.label_logits) / len(data)
     if labels is None:  # the mean of logsumexp(logits), as in `ObservedClasses.balanced`
         sums = data.at(data.counts.new_ones(1), torch.zeros_like(data.counts), keep=False)
         label_logit = sums.log_partition / len(data) - float(data.log_pi[0])

@@ -118,7 +118,7 @@ def load(source: Source) -> Tensor:
 
 
 def open_stream(
-    source: Any, labels: Any = None, *, name: str = "logits", cosines: bool = False, pool: Any = None
+    source: Source, labels: Any = None, *, name: str = "logits", cosines: bool = False, pool: Any = None
 ) -> "Tensor | Streamed":
     """Return a small source as a tensor of logits, and any other scanned, with the logarithm of probabilities.
 
@@ -136,7 +136,8 @@ def open_stream(
     if loads(source):
         return as_logits(cosines=cosines, **{name: load(source)})[0]
     least = recognise_sources({name: source}, cosines, pool)[name]
-    return scan(LogProbabilities(source, least) if least else source, labels, pool=pool)
+    logits: Source = LogProbabilities(source, least) if least else source
+    return scan(logits, labels, pool=pool)
 
 
 def scan(source: Source, labels: Any = None, *, pool: Any = None) -> Streamed:
@@ -149,7 +150,7 @@ def scan(source: Source, labels: Any = None, *, pool: Any = None) -> Streamed:
     samples, classes = source.shape
     targets, counts = None, torch.zeros(classes, dtype=torch.float64)
     if labels is not None:
-        targets = check_labels(labels, source).cpu()
+        targets = check_labels(labels, torch.empty(1, 1).expand(samples, classes))  # of no more memory
         counts = targets.bincount(minlength=classes).double()
     rows, drawn, chosen = _choose(samples, classes, targets, counts)
     kept, extras, filled = torch.empty(len(rows), classes, dtype=source.dtype), [], 0

@@ -173,9 +173,9 @@ def to_prior(values: Any, name: str, classes: int, like: Tensor | torch.device) 
     return prior.to(like)
 
 
-def check_same_shape(zs: Tensor, ft: Tensor) -> None:
+def check_same_shape(zs: Any, ft: Any) -> None:
     """Raise a ``ValueError`` unless both models' logits are ``[N, C]``."""
-    if zs.ndim != 2 or zs.shape != ft.shape:
+    if len(zs.shape) != 2 or tuple(zs.shape) != tuple(ft.shape):
         raise ValueError(f"zs and ft must both be [N, C] (got {list(zs.shape)} and {list(ft.shape)})")
 
 

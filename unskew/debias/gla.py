@@ -13,6 +13,8 @@ from torch import Tensor
 from unskew.debias import temperature as temperatures
 from unskew.debias._predicting import PredictingGLA
 from unskew.debias._softmax import Selection
+from unskew.debias._streamed import Source, is_source
+from unskew.debias._streamed_scan import LogProbabilities, Streamed, load, loads, recognise_sources, scan
 from unskew.debias._validation import (
     Array,
     check_labels,
@@ -131,18 +133,20 @@ class GLA(PredictingGLA):
 
     def fit(
         self,
-        zs: Array,
-        ft: Array | None,
+        zs: Array | Source,
+        ft: Array | Source | None,
         y: Array | Sequence[int] | None = None,
         *,
         zs_train: Array | None = None,
         y_train: Array | Sequence[int] | None = None,
         train_counts: Array | Sequence[float] | None = None,
+        pool: Any = None,
     ) -> "GLA":
         """Fit the temperatures, log q and the combination.
 
         Args:
-            zs: ``[N, C]``, zero-shot logits of held-out images.
+            zs: ``[N, C]``, zero-shot logits of held-out images. It may be a source, which is read block by block, see
+                `estimate_log_prior`; ``ft`` must then be a source too.
             ft: ``[N, C]``, fine-tuned logits of the same images; None fits the zero-shot half alone.
             y: ``[N]``, labels of the held-out images. Without labels both temperatures are 1, rho is 0, a and b are
                 0.3 and 0.7 (``fitted`` and ``sum``: 1), and the images are assumed to be balanced over the classes
@@ -152,21 +156,28 @@ class GLA(PredictingGLA):
             y_train: ``[M]``, their labels.
             train_counts: ``[C]``, training images per class; a class without images counts as one image. Omit it for
                 balanced training data, and if the training loss was logit-adjusted.
+            pool: Spreads the passes over sources, as in `estimate_log_prior`.
 
         Raises:
             ValueError: Shapes or labels out of range; logits that are not finite; mixed kinds of arrays.
         """
         uses_numpy(zs=zs, ft=ft, y=y, zs_train=zs_train, y_train=y_train, train_counts=train_counts)
         before = self.__dict__ | {"_buffers": dict(self._buffers)}
+        if (zs_train is None) != (y_train is None):
+            raise ValueError("zs_train and y_train belong together: pass both or neither")
+        sources = {name: half for name, half in (("zs", zs), ("ft", ft)) if is_source(half)}
+        if sources and ft is not None and len(sources) == 1:
+            raise ValueError(f"{min(sources)} is a source and the other half an array: pass both as sources")
         try:
-            return self._fit(zs, ft, y, zs_train, y_train, train_counts)
+            if sources and not loads(sources["zs"]):
+                return self._fit_sources(sources, y, zs_train, train_counts, pool)
+            small: dict[str, Any] = {"zs": zs, "ft": ft} | {name: load(source) for name, source in sources.items()}
+            return self._fit(small["zs"], small["ft"], y, zs_train, y_train, train_counts)
         except BaseException:  # a failed fit leaves the estimator as it was
             self.__dict__.update(before)
             raise
 
     def _fit(self, zs: Any, ft: Any, y: Any, zs_train: Any, y_train: Any, train_counts: Any) -> "GLA":
-        if (zs_train is None) != (y_train is None):
-            raise ValueError("zs_train and y_train belong together: pass both or neither")
         zs_held, labels = check_logits(zs, y, None)
         ft_held = None if ft is None else check_logits(ft, None, None)[0]
         if ft_held is not None:
@@ -190,6 +201,27 @@ class GLA(PredictingGLA):
         self._store("ft_temperature_", math.nan)
         return self
 
+    def _fit_sources(self, sources: dict[str, Any], y: Any, zs_train: Any, train_counts: Any, pool: Any) -> "GLA":
+        if "ft" in sources:
+            check_same_shape(sources["zs"], sources["ft"])
+        samples, classes = sources["zs"].shape
+        if zs_train is not None and (y is None or samples < ENOUGH_HELD_OUT * classes):
+            raise ValueError("zs_train cannot be added to a source: omit it, or pass arrays")
+        least = recognise_sources(sources, self.logit_scale == "model" or y is None, pool)
+        for name, value in least.items():
+            self._store(f"{name}_least_", value)
+        halves = {
+            name: scan(LogProbabilities(source, least[name]) if least[name] else source, y, pool=pool)
+            for name, source in sources.items()
+        }
+        zs = halves["zs"]
+        self.log_p_ = _log_frequencies(train_counts, classes, zs)
+        self._fit_zeroshot(zs, zs.labels)
+        if "ft" in halves:
+            return self._fit_finetuned(zs, halves["ft"], zs.labels)
+        self._store("ft_temperature_", math.nan)
+        return self
+
     def fit_zeroshot(self, zs: Tensor, y: Tensor | None, *, start: "GLA | None" = None) -> "GLA":
         """Fit temperature and log q from zero-shot logits ``[N, C]`` and labels ``[N]``; T_ft becomes 1.
 
@@ -198,7 +230,7 @@ class GLA(PredictingGLA):
         """
         return self._fit_zeroshot(self._recognised(zs=zs)["zs"], y, start)
 
-    def _fit_zeroshot(self, zs: Tensor, y: Tensor | None, start: "GLA | None" = None) -> "GLA":
+    def _fit_zeroshot(self, zs: Tensor | Streamed, y: Tensor | None, start: "GLA | None" = None) -> "GLA":
         fit = self._estimate_prior(zs, y, None if start is None else (float(start.zs_temperature_), start.log_q_))
         log_q = fit.log_q
         self.converged_, self.log_q_deviation_, self.prediction_prior_ = fit.converged, fit.deviation, None
@@ -217,7 +249,7 @@ class GLA(PredictingGLA):
         return MAP_PRIOR if self.combine in ("map", "otter") else SUM
 
     def _estimate_prior(
-        self, zs: Tensor, y: Tensor | None, start: tuple[float, Tensor] | None
+        self, zs: Tensor | Streamed, y: Tensor | None, start: tuple[float, Tensor] | None
     ) -> PriorEstimate[Tensor]:
         """Return the estimate of log q with the temperature of the zero-shot logits."""
         self.assumes_uniform_ = False
@@ -233,7 +265,8 @@ class GLA(PredictingGLA):
             return PriorEstimate(log_q, True, math.nan, 0, math.nan, temperature)
         self.method_ = "em" if y is None and self.prior == "convex" else self.prior
         near = None if start is None else (1.0, start[1])
-        fit = estimate(zs / temperature, y, self.method_, self.strength, start=near)
+        scaled = zs.divided(temperature) if isinstance(zs, Streamed) else zs / temperature
+        fit = estimate(scaled, y, self.method_, self.strength, start=near)
         return dataclasses.replace(fit, temperature=temperature)
 
     def fit_finetuned(self, zs: Tensor, ft: Tensor, y: Tensor | None, *, start: "GLA | None" = None) -> "GLA":
@@ -250,25 +283,32 @@ class GLA(PredictingGLA):
             zs = log_probabilities(zs, least)
         return self._fit_finetuned(zs, self._recognised(ft=ft)["ft"], y, start)
 
-    def _fit_finetuned(self, zs: Tensor, ft: Tensor, y: Tensor | None, start: "GLA | None" = None) -> "GLA":
+    def _fit_finetuned(
+        self, zs: Tensor | Streamed, ft: Tensor | Streamed, y: Tensor | None, start: "GLA | None" = None
+    ) -> "GLA":
         near = None if start is None else float(start.ft_temperature_)
         self._store_combination(self._fit_temperature(ft, y, near), self._prior_combination)
         if self.combine != "sum" and y is not None:
-            zs, ft = check_logits(zs, None, None)[0], check_logits(ft, None, None)[0]
-            check_same_shape(zs, ft)
-            zs_half = Selection(zs, temperature=self.zs_temperature_.to(zs.device))
-            ft_half = Selection(ft, temperature=self.ft_temperature_.to(ft.device))
+            if isinstance(zs, Streamed) and isinstance(ft, Streamed):
+                zs_half: Selection | Streamed = zs.divided(self.zs_temperature_)
+                ft_half: Selection | Streamed = ft.divided(self.ft_temperature_)
+            else:
+                zs, ft = check_logits(zs, None, None)[0], check_logits(ft, None, None)[0]
+                check_same_shape(zs, ft)
+                zs_half = Selection(zs, temperature=self.zs_temperature_.to(zs.device))
+                ft_half = Selection(ft, temperature=self.ft_temperature_.to(ft.device))
+                y = check_labels(y, ft)
             method = "fitted" if self.combine == "fitted" else "map"
             first = None if start is None else start._combination
-            labels = check_labels(y, ft)
-            combination = fit_checked(zs_half, ft_half, labels, self.log_q_, self.log_p_, method, first)
+            combination = fit_checked(zs_half, ft_half, y, self.log_q_, self.log_p_, method, first)
             self._store_combination(float(self.ft_temperature_), combination)
         return self
 
-    def _fit_temperature(self, logits: Tensor, labels: Tensor | None, start: float | None = None) -> float:
+    def _fit_temperature(self, logits: Tensor | Streamed, labels: Tensor | None, start: float | None = None) -> float:
         if self.temperature == "none" or labels is None:
             return 1.0
-        logits, labels = check_logits(logits, labels, None)
+        if not isinstance(logits, Streamed):
+            logits, labels = check_logits(logits, labels, None)
         known = self.temperature != "map" or self.logit_scale == "model"
         expected = 1.0 if known else temperatures.fit(logits, labels, start=start)
         return temperatures.fit(logits, labels, self.temperature, expected, start)
@@ -324,7 +364,7 @@ class GLA(PredictingGLA):
         return f"prior={prior}, strength={self.strength!r}, combine={self.combine!r}, temperature={self.temperature!r}"
 
 
-def _log_frequencies(counts: Any, classes: int, like: Tensor) -> Tensor:
+def _log_frequencies(counts: Any, classes: int, like: Tensor | Streamed) -> Tensor:
     """Return log p ``[C]`` of class counts; zeros without counts, and for balanced counts, where p cancels."""
     if counts is None:
         return torch.zeros(classes, device=like.device)

@@ -136,8 +136,11 @@ def fit_joint(
         log_evidence = curvature.log_evidence(variances, design, deviation)
         probability = 1 / (1 + math.exp(min(max(log_evidence, -500), 500)) * (1 - no_bias) / no_bias)
         if probability > 1e-6:
-            unbiased = minimise if isinstance(data, LogitSums) else minimise_joint
-            s += probability * (float(unbiased(data, fit.weights, penalty, None).weights) - s)
+            if isinstance(data, LogitSums):
+                unbiased = minimise(data, fit.weights, penalty, None)
+            else:
+                unbiased = minimise_joint(data, fit.weights, penalty, None)
+            s += probability * (float(unbiased.weights) - s)
     bias[present] = (1 - probability) * estimate
     # The variance of the average of "bias" and "no bias": within both, and between them.
     covariance = (1 - probability) * (covariance + probability * estimate.outer(estimate))

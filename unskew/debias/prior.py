@@ -242,7 +242,7 @@ def _streamed_convex(
         _check_counts(counts, strength)
     present = counts.nonzero().flatten()
     frequencies = counts[present] / counts.sum()
-    sample = ObservedClasses(logits.kept, None, present, frequencies, logits.label_logit / samples, samples)
+    sample = ObservedClasses(logits.kept, None, present, frequencies, 0.0, samples)
     bias, point, passes, converged = minimise_bias(logits, sample, strength)
     if not converged:
         _warn_of_gradient(passes, point.gradient)
