@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol, TypeGuard, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -189,6 +190,11 @@ def read_ahead(sources: Sequence[Source], slices: Iterable[slice]) -> Iterator[B
             pending = following
         if pending is not None:
             yield pending.result()
+
+
+def to_tensor(array: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """Return a tensor of an array, which a pool may have made read-only."""
+    return torch.from_numpy(np.require(array, requirements="W")).to(device)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unskew.debias._joint import LARGE, MOST_CORRELATED, LogitSums, Sums
-from unskew.debias._streamed import Block, computed_blocks, over_parts
+from unskew.debias._streamed import Block, computed_blocks, over_parts, to_tensor
 from unskew.debias._streamed_scan import Streamed
 
 # The whole Hessian is computed up to this number of classes, and its diagonal beyond.
@@ -79,8 +79,8 @@ class StreamedSums:
             total = found if total is None else total.plus(found)
         assert total is not None  # there is at least one part
         if keep and self.whole:
-            self._gram = torch.from_numpy(total.gram)
-        return Sums(total.log_partition, *map(torch.from_numpy, total[1:-1]))
+            self._gram = to_tensor(total.gram)
+        return Sums(total.log_partition, *map(to_tensor, total[1:-1]))
 
     def gram(self) -> Tensor:
         """Return sum_i p_i p_i^T, ``[c, c]``, at the last point with ``keep``."""
@@ -116,10 +116,12 @@ class _PartSums(NamedTuple):
     gram: np.ndarray
 
     def plus(self, other: "_PartSums") -> "_PartSums":
-        """Return the sums of both; the arrays of this part are used for them."""
-        for mine, others in zip(self[1:], other[1:], strict=True):
-            mine += others
-        return self._replace(log_partition=self.log_partition + other.log_partition)
+        """Return the sums of both; the arrays of this part are used for them, unless a pool has made them read-only."""
+        arrays = [
+            np.add(mine, others, out=mine if mine.flags.writeable else None)
+            for mine, others in zip(self[1:], other[1:], strict=True)
+        ]
+        return _PartSums(self.log_partition + other.log_partition, *arrays)
 
 
 def _sums(
@@ -138,7 +140,7 @@ def _sums(
     """Sum over a part with `LogitSums`; see `StreamedSums.at`."""
     total = None
     for rows, several in blocks:
-        to = functools.partial(torch.as_tensor, device=several[0].device)
+        to = functools.partial(to_tensor, device=several[0].device)
         for some in computed_blocks(rows, len(counts)):
             logits = [
                 each[some] if temperature is None else each[some] / temperature.to(each.device)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unskew.debias._streamed import Block, Source, over_parts, parts
+from unskew.debias._streamed import Block, Source, over_parts, parts, to_tensor
 from unskew.debias._validation import (
     COSINE_DEVIATION,
     FEWEST_COSINES,
@@ -165,7 +165,7 @@ def scan(source: Source, labels: Any = None, *, pool: Any = None) -> Streamed:
             raise _refused(source, found.wrong)
         largest, correct = max(largest, found.largest), correct + found.correct
         label_logit, label_below = label_logit + found.label_logit, label_below + found.label_below
-        kept[filled : filled + len(found.kept)] = torch.from_numpy(found.kept).to(kept)
+        kept[filled : filled + len(found.kept)] = to_tensor(found.kept).to(kept)
         filled += len(found.kept)
     if largest > LARGEST_LOGIT:
         raise ValueError(f"logits must be at most {LARGEST_LOGIT:g} in size to be fitted (got {largest:.3g})")
@@ -228,7 +228,7 @@ class _Scan(NamedTuple):
 
 def _scan(blocks: Iterator[Block], extra: tuple[np.ndarray, np.ndarray | None]) -> _Scan:
     """Scan a part; ``extra`` has the rows to keep, ascending from the start of the part, and its labels."""
-    wanted, labels = torch.from_numpy(extra[0]), None if extra[1] is None else torch.from_numpy(extra[1])
+    wanted, labels = to_tensor(extra[0]), None if extra[1] is None else to_tensor(extra[1])
     largest, label_logit, label_below, correct, start = 0.0, 0.0, 0.0, 0, None
     kept = []
     for rows, (logits,) in blocks:
