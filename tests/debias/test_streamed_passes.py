@@ -70,7 +70,7 @@ def test_ray_gives_the_same_bits(sample):
     from ray.util.multiprocessing import Pool
 
     path = {"PYTHONPATH": os.pathsep.join(sys.path)}
-    ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": path})
+    ray.init("local", num_cpus=2, include_dashboard=False, runtime_env={"env_vars": path})
     try:
         with Pool(2) as pool:
             assert fits(*sample, pool) == fits(*sample)
