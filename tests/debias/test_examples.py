@@ -10,7 +10,7 @@ import pytest
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.mark.parametrize("name", ["combination", "gla", "io", "metrics", "mixture", "prior", "temperature"])
+@pytest.mark.parametrize("name", ["combination", "gla", "io", "metrics", "mixture", "prior", "sources", "temperature"])
 def test_docstring_examples(name):
     outcome = doctest.testmod(importlib.import_module(f"unskew.debias.{name}"))
     assert outcome.attempted > 0

@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "metrics": ["classification_metrics", "prior_groups"],
         "mixture": ["combine_members", "fit_member_weights"],
         "prior": ["PriorEstimate", "estimate_log_prior"],
+        "sources": ["FeatureLogits", "MappedLogits", "ShardedLogits", "open_source"],
         "temperature": ["fit_temperature"],
         "transport": ["transport_offset"],
     },

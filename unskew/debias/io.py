@@ -205,7 +205,7 @@ def read_tensor(spec: str, preferred: Sequence[str] = ()) -> Tensor:
 def split_spec(spec: str) -> tuple[Path, str]:
     """Return the file and the key of a spec of `read_tensor`; the key is empty if there is none."""
     head, _, key = spec.rpartition(":")
-    if Path(head).suffix in _READERS and not Path(spec).is_file():
+    if Path(head).suffix in (*_READERS, ".parquet") and not Path(spec).is_file():
         return Path(head), key
     return Path(spec), ""
 
@@ -217,18 +217,28 @@ def _reason(error: Exception) -> str:
 
 
 def _pick(path: Path, tensors: Mapping[str, Tensor], key: str, preferred: Sequence[str]) -> Tensor:
-    names = ", ".join(tensors) or ("one tensor without a name" if tensors else "no tensor")
-    if key and key not in tensors:
-        raise ValueError(f"'{path}' has no '{key}'; it holds {names}")
-    if not tensors:
-        raise ValueError(f"'{path}' holds no tensor; save the logits or labels as a tensor")
-    keys = [key] if key else list(tensors) if len(tensors) == 1 else [name for name in preferred if name in tensors]
-    if not keys:
-        raise ValueError(f"'{path}' holds {names}; choose one as '{path}:KEY'")
+    chosen = choose_key(path, list(tensors), key, preferred)
     try:
-        return check_dense(tensors[keys[0]])
+        return check_dense(tensors[chosen])
     except ValueError as error:
         raise ValueError(f"'{path}' cannot be used: {error}") from None
+
+
+def choose_key(path: Path, held: Sequence[str], key: str, preferred: Sequence[str]) -> str:
+    """Return the key of the tensor or column to read from a file that holds some by name.
+
+    Raises:
+        ValueError: The file does not have the ``key``, has none at all, or the choice is ambiguous.
+    """
+    names = ", ".join(held) or ("one tensor without a name" if held else "no tensor")
+    if key and key not in held:
+        raise ValueError(f"'{path}' has no '{key}'; it holds {names}")
+    if not held:
+        raise ValueError(f"'{path}' holds no tensor; save the logits or labels as a tensor")
+    keys = [key] if key else list(held) if len(held) == 1 else [name for name in preferred if name in held]
+    if not keys:
+        raise ValueError(f"'{path}' holds {names}; choose one as '{path}:KEY'")
+    return keys[0]
 
 
 _READERS: dict[str, Callable[[Path], Any]] = {
