@@ -1,10 +1,11 @@
 """Files of tensors. Reading those of others runs no code, and a small file takes little memory."""
 
 import json
+import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -72,18 +73,85 @@ def write_safetensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: M
     Bytes of names and metadata that are not UTF-8, as in some paths, are written as escapes: readers want UTF-8.
     """
     ordered = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))  # so that all data are aligned
-    header: dict[str, object] = {}
-    if metadata:
-        header["__metadata__"] = {_utf8(key): _utf8(value) for key, value in metadata.items()}
-    end = 0
-    for name, tensor in ordered.items():
-        begin, end = end, end + tensor.numel() * tensor.element_size()
-        header[_utf8(name)] = {"dtype": _NAMES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little") + text)
+    header = _header({name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in ordered.items()}, metadata)
+    file.write(header)
     for tensor in ordered.values():
-        file.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        file.write(_data(tensor))
+
+
+# Bytes in which the metadata of a file must fit whose metadata are known last.
+METADATA_ROOM = 2**16
+
+
+class Blocks(NamedTuple):
+    """A large tensor as its blocks of rows.
+
+    Attributes:
+        shape: Of the whole tensor.
+        dtype: Of the blocks.
+        rows: The blocks ``[n, ...]``, in order.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    rows: Iterable[Tensor]
+
+
+def write_large_safetensors(
+    file: BinaryIO, tensors: Mapping[str, Tensor | Blocks], metadata: Callable[[], Mapping[str, str]]
+) -> None:
+    """Write tensors in the safetensors format, large ones block by block.
+
+    Args:
+        file: An open file that can seek.
+        tensors: The tensors by name.
+        metadata: Is called after the last block.
+
+    Raises:
+        ValueError: Blocks do not have the given shape, or the metadata need more than `METADATA_ROOM` bytes.
+    """
+    ordered = dict(sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize))  # so that all data are aligned
+    entries = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in ordered.items()}
+    empty = _header(entries, {}, METADATA_ROOM)
+    file.write(empty)
+    for name, tensor in ordered.items():
+        length = 0
+        for block in tensor.rows if isinstance(tensor, Blocks) else [tensor]:
+            if block.dtype != tensor.dtype or block.shape[1:] != tensor.shape[1:]:
+                raise ValueError(
+                    f"a block of '{name}' is {block.dtype} {list(block.shape)}; the tensor {entries[name]}"
+                )
+            file.write(_data(block))
+            length += len(block)
+        if length != tensor.shape[0]:
+            raise ValueError(f"the blocks of '{name}' have {length} rows instead of {tensor.shape[0]}")
+    header = _header(entries, metadata(), METADATA_ROOM)
+    if len(header) != len(empty):
+        raise ValueError(f"the metadata need more than {METADATA_ROOM} bytes")
+    file.seek(0)
+    file.write(header)
+    file.seek(0, 2)
+
+
+def _header(
+    entries: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str], room: int = 0
+) -> bytes:
+    """Return the header of tensors in the order of the file, with spaces up to ``room`` bytes of metadata."""
+    header: dict[str, object] = {}
+    end = 0
+    for name, (dtype, shape) in entries.items():
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        header[_utf8(name)] = {"dtype": _NAMES[dtype], "shape": [*shape], "data_offsets": [begin, end]}
+    least = len(json.dumps(header, separators=(",", ":")).encode()) + room if room else 0
+    if metadata:
+        header = {"__metadata__": {_utf8(key): _utf8(value) for key, value in metadata.items()}, **header}
+    text = json.dumps(header, separators=(",", ":")).encode().ljust(least)
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _data(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def _utf8(text: str) -> str:
