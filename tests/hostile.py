@@ -210,7 +210,8 @@ def readers(folder):
     from unskew.data.custom_csv import read_csv
     from unskew.data.names import read_names
     from unskew.data.splits import read_mat, read_split, read_table
-    from unskew.debias.io import read_prior, read_sample
+    from unskew.debias.io import read_prior
+    from unskew.debias.samples import read_sample
     from unskew.engine.checkpoint import best_result, load_checkpoint
     from unskew.runs.run import load_run
     from unskew.runs.tables import read_metrics

@@ -5,7 +5,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from unskew.debias.io import read_sample, read_tensor
+from unskew.debias.io import read_tensor
+from unskew.debias.samples import read_sample
 
 LOGITS = torch.tensor([[1.5, -2.0, 0.25], [0.0, 3.0, -1.0]])
 LABELS = torch.tensor([0, 2])

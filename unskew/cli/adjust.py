@@ -1,34 +1,37 @@
 """The command `unskew adjust`: GLA on saved logits, with a table of accuracies.
 
 The labels of the scored samples never fit the numbers that adjust them: these come from a validation set or by
-cross-fitting.
+cross-fitting. Large files are read block by block, see `unskew.debias.samples`.
 """
 
+import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tabulate import tabulate
 from torch import Tensor
 
-from unskew.debias.cross_fit import FOLDS, cross_fit, cross_scores
+from unskew.cli.pools import open_pool
+from unskew.cli.scores import Tally, names_of, stream, table_rows
+from unskew.debias.cross_fit import FOLDS, cross_fit, cross_scores, fit_halves
 from unskew.debias.gla import GLA
-from unskew.debias.io import Sample, read_prior, read_sample, split_spec
-from unskew.debias.metrics import group_accuracies, prior_groups
+from unskew.debias.io import read_prior
+from unskew.debias.samples import Sample, Spec, files_of, read_sample
+from unskew.debias.sources import LOGIT_SCALE
 from unskew.runs import wiseft
 from unskew.utils.files import write_atomically
-from unskew.utils.tensor_files import write_safetensors
+from unskew.utils.tensor_files import Blocks, write_large_safetensors, write_safetensors
 
 
 @dataclass(frozen=True)
 class Request:
-    """Arguments of `unskew adjust`; a file of logits or labels is a spec of `read_tensor`.
+    """Arguments of `unskew adjust`; logits and labels are specs of `unskew.debias.samples.read_sample`.
 
     Attributes:
         zeroshot: Zero-shot logits of the samples to adjust.
-        finetuned: Fine-tuned logits of the same samples.
+        finetuned: Fine-tuned logits of the same samples; empty: the zero-shot half alone.
         labels: Their labels, for the table, and for cross-fitting without ``val``. Empty: no table.
         val: Zero-shot logits, fine-tuned logits and labels of a validation set; empty: none.
         prior: A file of q for `read_prior`, instead of an estimate.
@@ -40,16 +43,19 @@ class Request:
         combine: As in `GLA`.
         checkpoints: Two checkpoints for `wiseft.predict_test`, which add a row to the table.
         alpha: Weight of the second checkpoint; None: 0.5.
-        out: A .safetensors file for GLA's ``logits`` and ``log_q``, with the temperatures as metadata.
+        out: A .safetensors file for the adjusted ``logits`` and ``log_q``, with the temperatures as metadata.
+        logit_scale: Scale of features and a classifier.
+        jobs: Processes among which the passes over large files are spread; None: 1, or all CPUs of Ray.
+        launcher: ``local`` or ``ray``, where these processes run.
 
     Raises:
         ValueError: Contradictory or missing flags; ``out`` cannot be written.
     """
 
-    zeroshot: str
-    finetuned: str
-    labels: str = ""
-    val: tuple[str, ...] = ()
+    zeroshot: Spec
+    finetuned: Spec = ""
+    labels: Spec = ""
+    val: tuple[Spec, ...] = ()
     prior: str = ""
     train_counts: str = ""
     target: str = ""
@@ -60,10 +66,16 @@ class Request:
     checkpoints: tuple[str, ...] = ()
     alpha: float | None = None
     out: str = ""
+    logit_scale: float = LOGIT_SCALE
+    jobs: int | None = None
+    launcher: str = "local"
 
     def __post_init__(self) -> None:
-        if self.val and not all(self.val):
-            raise ValueError("--val-zeroshot, --val-finetuned and --val-labels belong together: pass all or none")
+        if self.val and [bool(spec) for spec in self.val] != [True, bool(self.finetuned), True]:
+            finetuned = ", --val-finetuned" if self.finetuned else ""
+            raise ValueError(f"--val-zeroshot{finetuned} and --val-labels belong together: pass all or none")
+        if not self.finetuned and (self.train_counts or self.checkpoints or self.combine != "map"):
+            raise ValueError("--train-counts, --checkpoints and --combine need --finetuned: pass it, or omit them")
         if self.prior and (self.method or self.strength is not None):
             raise ValueError("--prior replaces the estimate: omit --method and --strength, or omit --prior")
         if self.temperature not in ("", "none") and not self.fits_on_labels:
@@ -78,6 +90,8 @@ class Request:
             raise ValueError("--checkpoints adds a row of accuracies, which needs --labels")
         if self.out:
             _check_out(Path(self.out), [self.zeroshot, self.finetuned, self.labels, *self.val])
+        if self.jobs is not None and self.jobs < 1:
+            raise ValueError(f"--jobs must be at least 1 (got {self.jobs})")
 
     @property
     def fits_on_labels(self) -> bool:
@@ -85,14 +99,13 @@ class Request:
         return bool(self.val or self.labels)
 
 
-def _check_out(path: Path, inputs: Sequence[str]) -> None:
+def _check_out(path: Path, inputs: Sequence[Spec]) -> None:
     folder = next(parent for parent in path.absolute().parents if parent.exists())  # the others can be created
     if path.suffix != ".safetensors" or path.is_dir():
         raise ValueError(f"--out '{path}' must be a .safetensors file")
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise ValueError(f"--out '{path}' cannot be written: '{folder}' is not a writable folder")
-    sources = [split_spec(spec)[0] for spec in inputs]
-    if path.exists() and any(source.exists() and source.samefile(path) for source in sources):
+    if path.exists() and any(file.samefile(path) for spec in filter(None, inputs) for file in files_of(spec)):
         raise ValueError(f"--out '{path}' is one of the files to read: choose another name")
 
 
@@ -103,42 +116,57 @@ def run(request: Request) -> str:
         FileNotFoundError: A file is missing; nothing is written.
         ValueError: A file is invalid or does not fit the others; nothing is written.
     """
-    sample = read_sample(request.zeroshot, request.finetuned, request.labels)
-    source = sample
+    sample = held_out = read_sample(request.zeroshot, request.finetuned, request.labels, scale=request.logit_scale)
     if request.val:
         val_zs, val_ft, val_labels = request.val
-        source = read_sample(val_zs, val_ft, val_labels, prefix="--val-")
-    classes = sample.zs.shape[1]
-    if source.zs.shape[1] != classes:
-        raise ValueError(f"--val-zeroshot has {source.zs.shape[1]} classes and --zeroshot {classes}; they must agree")
+        held_out = read_sample(val_zs, val_ft, val_labels, "--val-", request.logit_scale)
+    samples, classes = sample.zs.shape
+    if held_out.zs.shape[1] != classes:
+        raise ValueError(f"--val-zeroshot has {held_out.zs.shape[1]} classes and --zeroshot {classes}; they must agree")
+    if sample.streamed and request.combine == "otter":
+        raise ValueError(
+            "--combine otter needs all logits in memory: choose another combination for files of this size"
+        )
     log_target = read_prior(request.target, classes) if request.target else None
     gla = _estimator(request, classes)
+    tally = Tally(sample.labels, classes) if sample.labels is not None else None
     wiseft_row, note = _wiseft_row(request, sample) if request.checkpoints else ({}, [])
-
-    # With cross-fitting this fit is for display (T, q, the combination and the thirds of q), and the folds start there.
-    gla.fit_zeroshot(source.zs, source.labels).fit_finetuned(source.zs, source.ft, source.labels)
     crossed = bool(request.labels and not request.val and _fits_something(gla))
-    plan = []
-    if crossed and sample.labels is not None:
-        plan = cross_fit(gla, sample.zs, sample.ft, sample.labels, start=gla)
-    predicted, logits = _apply(
-        plan or [(torch.ones(len(sample.zs), dtype=torch.bool), gla)], sample, log_target, request
-    )
-    gla.log_q_ = gla.log_q_for(sample.zs)
-    gla.converged_ = gla.converged_ and all(fitted.converged_ for _, fitted in plan)
 
-    basis = "cross-fitted" if crossed else f"from {len(source.zs):,} val samples"
-    lines = [f"{len(sample.zs):,} samples, {classes} classes", *_origins(request, gla, basis), *note]
-    if crossed:
-        lines.append(
-            f"cross-fitted: each of {FOLDS} folds is adjusted by a fit on the other folds; "
-            "T, q and the combination above are fitted on all samples"
-        )
-    if sample.labels is not None:
-        lines += ["", table(predicted | wiseft_row, sample.labels, gla.log_q_)]
-    if logits is not None:
-        _write(Path(request.out), logits, gla, lines)
-        lines += ["", f"GLA's logits [{len(sample.zs)}, {classes}] and log_q [{classes}] are in '{request.out}'"]
+    with open_pool(request.launcher, request.jobs) as pool:
+        # With cross-fitting this fit is for display (T, q, the combination and the thirds of q); the folds start there.
+        fit_halves(gla, *held_out, pool=pool)
+        plan = []
+        if crossed and sample.labels is not None:
+            plan = cross_fit(gla, sample.zs, sample.ft, sample.labels, start=gla, pool=pool)
+        shown = copy.deepcopy(gla)
+        shown.log_q_ = gla.log_q_for(sample.zs)
+        shown.converged_ = gla.converged_ and all(fitted.converged_ for _, fitted in plan)
+        basis = "cross-fitted" if crossed else f"from {len(held_out.zs):,} val samples"
+        lines = [f"{samples:,} samples, {classes} classes", *_origins(request, shown, basis), *note]
+        if crossed:
+            lines.append(
+                f"cross-fitted: each of {FOLDS} folds is adjusted by a fit on the other folds; "
+                "T, q and the combination above are fitted on all samples"
+            )
+
+        def facts() -> dict[str, str]:  # of the file, when all samples are scored
+            if tally is not None and sample.labels is not None:
+                for name, predicted in wiseft_row.items():
+                    tally.add(name, predicted, sample.labels)
+                lines.extend(["", tally.table(shown.log_q_)])
+            return _facts(shown, lines)
+
+        if sample.streamed:
+            fits = [fitted for _, fitted in plan] or [gla]
+            blocks = stream(fits, sample, log_target, tally, keep=bool(request.out), pool=pool)
+            _write_blocks(request, blocks, sample, shown, facts)
+        else:
+            plan = plan or [(torch.ones(samples, dtype=torch.bool), gla)]
+            _write(request, _apply(plan, sample, log_target, tally, request), shown, facts())
+    if request.out:
+        name = "GLA's" if request.finetuned else "The adjusted"
+        lines += ["", f"{name} logits [{samples}, {classes}] and log_q [{classes}] are in '{request.out}'"]
     return "\n".join(lines)
 
 
@@ -160,54 +188,26 @@ def _fits_something(gla: GLA) -> bool:
 
 
 def _apply(
-    plan: Sequence[tuple[Tensor, GLA]], sample: Sample, log_target: Tensor | None, request: Request
-) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Return the predictions ``[N]`` of each row of the table, and GLA's logits ``[N, C]`` for ``request.out``.
+    plan: Sequence[tuple[Tensor, GLA]], sample: Sample, log_target: Tensor | None, tally: Tally | None, request: Request
+) -> Tensor | None:
+    """Count the rows of the table in ``tally``; return the adjusted logits ``[N, C]`` for ``request.out``.
 
     Of the other logits only a block is in memory.
     """
-    predicted: dict[str, Tensor] = {}
     logits: Tensor | None = None
-    for rows, parts in cross_scores(plan, sample.zs, sample.ft, log_target):
-        if sample.labels is not None:
-            for name, scores in _rows(parts, log_target, transported=request.combine == "otter").items():
-                predicted.setdefault(name, torch.empty_like(sample.labels))[rows] = scores.argmax(1)
+    for rows, parts in cross_scores(plan, sample.zs, sample.ft, log_target, names_of(sample)):
+        found = table_rows(parts, log_target, transported=request.combine == "otter")
+        if tally is not None and sample.labels is not None:
+            for name, scores in found.items():
+                tally.add(name, scores.argmax(1), sample.labels[rows])
         if request.out:
-            logits = parts["gla"].new_empty(sample.zs.shape) if logits is None else logits
-            logits[rows] = parts["gla"]
-    return predicted, logits
+            *_, adjusted = found.values()
+            logits = adjusted.new_empty(sample.zs.shape) if logits is None else logits
+            logits[rows] = adjusted
+    return logits
 
 
 # --- text and files ------------------------------------------------------------------------------------
-
-
-def _rows(parts: Mapping[str, Tensor], log_target: Tensor | None, transported: bool) -> dict[str, Tensor]:
-    """Return the logits ``[n, C]`` of each row of the table."""
-    name, debiased = "zero-shot - log q", parts["debiased"]
-    if transported:
-        name = "zero-shot, transported"
-    elif log_target is not None:
-        name, debiased = "zero-shot - log q + log target", debiased + log_target.to(debiased)
-    return {
-        "zero-shot": parts["zs"],
-        name: debiased,
-        "fine-tuned": parts["ft"],
-        "ensemble": parts["ensemble"],
-        "GLA": parts["gla"],
-    }
-
-
-def table(predicted: Mapping[str, Tensor], labels: Tensor, log_q: Tensor) -> str:
-    """Format the accuracy in percent of predictions ``[N]``: over all samples, and the class mean by thirds of q."""
-    groups = prior_groups(log_q)
-    lines = []
-    for name, classes in predicted.items():
-        correct = classes == labels
-        by_group = group_accuracies(correct, labels, groups)
-        values = [100 * correct.double().mean().item(), *map(by_group.get, ("p_many", "p_medium", "p_few"))]
-        lines.append([name, *("" if value is None else f"{value:.1f}" for value in values)])
-    headers = ["", "accuracy", "head", "medium", "tail"]
-    return tabulate(lines, headers, "github", disable_numparse=True, colalign=("left", *["right"] * 4))
 
 
 def _origins(request: Request, gla: GLA, basis: str) -> list[str]:
@@ -238,14 +238,36 @@ def _wiseft_row(request: Request, sample: Sample) -> tuple[dict[str, Tensor], li
     return {name: logits.argmax(1)}, []
 
 
-def _write(path: Path, logits: Tensor, gla: GLA, lines: Sequence[str]) -> None:
+def _facts(gla: GLA, lines: Sequence[str]) -> dict[str, str]:
+    """Return the metadata of the written file."""
     names = ("rho", "ft_weight", "zs_weight")
-    facts = {
+    return {
         "zeroshot_temperature": repr(float(gla.zs_temperature_)),
         "finetuned_temperature": repr(float(gla.ft_temperature_)),
         **{name: repr(float(getattr(gla, f"{name}_"))) for name in names},
         "description": "\n".join(lines),
     }
+
+
+def _write(request: Request, logits: Tensor | None, gla: GLA, facts: dict[str, str]) -> None:
+    if logits is not None:
+        path = Path(request.out)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {"logits": logits, "log_q": gla.log_q_}
+        write_atomically(path, lambda file: write_safetensors(file, tensors, facts))
+
+
+def _write_blocks(
+    request: Request, blocks: Iterator[Tensor], sample: Sample, gla: GLA, facts: Callable[[], dict[str, str]]
+) -> None:
+    """Score the samples, and write the blocks as they come."""
+    if not request.out:
+        for _ in blocks:
+            pass
+        facts()
+        return
+    path = Path(request.out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {"logits": logits, "log_q": gla.log_q_}
-    write_atomically(path, lambda file: write_safetensors(file, tensors, facts))
+    dtype = sample.zs.dtype if sample.ft is None else torch.promote_types(sample.zs.dtype, sample.ft.dtype)
+    tensors: dict[str, Tensor | Blocks] = {"logits": Blocks(sample.zs.shape, dtype, blocks), "log_q": gla.log_q_}
+    write_atomically(path, lambda file: write_large_safetensors(file, tensors, facts))

@@ -87,14 +87,17 @@ def _add_adjust(commands: data.Commands) -> None:
     p = commands.add_parser(
         "adjust",
         help="GLA on saved logits",
-        description="GLA on saved logits: .safetensors, .npy or .pt files, or FILE:KEY for one of several tensors.",
+        description="GLA on saved logits. FILE is a .safetensors, .npy or .pt file, FILE:KEY one of several tensors, "
+        "'shards-*.parquet' or several files are shards, and FEATURES@CLASSIFIER are image features and a classifier.",
     )
     add_file = functools.partial(p.add_argument, metavar="FILE", default="")
-    add_file("--zeroshot", required=True, help="zero-shot logits [N, C]")
-    add_file("--finetuned", required=True, help="fine-tuned logits of the same samples")
-    add_file("--labels", help="labels [N], for the table; without --val-... also to cross-fit")
+    add_files = functools.partial(add_file, nargs="+")
+    add_files("--zeroshot", required=True, help="zero-shot logits [N, C]")
+    add_files("--finetuned", help="fine-tuned logits of the same samples; without them the zero-shot half alone")
+    add_files("--labels", help="labels [N], for the table; without --val-... also to cross-fit")
     for name in ("zeroshot", "finetuned", "labels"):
-        add_file(f"--val-{name}", help=f"{name} of the samples to fit on; all three or none")
+        add_files(f"--val-{name}", help=f"{name} of the samples to fit on; all or none")
+    p.add_argument("--logit-scale", type=float, default=100.0, help="of FEATURES@CLASSIFIER (default: 100, CLIP's)")
     add_file("--prior", help="q, instead of an estimate (json, npy, pt, csv)")
     add_file("--train-counts", help="training counts per class; subtracts the fine-tuned model's log p")
     add_file("--target", default="uniform", help="class frequencies to predict for, or 'uniform'")
@@ -116,6 +119,8 @@ def _add_adjust(commands: data.Commands) -> None:
     p.add_argument("--checkpoints", nargs=2, default=(), metavar="RUN", help="two run folders, or 'init' and one")
     p.add_argument("--alpha", type=float, help="WiSE-FT's weight of the second checkpoint (default: 0.5)")
     add_file("--out", help="a .safetensors file for GLA's logits and log_q")
+    p.add_argument("--jobs", type=int, metavar="N", help="processes that read large files (default: 1; ray: all CPUs)")
+    p.add_argument("--launcher", default="local", choices=("local", "ray"), help="where the processes run")
     p.set_defaults(command=_adjust)
 
 
@@ -123,12 +128,13 @@ def _adjust(arguments: argparse.Namespace) -> None:
     from unskew.cli import adjust
     from unskew.utils.logging import setup_logger
 
-    val = (arguments.val_zeroshot, arguments.val_finetuned, arguments.val_labels)
+    names = ("zeroshot", "finetuned", "labels", "val_zeroshot", "val_finetuned", "val_labels")
+    zeroshot, finetuned, labels, *val = (_spec(getattr(arguments, name)) for name in names)
     request = adjust.Request(
-        zeroshot=arguments.zeroshot,
-        finetuned=arguments.finetuned,
-        labels=arguments.labels,
-        val=val if any(val) else (),
+        zeroshot=zeroshot,
+        finetuned=finetuned,
+        labels=labels,
+        val=tuple(val) if any(val) else (),
         prior=arguments.prior,
         train_counts=arguments.train_counts,
         target="" if arguments.target == "uniform" else arguments.target,
@@ -139,9 +145,17 @@ def _adjust(arguments: argparse.Namespace) -> None:
         checkpoints=tuple(arguments.checkpoints),
         alpha=arguments.alpha,
         out=arguments.out,
+        logit_scale=arguments.logit_scale,
+        jobs=arguments.jobs,
+        launcher=arguments.launcher,
     )
     with setup_logger(None, console=False):
         print(adjust.run(request))
+
+
+def _spec(words: str | Sequence[str]) -> str | tuple[str, ...]:
+    """Return one file as a text and several as a tuple; "" is none."""
+    return words if isinstance(words, str) else words[0] if len(words) == 1 else tuple(words)
 
 
 def _strength(text: str | None) -> float | str | None:

@@ -1,4 +1,4 @@
-"""Files of label priors, logits and labels. No pickled object is loaded."""
+"""Files of label priors and of single tensors. No pickled object is loaded."""
 
 import csv
 import logging
@@ -6,13 +6,12 @@ import operator
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from unskew.debias._validation import as_logits, check_logits
 from unskew.utils.errors import DAMAGE, check_regular, format_error
 from unskew.utils.files import read_json
 from unskew.utils.tensor_files import check_dense, read_npy, read_safetensors, read_torch
@@ -115,60 +114,6 @@ _PRIOR_READERS: dict[str, Callable[[Path, Sequence[str] | int], Any]] = {
     ".pt": _prior_of_pt,
     ".csv": _prior_of_csv,
 }
-
-# Default keys in a file of several tensors, such as a run's predictions.safetensors.
-_KEYS = {"zeroshot": ("zs", "logits"), "finetuned": ("ft", "logits"), "labels": ("labels",)}
-
-
-class Sample(NamedTuple):
-    """Two models' logits for the same images."""
-
-    zs: Tensor  # [N, C], zero-shot logits
-    ft: Tensor  # [N, C], fine-tuned logits
-    labels: Tensor | None  # [N]
-
-
-def read_sample(zeroshot: str, finetuned: str, labels: str = "", prefix: str = "--") -> Sample:
-    """Read and check a `Sample`.
-
-    Args:
-        zeroshot: File of zero-shot logits, as in `read_tensor`.
-        finetuned: File of fine-tuned logits.
-        labels: File of labels; may be empty.
-        prefix: Prefix of these three names in the command's flags, for error messages.
-
-    Raises:
-        FileNotFoundError: A file is missing.
-        ValueError: A file cannot be read or does not fit the others; the message names its flag.
-    """
-    zs, ft = (_read_logits(prefix, *pair) for pair in (("zeroshot", zeroshot), ("finetuned", finetuned)))
-    zs, ft = as_logits(cosines=True, **{f"{prefix}zeroshot": zs, f"{prefix}finetuned": ft})
-    if zs.shape != ft.shape:
-        raise ValueError(
-            f"{prefix}zeroshot is {list(zs.shape)} and {prefix}finetuned {list(ft.shape)}; both must be [N, C] of the "
-            "same samples and classes"
-        )
-    if not labels:
-        return Sample(zs, ft, None)
-    return Sample(zs, ft, _check(f"{prefix}labels", labels, zs, read_tensor(labels, _KEYS["labels"])))
-
-
-def _read_logits(prefix: str, name: str, spec: str) -> Tensor:
-    """Read finite logits ``[N, C]``, at least float32."""
-    logits = read_tensor(spec, _KEYS[name])
-    _check(prefix + name, spec, logits)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _check(flag: str, spec: str, logits: Tensor, labels: Tensor | None = None) -> Tensor | None:
-    """Run `check_logits` with the flag and its file in the errors; return the labels."""
-    if labels is not None and labels.dtype in (torch.uint16, torch.uint32, torch.uint64):
-        labels = labels.long()  # PyTorch cannot compare these
-    try:
-        return check_logits(logits, labels, None)[1]
-    except ValueError as error:
-        raise ValueError(f"{flag} '{spec}': {error}") from None
-
 
 # --- one tensor ----------------------------------------------------------------------------------------
 

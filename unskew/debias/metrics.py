@@ -169,6 +169,15 @@ def group_accuracies(correct: Tensor, labels: Tensor, groups: Mapping[str, Tenso
         groups: Class indices by name. Groups without images are omitted.
     """
     highest = max([int(labels.max()), *(int(classes.max()) for classes in groups.values() if len(classes))])
-    accuracies = class_accuracies(correct, labels, highest + 1)
-    means = {name: accuracies[classes.to(labels.device).long()].nanmean().item() for name, classes in groups.items()}
+    return group_means(class_accuracies(correct, labels, highest + 1), groups)
+
+
+def group_means(accuracies: Tensor, groups: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return the mean in percent over the classes of each group, from class accuracies ``[C]`` in [0, 1].
+
+    A class without images (NaN) does not count, and a group without images is omitted.
+    """
+    means = {
+        name: accuracies[classes.to(accuracies.device).long()].nanmean().item() for name, classes in groups.items()
+    }
     return {name: 100 * mean for name, mean in means.items() if not math.isnan(mean)}

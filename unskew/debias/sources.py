@@ -163,7 +163,7 @@ class FeatureLogits(Source):
 
     def __init__(self, features: Any, classifier: Any, scale: float = LOGIT_SCALE) -> None:
         if isinstance(features, str | Path):
-            features = ShardedLogits(_files([str(features)]), split_spec(str(features))[1], FEATURES)
+            features = ShardedLogits(find_files([str(features)]), split_spec(str(features))[1], FEATURES)
         elif isinstance(features, Sequence) and all(isinstance(path, str | Path) for path in features):
             features = ShardedLogits(features, "", FEATURES)
         elif not isinstance(features, Source):
@@ -277,7 +277,7 @@ def open_source(
     keys = {split_spec(rows)[1] for rows, _ in pairs}
     if len(keys) > 1:
         raise ValueError(f"all files need one key (got {sorted(keys)})")
-    paths, key, classifier = _files([rows for rows, _ in pairs]), "".join(keys), "".join(classifiers)
+    paths, key, classifier = find_files([rows for rows, _ in pairs]), "".join(keys), "".join(classifiers)
     if classifier:
         return FeatureLogits(ShardedLogits(paths, key, FEATURES), classifier, scale)
     if len(paths) == 1 and paths[0].suffix == ".npy" and not key:
@@ -300,8 +300,13 @@ def is_pattern(spec: str) -> bool:
     return glob.has_magic(str(path)) and not path.exists()
 
 
-def _files(specs: Sequence[str]) -> list[Path]:
-    """Return the files of specs, in natural order."""
+def find_files(specs: Sequence[str]) -> list[Path]:
+    """Return the files of specs without their keys, in natural order.
+
+    Raises:
+        FileNotFoundError: No file matches a pattern.
+        ValueError: A file is listed twice.
+    """
     found: list[Path] = []
     for spec in specs:
         path = split_spec(spec)[0]
