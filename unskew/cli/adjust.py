@@ -116,17 +116,8 @@ def run(request: Request) -> str:
         FileNotFoundError: A file is missing; nothing is written.
         ValueError: A file is invalid or does not fit the others; nothing is written.
     """
-    sample = held_out = read_sample(request.zeroshot, request.finetuned, request.labels, scale=request.logit_scale)
-    if request.val:
-        val_zs, val_ft, val_labels = request.val
-        held_out = read_sample(val_zs, val_ft, val_labels, "--val-", request.logit_scale)
+    sample, held_out = _read(request)
     samples, classes = sample.zs.shape
-    if held_out.zs.shape[1] != classes:
-        raise ValueError(f"--val-zeroshot has {held_out.zs.shape[1]} classes and --zeroshot {classes}; they must agree")
-    if sample.streamed and request.combine == "otter":
-        raise ValueError(
-            "--combine otter needs all logits in memory: choose another combination for files of this size"
-        )
     log_target = read_prior(request.target, classes) if request.target else None
     gla = _estimator(request, classes)
     tally = Tally(sample.labels, classes) if sample.labels is not None else None
@@ -168,6 +159,20 @@ def run(request: Request) -> str:
         name = "GLA's" if request.finetuned else "The adjusted"
         lines += ["", f"{name} logits [{samples}, {classes}] and log_q [{classes}] are in '{request.out}'"]
     return "\n".join(lines)
+
+
+def _read(request: Request) -> tuple[Sample, Sample]:
+    """Return the samples to adjust and those to fit on, which are the same without ``request.val``."""
+    sample = held_out = read_sample(request.zeroshot, request.finetuned, request.labels, scale=request.logit_scale)
+    if request.val:
+        zeroshot, finetuned, labels = request.val
+        held_out = read_sample(zeroshot, finetuned, labels, "--val-", request.logit_scale)
+    classes, val_classes = sample.zs.shape[1], held_out.zs.shape[1]
+    if classes != val_classes:
+        raise ValueError(f"--val-zeroshot has {val_classes} classes and --zeroshot {classes}; they must agree")
+    if sample.streamed and request.combine == "otter":
+        raise ValueError("--combine otter needs all logits in memory: choose another combination for large files")
+    return sample, held_out
 
 
 def _estimator(request: Request, classes: int) -> GLA:

@@ -49,6 +49,8 @@ def _ray_pool(jobs: int | None) -> Iterator[Any]:
             yield pool
             pool.close()
             pool.join()
+    except ray.exceptions.RayTaskError as error:  # its message has the traceback of the worker
+        raise error.cause from None
     finally:
         if started:
             ray.shutdown()

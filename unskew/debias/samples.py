@@ -55,6 +55,7 @@ def read_sample(
         ValueError: A file cannot be read or does not fit the others; the message names its flag.
     """
     specs = {name: spec for name, spec in (("zeroshot", zeroshot), ("finetuned", finetuned)) if spec}
+    halves: dict[str, Any]
     if any(map(_is_streamed, specs.values())):
         halves = {name: open_source(spec, scale=scale, preferred=_KEYS[name]) for name, spec in specs.items()}
     else:
@@ -69,9 +70,7 @@ def read_sample(
     if not labels:
         return Sample(zs, ft, None)
     found = read_labels(labels)
-    if isinstance(zs, Source):
-        return Sample(zs, ft, _checked(f"{prefix}labels", labels, lambda: check_labels(_signed(found), zs)))
-    return Sample(zs, ft, _checked(f"{prefix}labels", labels, lambda: check_logits(zs, _signed(found), None)[1]))
+    return Sample(zs, ft, _checked(f"{prefix}labels", labels, lambda: check_labels(_signed(found), zs)))
 
 
 def _one(spec: Spec) -> str:
