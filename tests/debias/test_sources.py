@@ -205,6 +205,16 @@ def test_features_in_memory_are_checked():
             FeatureLogits(features, WEIGHTS)
 
 
+def test_features_that_are_not_normalised_bring_a_warning(warned):
+    ones, rows = torch.nn.functional.normalize(WEIGHTS), FEATURES.float()
+    FeatureLogits(torch.nn.functional.normalize(rows), ones)
+    FeatureLogits(rows, WEIGHTS)  # a linear probe
+    assert not warned()
+    FeatureLogits(rows, ones)
+    (message,) = warned()
+    assert "norm" in message
+
+
 # --- use -------------------------------------------------------------------------------------------------
 
 

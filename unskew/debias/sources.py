@@ -7,6 +7,7 @@ a worker process opens the files again.
 import bisect
 import glob
 import itertools
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from torch import Tensor
 from unskew.debias._source_files import SUFFIXES, RowFile, open_rows, read_block
 from unskew.debias._validation import to_tensor
 from unskew.debias.io import read_tensor, split_spec
+
+logger = logging.getLogger("unskew")
 
 # Numbers in a block of rows: 32 MB in float32.
 BLOCK = 2**23
@@ -176,6 +179,7 @@ class FeatureLogits(Source):
         self._classifier = str(classifier) if isinstance(classifier, str | Path) else to_tensor(classifier)
         self._weights: Tensor | None = None
         weights = self._load()
+        _warn_of_norms(self._features[:64], weights / self._scale)
         self.shape, self.device = (len(features), len(weights)), features.device
         self.dtype = weights.dtype
 
@@ -209,6 +213,16 @@ class FeatureLogits(Source):
     def _read(self, first: int, last: int) -> Tensor:
         weights = self._load()
         return self._features[first:last].to(weights.dtype) @ weights.T
+
+
+def _warn_of_norms(features: Tensor, classifier: Tensor) -> None:
+    """Warn if a classifier for normalised features meets others; `unskew.encode_images` does not normalise."""
+    norms, ones = features.double().norm(dim=1), classifier.double().norm(dim=1)
+    if bool(((ones - 1).abs() < 0.01).all()) and bool(((norms - 1).abs() > 0.05).any()):
+        logger.warning(
+            f"the first features have norms from {float(norms.min()):.3g} to {float(norms.max()):.3g}, and the rows of "
+            "the classifier have norm 1: divide each row of the features by its norm"
+        )
 
 
 class SelectedRows(Source):
