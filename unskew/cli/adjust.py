@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unskew.cli.pools import open_pool
-from unskew.cli.scores import Tally, names_of, stream, table_rows
+from unskew.cli.scores import Tally, names_of, prior_of, stream, table_rows
 from unskew.debias.cross_fit import FOLDS, cross_fit, cross_scores, fit_halves
 from unskew.debias.gla import GLA
 from unskew.debias.io import read_prior
@@ -131,7 +131,7 @@ def run(request: Request) -> str:
         if crossed and sample.labels is not None:
             plan = cross_fit(gla, sample.zs, sample.ft, sample.labels, start=gla, pool=pool)
         shown = copy.deepcopy(gla)
-        shown.log_q_ = gla.log_q_for(sample.zs)
+        shown.log_q_ = prior_of(gla, sample.zs)
         shown.converged_ = gla.converged_ and all(fitted.converged_ for _, fitted in plan)
         basis = "cross-fitted" if crossed else f"from {len(held_out.zs):,} val samples"
         lines = [f"{samples:,} samples, {classes} classes", *_origins(request, shown, basis), *note]

@@ -8,7 +8,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from unskew.debias._predicting import PARTS, Scores
-from unskew.debias._streamed import Block, computed_blocks, over_parts, parts
+from unskew.debias._streamed import Block, Kernel, computed_blocks, over_parts, parts
 from unskew.debias._streamed_scan import check_block
 from unskew.debias.cross_fit import fold_numbers
 from unskew.debias.gla import GLA
@@ -32,6 +32,11 @@ def table_rows(found: Mapping[str, Tensor], log_target: Tensor | None, transport
 def names_of(sample: Sample) -> Sequence[str]:
     """Return the parts that the rows need."""
     return PARTS if sample.ft is not None else ("zs", "debiased")
+
+
+def prior_of(gla: GLA, zs: Any) -> Tensor:
+    """Return the log q ``[C]`` that is subtracted from zero-shot logits."""
+    return gla.log_q_for(zs) if gla.method_ == "unlabelled" else gla.log_q_
 
 
 class Tally:
@@ -90,13 +95,15 @@ def stream(
     """
     samples, classes = sample.zs.shape
     folds = fold_numbers(sample.labels).to(torch.uint8) if len(fits) > 1 and sample.labels is not None else None
-    log_q = [gla.log_q_for(sample.zs) for gla in fits]
+    log_q = [prior_of(gla, sample.zs) for gla in fits]
     extras = [
         (part.start, *(None if each is None else each[part] for each in (sample.labels, folds)))
         for part in parts(samples)
     ]
     sources = [sample.zs] if sample.ft is None else [sample.zs, sample.ft]
-    kernel = _Kernel(sources, fits, log_q, log_target, names_of(sample), keep, tally is not None)
+    kernel: Kernel[tuple[dict[str, Tensor], list[Tensor]]] = _Kernel(
+        sources, fits, log_q, log_target, names_of(sample), keep, tally is not None
+    )
     size = 4 * classes * (extras[1][0] if len(extras) > 1 else samples) if keep else 0
     for right, logits in over_parts(kernel, sources, extras, pool=pool, name="predict", result_bytes=size):
         for name, counts in right.items():
