@@ -212,6 +212,7 @@ def readers(folder):
     from unskew.data.splits import read_mat, read_split, read_table
     from unskew.debias.io import read_prior
     from unskew.debias.samples import read_sample
+    from unskew.debias.sources import open_source
     from unskew.engine.checkpoint import best_result, load_checkpoint
     from unskew.runs.run import load_run
     from unskew.runs.tables import read_metrics
@@ -223,6 +224,9 @@ def readers(folder):
 
     def adjust(path):
         return read_sample(str(path), str(path))
+
+    def source(path):
+        return open_source(path)[:]
 
     def run(path):
         (path.parent / "done").write_text("0" * 16)
@@ -239,6 +243,8 @@ def readers(folder):
         "logits, npy": (".npy", adjust, ARRAYS),
         "logits, pt": (".pt", adjust, TENSORS),
         "logits, safetensors": (".safetensors", adjust, SAFETENSORS),
+        "source, npy": (".npy", source, ARRAYS),
+        "source, safetensors": (".safetensors", source, SAFETENSORS),
         "prior, npy": (".npy", lambda path: read_prior(path, 3), ARRAYS),
         "prior, pt": (".pt", lambda path: read_prior(path, 3), TENSORS),
         "prior, json": (".json", lambda path: read_prior(path, 3), TEXTS),

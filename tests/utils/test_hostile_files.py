@@ -23,6 +23,7 @@ READ = {
 
 READERS = [
     *("few-shot files", "CIFAR", "scripts' pickles", "logits, npy", "logits, pt", "logits, safetensors", "prior, npy"),
+    *("source, npy", "source, safetensors"),
     *("prior, pt", "prior, json", "prior, csv", "checkpoint", "best checkpoint", "config", "dataset", "run", "metrics"),
     *("split", "table", "class names", "csv", "MATLAB"),
 ]

@@ -1,7 +1,8 @@
 """The rows of the table of `unskew adjust`: logits of each row, and their accuracies counted block by block."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tabulate import tabulate
@@ -112,7 +113,8 @@ def stream(
         yield from logits
 
 
-class _Kernel(NamedTuple):
+@dataclass(frozen=True)
+class _Kernel:
     """A function of the blocks of a part: its correct predictions by row of the table, and its adjusted logits."""
 
     sources: Sequence[Any]

@@ -18,6 +18,8 @@ from torch import Tensor
 from unskew.debias.io import choose_key
 from unskew.utils.errors import DAMAGE, check_regular, format_error
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 # Bytes that a Parquet reader buffers of a column, and the rows that it decodes at once.
 PARQUET_BUFFER, PARQUET_ROWS = 2**20, 1024
 
@@ -128,7 +130,7 @@ class _SafetensorsRows:
             part = file.get_slice(self._key)
             shape = tuple(part.get_shape())
             self.dtype = part[:0].dtype
-        self.shape = _check(shape, self.dtype, self.dtype.is_floating_point)
+        self.shape = _check(shape, self.dtype, self.dtype in FLOATS)
 
     def read(self, first: int, last: int) -> Tensor:
         with safe_open(self.path, framework="pt") as file:
