@@ -1,15 +1,16 @@
 """The rows of the table of `unskew adjust`: logits of each row, and their accuracies counted block by block."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from tabulate import tabulate
 from torch import Tensor
+from tqdm import tqdm
 
 from unskew.debias._predicting import PARTS, Scores
-from unskew.debias._streamed import Block, Kernel, computed_blocks, over_parts, parts
+from unskew.debias._streamed import Block, computed_blocks, over_parts, parts, read_ahead
 from unskew.debias._streamed_scan import check_block
 from unskew.debias.cross_fit import fold_numbers
 from unskew.debias.gla import GLA
@@ -91,26 +92,43 @@ def stream(
         sample: Sources, and labels if there is a tally or several fits.
         log_target: ``[C]``, or None.
         tally: For the accuracies, or None.
-        keep: Yield the adjusted logits ``[n, C]``.
+        keep: Yield the adjusted logits ``[n, C]``. This process computes them, since they are larger than the features
+            that a pool would read.
         pool: As in `unskew.debias._streamed.over_parts`.
     """
-    samples, classes = sample.zs.shape
     folds = fold_numbers(sample.labels).to(torch.uint8) if len(fits) > 1 and sample.labels is not None else None
-    log_q = [prior_of(gla, sample.zs) for gla in fits]
-    extras = [
-        (part.start, *(None if each is None else each[part] for each in (sample.labels, folds)))
-        for part in parts(samples)
-    ]
     sources = [sample.zs] if sample.ft is None else [sample.zs, sample.ft]
-    kernel: Kernel[tuple[dict[str, Tensor], list[Tensor]]] = _Kernel(
-        sources, fits, log_q, log_target, names_of(sample), keep, tally is not None
-    )
-    size = 4 * classes * (extras[1][0] if len(extras) > 1 else samples) if keep else 0
-    for right, logits in over_parts(kernel, sources, extras, pool=pool, name="predict", result_bytes=size):
+    log_q = [prior_of(gla, sample.zs) for gla in fits]
+    kernel = _Kernel(sources, fits, log_q, log_target, names_of(sample), keep, tally is not None)
+
+    def extra(rows: slice) -> Extra:
+        return rows.start, *(None if each is None else each[rows] for each in (sample.labels, folds))
+
+    for right, logits in _blocks(kernel, extra) if keep else _parts(kernel, extra, pool):
         for name, counts in right.items():
             if tally is not None:
                 tally.add_counts(name, counts)
         yield from logits
+
+
+Extra = tuple[int, Tensor | None, Tensor | None]  # first row, and the labels and the folds of the rows
+Found = tuple[dict[str, Tensor], list[Tensor]]  # correct predictions by row of the table, and adjusted logits
+
+
+def _blocks(kernel: "_Kernel", extra: Callable[[slice], Extra]) -> Iterator[Found]:
+    """Apply the kernel to a block after the other."""
+    samples, step = len(kernel.sources[0]), min(source.block_rows for source in kernel.sources)
+    slices = [slice(start, min(start + step, samples)) for start in range(0, samples, step)]
+    with tqdm(total=samples, desc="predict", unit="image", delay=2, leave=False, disable=None) as bar:
+        for block in read_ahead(kernel.sources, slices):
+            yield kernel(iter([block]), extra(block[0]))
+            bar.update(block[0].stop - block[0].start)
+
+
+def _parts(kernel: "_Kernel", extra: Callable[[slice], Extra], pool: Any) -> Iterator[Found]:
+    """Spread the kernel over a pool."""
+    extras = [extra(part) for part in parts(len(kernel.sources[0]))]
+    return over_parts(kernel, kernel.sources, extras, pool=pool, name="predict")
 
 
 @dataclass(frozen=True)
@@ -125,9 +143,7 @@ class _Kernel:
     keep: bool
     counted: bool
 
-    def __call__(
-        self, blocks: Iterator[Block], extra: tuple[int, Tensor | None, Tensor | None]
-    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+    def __call__(self, blocks: Iterator[Block], extra: Extra) -> Found:
         start, labels, folds = extra
         classes = self.sources[0].shape[1]
         right: dict[str, Tensor] = {}
