@@ -380,17 +380,17 @@ def test_only_functions_of_the_named_module_are_wrapped(benchmark, watch):
 
 @pytest.mark.slow
 def test_webscale(tmp_path):
-    flags = ["--sizes", "70000", "140000", "--classes", "12", "--width", "16", "--data", str(tmp_path)]
+    flags = ["--sizes", "70000", "140000", "--classes", "12", "--wide", "20", "--width", "16", "--data", str(tmp_path)]
     printed, rows = run_quickly("webscale.py", flags, tmp_path)
     assert "under 2 GB" in printed and "NOT" not in printed and "400,000,000 images, 21,841 classes" in printed
-    fits = {(row["name"], row["images"]): row for row in rows if "images" in row}
-    assert len(fits) == 6 and not list(tmp_path.glob("*/*.npy"))
+    fits = {(row["name"], row["images"], row["classes"]): row for row in rows if "images" in row}
+    assert len(fits) == 8 and not list(tmp_path.glob("*/*/*.npy"))
     assert all(row["correlation"] > 0.97 and row["error"] < 0.2 for row in fits.values())
-    assert 0 < fits["map", 70000]["difference"] < 1e-6
-    assert fits["map", 140000]["exponent"] == fits["map", 70000]["exponent"] is not None
+    few, many, wide = (fits[("map", *size)] for size in ((70000, 12), (140000, 12), (70000, 20)))
+    assert 0 < few["difference"] < 1e-6 and few["exponent"] == many["exponent"] is not None
     plan = {(row["name"], row["machines"]): row for row in rows if "machines" in row}
-    one, many = plan["map", 1], plan["map", 64]
-    assert one["hours"] == pytest.approx(64 * many["hours"]) and one["speed"] == pytest.approx(many["speed"])
-    passes = fits["map", 140000]["passes"]
-    assert one["exaflops"] == pytest.approx(passes * 2 * 4e8 * 16 * 21841 / 1e18)
-    assert one["terabytes"] == pytest.approx(passes * 4e8 * 16 * 2 / 1e12)
+    one, cluster = plan["map", 1], plan["map", 64]
+    assert one["hours"] == pytest.approx(64 * cluster["hours"]) and one["speed"] == pytest.approx(cluster["speed"])
+    assert one["exaflops"] == pytest.approx(wide["passes"] * 2 * 4e8 * 16 * 21841 / 1e18)
+    assert one["terabytes"] == pytest.approx(wide["passes"] * 4e8 * 16 * 2 / 1e12)
+    assert one["hours"] / wide["seconds"] == pytest.approx(4e8 * 21841 / (70000 * 20) / 3600)
