@@ -9,9 +9,9 @@ includes the libraries. A pass is a read of as many rows as the images. The refe
 in memory.
 
 Above 5,000 classes a fit has only the diagonal of the Hessian and needs more passes, so the fits on the fewest images
-run with `--wide` classes too. The last table is a calculation from these: flops of the products per pass, times the passes,
-divided by the measured rate, for `--target-images` and `--target-classes`. The rate contains all other work of a pass,
-which grows with the classes as the product does.
+run with `--wide` classes too. The last table is a calculation from these: flops of the products per pass, times the
+passes, divided by the measured rate, for `--target-images` and `--target-classes`. The rate contains all other work of
+a pass, which grows with the classes as the product does.
 """
 
 import argparse
