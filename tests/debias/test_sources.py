@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from unskew.debias import sources
+from unskew.debias import classification_metrics, sources
 from unskew.debias.sources import FeatureLogits, MappedLogits, SelectedRows, ShardedLogits, open_source
 
 SAMPLES, WIDTH = 103, 7
@@ -230,6 +230,11 @@ def test_only_slices_of_rows_are_read(tmp_path):
             source[rows]
     with pytest.raises(ValueError, match="step"):
         source[::2]
+
+
+def test_a_function_of_arrays_refuses_a_source():
+    with pytest.raises(ValueError, match="in memory"):
+        classification_metrics(FeatureLogits(FEATURES, WEIGHTS), [0] * SAMPLES)
 
 
 def total(task):

@@ -57,6 +57,9 @@ class Source:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def __array__(self, *args: Any, **options: Any) -> Any:
+        raise ValueError(f"this function needs an array in memory: pass source[:] (got {type(self).__name__})")
+
     def __getitem__(self, rows: slice) -> Tensor:
         if not isinstance(rows, slice):
             raise TypeError(f"a source is read by slices of rows (got {type(rows).__name__})")
