@@ -228,13 +228,20 @@ def plan(rows: Sequence[dict], arguments: argparse.Namespace) -> list[dict]:
     return found
 
 
+def cells(rows: Sequence[dict]) -> list[dict]:
+    """Return the rows with texts for numbers that may be missing."""
+    digits = {"exponent": ".2f", "difference": ".1e"}
+    texts = [{key: "" if row[key] is None else f"{row[key]:{form}}" for key, form in digits.items()} for row in rows]
+    return [{**row, "images": f"{row['images']:,}", **text} for row, text in zip(rows, texts, strict=True)]
+
+
 def report(rows: Sequence[dict], planned: Sequence[dict], arguments: argparse.Namespace) -> str:
     peaks = [row["peak_bytes"] for row in rows if row["name"] != MEMORY]
     lines = [
         f"{machine()}",
         f"features [N, {arguments.width}] in {arguments.dtype}",
         "",
-        table(rows, COLUMNS),
+        table(cells(rows), COLUMNS),
         "",
     ]
     if all(peaks):

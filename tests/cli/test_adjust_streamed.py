@@ -23,20 +23,20 @@ SAMPLES, CLASSES, WIDTH = 3000, 6, 24
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch):
     """Sources of this size are not loaded, and have several parts."""
-    monkeypatch.setattr(_streamed_scan, "KEPT_NUMBERS", 1000)
-    monkeypatch.setattr(_streamed_scan, "LEAST_KEPT", 500)
+    monkeypatch.setattr(_streamed_scan, "KEPT_NUMBERS", 0)
     monkeypatch.setattr(_streamed, "PART_ROWS", 400)
 
 
 def world(seed: int, count: int = SAMPLES):
-    """Features, two classifiers and labels; the zero-shot classifier prefers the first classes."""
+    """Features, two classifiers, each of half of them, and labels; the zero-shot one prefers the first classes."""
     rng, fixed = np.random.default_rng(seed), np.random.default_rng(99)
     heads = fixed.normal(size=(CLASSES, WIDTH)) / 5
     labels = rng.integers(CLASSES, size=count)
     features = heads[labels] + 0.25 * rng.normal(size=(count, WIDTH))
     features[:, -1] = 1
-    zs, ft = heads.copy(), heads + 0.05 * fixed.normal(size=heads.shape)
-    zs[:, -1], ft[:, -1] = np.linspace(0.03, -0.03, CLASSES), 0
+    zs, ft = heads.copy(), heads.copy()
+    zs[:, 12:], ft[:, :12], ft[:, -1] = 0, 0, 0
+    zs[:, -1] = np.linspace(0.03, -0.03, CLASSES)
     return features.astype(np.float16), zs.astype(np.float32), ft.astype(np.float32), labels
 
 

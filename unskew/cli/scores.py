@@ -38,7 +38,7 @@ def names_of(sample: Sample) -> Sequence[str]:
 
 def prior_of(gla: GLA, zs: Any) -> Tensor:
     """Return the log q ``[C]`` that is subtracted from zero-shot logits."""
-    return gla.log_q_for(zs) if gla.method_ == "unlabelled" else gla.log_q_
+    return torch.as_tensor(gla.log_q_for(zs)) if gla.method_ == "unlabelled" else gla.log_q_
 
 
 class Tally:

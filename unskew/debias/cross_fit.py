@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from unskew.debias._predicting import PARTS, Scores, blocks
+from unskew.debias._streamed_scan import LogProbabilities
 from unskew.debias.gla import GLA
-from unskew.debias.sources import SelectedRows
+from unskew.debias.sources import SelectedRows, Source
 
 FOLDS = 5
 
@@ -23,10 +24,19 @@ def fold_numbers(labels: Tensor) -> Tensor:
 
 
 def fit_halves(estimator: GLA, zs: Any, ft: Any, y: Tensor | None, *, pool: Any = None) -> GLA:
-    """Fit the zero-shot half and, unless ``ft`` is None, the rest, on tensors or on sources ``[N, C]``."""
-    if ft is None:
-        return estimator.fit(zs, None, y)
-    return estimator.fit_zeroshot(zs, y).fit_finetuned(zs, ft, y)
+    """Fit the zero-shot half and, unless ``ft`` is None, the rest, with the ``log_p_`` that the estimator has.
+
+    Args:
+        estimator: Is fitted and returned.
+        zs: ``[N, C]``, zero-shot logits, a tensor or a source.
+        ft: ``[N, C]``, fine-tuned logits of the same kind, or None.
+        y: ``[N]``, or None.
+        pool: Spreads the passes over sources, as in `GLA.fit`.
+    """
+    if isinstance(zs, Tensor) and ft is not None:
+        return estimator.fit_zeroshot(zs, y).fit_finetuned(zs, ft, y)
+    log_p = estimator._buffers["log_p_"]
+    return estimator.fit(zs, ft, y, train_counts=None if log_p is None else log_p.exp(), pool=pool)
 
 
 def cross_fit(
@@ -44,11 +54,15 @@ def cross_fit(
     Probabilities are recognised in all samples at once, so that all folds read them alike: a single row that does not
     sum to one makes the array logits, also for the folds without that row.
 
+    Sources are fitted from scratch, on the rows of a source that a fold selects.
+
     Raises:
         ValueError: Fewer than two samples.
     """
     if len(zs) < 2:
         raise ValueError("a single sample cannot be cross-fitted: fit on other samples (--val-zeroshot and so on)")
+    if not isinstance(zs, Tensor):
+        return _cross_fit_sources(estimator, zs, ft, y, pool)
     estimator = copy.deepcopy(estimator)
     halves = estimator._recognised(zs=zs) if ft is None else estimator._recognised(zs=zs, ft=ft)
     folds = fold_numbers(y)
@@ -59,20 +73,33 @@ def cross_fit(
     return plan
 
 
-def _fit_on(estimator: GLA, mask: Tensor, zs: Any, ft: Any, y: Tensor, start: GLA | None) -> GLA:
+def _fit_on(estimator: GLA, mask: Tensor, zs: Tensor, ft: Tensor | None, y: Tensor, start: GLA | None) -> GLA:
     """Fit on some rows of logits; their copies are freed before those of the next fold are made."""
-    zs, labels = _selected(zs, mask), y[mask]
+    rows = mask.nonzero().flatten()
+    zs, labels = zs.index_select(0, rows), y[rows]
     estimator._fit_zeroshot(zs, labels, start)
     if ft is None:
         estimator._store("ft_temperature_", math.nan)
         return estimator
-    return estimator._fit_finetuned(zs, _selected(ft, mask), labels, start)
+    return estimator._fit_finetuned(zs, ft.index_select(0, rows), labels, start)
 
 
-def _selected(logits: Any, mask: Tensor) -> Any:
-    if isinstance(logits, Tensor):
-        return logits.index_select(0, mask.nonzero().flatten())
-    return SelectedRows(logits, mask)
+def _cross_fit_sources(estimator: GLA, zs: Source, ft: Source | None, y: Tensor, pool: Any) -> list[tuple[Tensor, GLA]]:
+    """Run `cross_fit` on sources, with an estimator that has recognised probabilities in a fit on all samples."""
+    least = {name: float(getattr(estimator, f"{name}_least_")) for name in ("zs", "ft")}
+    sources = {name: source for name, source in (("zs", zs), ("ft", ft)) if source is not None}
+    logits: dict[str, Any] = {
+        name: LogProbabilities(source, least[name]) if least[name] else source for name, source in sources.items()
+    }
+    folds, plan = fold_numbers(y), []
+    for number in folds.unique():
+        mask = folds != number
+        others = {name: SelectedRows(source, mask) for name, source in logits.items()}
+        fitted = fit_halves(copy.deepcopy(estimator), others["zs"], others.get("ft"), y[mask], pool=pool)
+        for name, value in least.items():
+            fitted._store(f"{name}_least_", value)
+        plan.append((~mask, fitted))
+    return plan
 
 
 def cross_scores(
