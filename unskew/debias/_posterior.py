@@ -62,7 +62,7 @@ class Curvature:
     def posterior(
         self, variances: Tensor, design: Tensor, deviation: float, shared: Sequence[float]
     ) -> tuple[Tensor, Tensor]:
-        """Return mean ``[c]`` and covariance ``[c, c]`` of the bias minus its mean.
+        """Return mean ``[c]`` and covariance of the bias minus its mean: ``[c, c]``, or its diagonal ``[c]``.
 
         With the estimate x without its prior, its variance V and the prior covariance S, they are ``S (S + V)^-1 x``
         and ``S - S (S + V)^-1 S``. For chosen counts V is ``H^+ - diag(1/m)`` centred, with the expected counts m; it
@@ -78,7 +78,7 @@ class Curvature:
         if len(design) > MOST_CLASSES:
             variance, prior_variance = self.marginal(design), self.centring * deviation**2
             posterior_variance = prior_variance * variance / (prior_variance + variance)
-            return self.fit.bias * deviation**2 / variances, posterior_variance.diag()
+            return self.fit.bias * deviation**2 / variances, posterior_variance
         variance, inverse = self._variance()
         by_scale = inverse @ self.crossed
         by_scale /= (1 + self.crossed @ by_scale).sqrt()  # its square is the variance that a free scale adds

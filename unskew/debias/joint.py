@@ -142,18 +142,38 @@ def fit_joint(
                 unbiased = minimise_joint(data, fit.weights, penalty, None)
             s += probability * (float(unbiased.weights) - s)
     bias[present] = (1 - probability) * estimate
-    # The variance of the average of "bias" and "no bias": within both, and between them.
-    covariance = (1 - probability) * (covariance + probability * estimate.outer(estimate))
-    deviations = _deviations(covariance, bias.softmax(0), present, deviation)
+    q = bias.softmax(0)
+    deviations = _deviations(*_averaged(estimate, covariance, probability, q[present]), q, present, deviation)
     return JointPosterior(
         bias, *deviations, 1 / s, log_evidence, probability, fit.objective / samples, data.passes, fit.converged
     )
 
 
-def _deviations(covariance: Tensor, q: Tensor, present: Tensor, deviation: float) -> tuple[Tensor, Tensor]:
-    """Return the standard deviations ``[C]`` of bias and log q; absent classes have that of the prior."""
+def _averaged(estimate: Tensor, covariance: Tensor, probability: float, q: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the variances ``[c]`` of the average of "bias" and "no bias", and their covariance matrix times q ``[c]``.
+
+    They are the variances within both and between them. A ``covariance`` ``[c]`` is the diagonal of that of "bias".
+    """
+    if covariance.dim() == 1:  # thousands of classes, for which a matrix would take gigabytes
+        variance = covariance + probability * estimate.square()
+        product = covariance * q + probability * (estimate @ q) * estimate
+        return (1 - probability) * variance, (1 - probability) * product
+    covariance = (1 - probability) * (covariance + probability * estimate.outer(estimate))
+    return covariance.diagonal(), covariance @ q
+
+
+def _deviations(within: Tensor, product: Tensor, q: Tensor, present: Tensor, deviation: float) -> tuple[Tensor, Tensor]:
+    """Return the standard deviations ``[C]`` of bias and log q; absent classes have that of the prior.
+
+    Args:
+        within: ``[c]``, variances of the present classes.
+        product: ``[c]``, their covariance matrix times q.
+        q: ``[C]``.
+        present: ``[c]``, classes with images.
+        deviation: Of the prior.
+    """
     variance = torch.full_like(q, deviation**2)
-    variance[present] = covariance.diagonal().clamp(min=1e-12)
+    variance[present] = within.clamp(min=1e-12)
     shared = variance * q  # [C], covariance with log sum_j q_j of each class
-    shared[present] = covariance @ q[present]
+    shared[present] = product
     return variance.sqrt(), (variance - 2 * shared + q @ shared).clamp(min=1e-12).sqrt()
