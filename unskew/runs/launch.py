@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unskew import config
 from unskew.data.snapshot import with_snapshot
 from unskew.engine.run_dir import RunDir, backbone_label, shots_label
+from unskew.runs import elsewhere
 from unskew.runs import plugins as plugin_files
 from unskew.runs.launchers import Launcher, Options, Outcome, build, launch_jobs
 from unskew.runs.run import Run, absolute, execute, finished_metrics, flat, several
@@ -197,6 +198,14 @@ class Training:
     def shares(self) -> Hashable:
         """The dataset and the backbones."""
         return self.run.dataset, self.run.root, self.run.backbone
+
+    def reads(self) -> elsewhere.Reads:
+        """Return the paths that the run reads, with its own folder, whose checkpoints it may resume."""
+        return elsewhere.reads(self.run, self.run.path)
+
+    def moved(self, root: str) -> "Training":
+        """Return the run for a worker without the driver's files."""
+        return replace(self, run=elsewhere.moved(self.run, root))
 
     def finished(self) -> dict | None:
         """Return the metrics if the run is finished."""

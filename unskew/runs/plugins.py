@@ -72,6 +72,21 @@ def load(given: Sequence[str]) -> None:
             _loaded.add(place.name)
 
 
+def source_files(given: str) -> list[Path]:
+    """Return the Python files of a plugin: its package, or its file with the files and packages beside it.
+
+    An installed module, which is not in the current folder, has none.
+    """
+    place = _locate(given)
+    top = place.root / place.name.partition(".")[0]
+    if place.file is None and not (top.is_dir() or top.with_suffix(".py").is_file()):
+        return []
+    if top.is_dir():
+        return sorted(top.rglob("*.py"))
+    packages = [file.parent for file in place.root.glob("*/__init__.py")]
+    return sorted([*place.root.glob("*.py"), *(file for package in packages for file in package.rglob("*.py"))])
+
+
 # --- importing --------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,6 @@
 """The default launcher: one job after another in this process."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 from unskew.data.snapshot import Snapshot
 from unskew.runs.launchers.jobs import Job, Outcome, Remark, outcome_of
@@ -12,7 +12,7 @@ class InProcess:
     All jobs see the images as they are when the first job looks at them, see `unskew.data.snapshot`.
     """
 
-    def outcomes(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome, Remark]]:
+    def outcomes(self, jobs: Sequence[Job]) -> Generator[tuple[int, Outcome, Remark], None, None]:
         """Yield the position, the outcome and a remark of each job."""
         data = Snapshot()  # for all jobs, but not for the caller between them
         for number, job in enumerate(jobs):

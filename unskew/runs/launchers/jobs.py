@@ -1,12 +1,15 @@
 """A job of a sweep or a protocol, its outcome, and the launcher that executes jobs."""
 
 import os
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Generator, Hashable, Sequence
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from unskew.data.snapshot import with_snapshot
 from unskew.utils.errors import MissingWeightsError, format_error
+
+if TYPE_CHECKING:
+    from unskew.runs.elsewhere import Reads
 
 # The metrics of a job or its error.
 Outcome: TypeAlias = "dict | Exception"
@@ -33,6 +36,12 @@ class Job(Protocol):
     def shares(self) -> Hashable:
         """The dataset and the backbones, which jobs of one worker share."""
 
+    def reads(self) -> "Reads":
+        """Return the paths that the job reads, for a worker without the driver's files."""
+
+    def moved(self, root: str) -> "Job":
+        """Return the job for a worker without the driver's files, with absolute paths below ``root``."""
+
     def finished(self) -> dict | None:
         """Return the metrics if the job is finished."""
 
@@ -43,7 +52,7 @@ class Job(Protocol):
 class Launcher(Protocol):
     """Executes jobs, in any order."""
 
-    def outcomes(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome, Remark]]:
+    def outcomes(self, jobs: Sequence[Job]) -> Generator[tuple[int, Outcome, Remark], None, None]:
         """Yield the position of each job, its outcome and a remark, as jobs finish.
 
         A caller that closes the iterator, or an interrupt, cancels the other jobs. Jobs that a detached launcher leaves

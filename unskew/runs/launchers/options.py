@@ -45,6 +45,8 @@ class Options:
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise ValueError(f"--{name.replace('_', '-')} must be 0 or more (got {value})")
+        if self.gpus_per_run and self.gpus_per_run > 1 and not float(self.gpus_per_run).is_integer():
+            raise ValueError(f"--gpus-per-run above 1 must be a whole number (got {self.gpus_per_run})")
         on_ray = self.launcher == "ray" or (self.launcher == "local" and (self.jobs or 1) > 1)
         given = {
             "--cpus-per-run": (self.cpus_per_run is not None, on_ray, "--launcher ray or --jobs N"),

@@ -1,5 +1,6 @@
 """Progress of jobs on the console: a bar, or a line for each job, and each error once."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -29,8 +30,9 @@ def launch_jobs(jobs: Sequence[Job], unit: str, launcher: Launcher | None = None
 
     main = int(os.environ.get("RANK", 0)) == 0
     failures: dict[str, list[int]] = {}  # the numbers of the jobs by error
-    with warnings_once(), tqdm(total=len(jobs), desc=f"{unit}s", unit=unit, disable=None if main else True) as bar:
-        for position, outcome, remark in (launcher or InProcess()).outcomes(jobs):
+    bar = tqdm(total=len(jobs), desc=f"{unit}s", unit=unit, disable=None if main else True)
+    with warnings_once(), bar, contextlib.closing((launcher or InProcess()).outcomes(jobs)) as outcomes:
+        for position, outcome, remark in outcomes:
             job, number = jobs[position], position + 1
             label = f"{unit} {number} of {len(jobs)}, {job.label}"
             if main and isinstance(outcome, Exception):

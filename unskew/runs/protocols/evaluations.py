@@ -2,11 +2,11 @@
 
 import functools
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unskew.engine.run_dir import RunDir
-from unskew.runs import evaluate, launch
+from unskew.runs import elsewhere, evaluate, launch
 from unskew.runs.run import Run
 
 _HALF = "DATASET.SUBSAMPLE_CLASSES"
@@ -62,6 +62,14 @@ class Evaluation:
     def place(self) -> Path:
         """The folder of the results."""
         return self.source.path / "eval" / evaluate.label(self.preview.config)
+
+    def reads(self) -> elsewhere.Reads:
+        """Return the paths that the evaluation reads, with the trained run and an unfinished evaluation."""
+        return elsewhere.reads(self.preview, self.source.path, self.place)
+
+    def moved(self, root: str) -> "Evaluation":
+        """Return the evaluation for a worker without the driver's files."""
+        return replace(self, source=elsewhere.moved(self.source, root))
 
     def finished(self) -> dict | None:
         """Return the metrics if this trained run was evaluated with this config."""
