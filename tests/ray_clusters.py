@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -13,7 +12,8 @@ from pathlib import Path
 
 # CoOp that writes when and where a training begins and ends, and which may pause or die between epochs.
 PLUGIN = """
-import os, time
+import logging, os, time
+import torch
 from unskew.trainers.coop import CoOp
 from unskew.engine.trainer import TRAINER_REGISTRY
 
@@ -22,12 +22,13 @@ def note(word, trainer):
     node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else "local"
     run = "/".join(str(trainer.output_dir).split("/")[-3:])
     with open(os.environ["UNSKEW_TEST_JOURNAL"], "a") as file:
-        file.write(f"{word} {node} {run} {trainer.start_epoch} {os.getpid()}\\n")
+        file.write(f"{word} {node} {run} {trainer.start_epoch} {torch.get_num_threads()}\\n")
 
 @TRAINER_REGISTRY.register()
 class Steady(CoOp):
     def before_train(self):
         super().before_train()
+        logging.getLogger("unskew").warning("steady trainers are for tests")
         note("begin", self)
 
     def after_epoch(self):
@@ -56,7 +57,7 @@ class Failing(Steady):
 
 
 class Journal:
-    """The lines that the plugin writes: (word, node, run, start epoch, process)."""
+    """The lines that the plugin writes: (word, node, run, start epoch, threads)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -116,25 +117,26 @@ def own_nodes(monkeypatch, hidden, count=2, environment=()):
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     processes = {}
+    script = 'mount -t tmpfs none "$0" && cd / && exec "$@"'
+    ray = str(Path(sys.executable).with_name("ray"))
     try:
-        ray = str(Path(sys.executable).with_name("ray"))
-        for number in range(count):
-            start = [ray, "start", f"--address={cluster.address}", "--num-cpus=1", "--num-gpus=0", "--block"]
-            start += [f"--node-name=own{number}", "--object-store-memory=100000000", "--disable-usage-stats"]
-            script = 'mount -t tmpfs none "$0" && cd / && exec "$@"'
-            processes[f"own{number}"] = subprocess.Popen(
-                [*_UNSHARE, "sh", "-c", script, str(hidden), *start],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env={**os.environ, **dict(environment)},
-            )
-        cluster.wait_for_nodes_number = count + 1
-        _wait_for(cluster, count + 1)
+        with tempfile.TemporaryFile() as log:
+            for number in range(count):  # one after another: two at once may choose the same free port
+                start = [ray, "start", f"--address={cluster.address}", "--num-cpus=1", "--num-gpus=0", "--block"]
+                start += [f"--node-name=own{number}", "--object-store-memory=100000000", "--disable-usage-stats"]
+                start += ["--min-worker-port=0", "--max-worker-port=0"]
+                processes[f"own{number}"] = subprocess.Popen(
+                    [*_UNSHARE, "sh", "-c", script, str(hidden), *start],
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, **dict(environment)},
+                )
+                _wait_for(cluster, number + 2, processes[f"own{number}"], log)
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
         yield lambda name: processes[_names(cluster)[name]].kill()
     finally:
         for process in processes.values():
-            process.send_signal(signal.SIGKILL)
+            process.kill()
             process.wait()
         cluster.shutdown()
 
@@ -143,10 +145,12 @@ def _names(cluster):
     return {node["NodeID"]: node["NodeName"] for node in cluster.global_state.node_table()}
 
 
-def _wait_for(cluster, count):
+def _wait_for(cluster, count, process, log):
     deadline = time.monotonic() + 120
     while sum(node["Alive"] for node in cluster.global_state.node_table()) < count:
-        assert time.monotonic() < deadline, "the nodes do not start"
+        if process.poll() is not None or time.monotonic() > deadline:
+            log.seek(0)
+            raise AssertionError(f"a node does not start: {log.read().decode(errors='replace')}")
         time.sleep(0.2)
 
 

@@ -1,20 +1,17 @@
 """Sweeps on real clusters of Ray, of two nodes on one computer: equal to `local`, also when a node is lost."""
 
-import json
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from items import image_folder
 from plugin_traces import as_a_process
 from ray_clusters import PLUGIN, can_unshare, journal, own_nodes, results, shared_nodes
 
-from unskew.cli.main import main
+import unskew
 from unskew.runs import protocols
 from unskew.runs.launch import launch, plan
-from unskew.runs.launchers import Options, WorkerError, build
+from unskew.runs.launchers import Options, build
 
 pytestmark = pytest.mark.ray
 
