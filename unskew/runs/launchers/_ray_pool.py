@@ -129,8 +129,11 @@ class Pool:
         position, reason = worker.position, _reason(error)
         if position is None:
             self.failed_starts += 1
-            if isinstance(error, RuntimeEnvSetupError) or "ModuleNotFoundError" in str(error):
-                raise ValueError(f"a worker cannot load this version of unskew: {reason}") from None
+            if isinstance(error, RuntimeEnvSetupError):
+                raise ValueError(f"the workers cannot install the packages of --ship: {reason}") from None
+            if "ModuleNotFoundError" in str(error) or "ImportError" in str(error):
+                advice = f"install unskew {code_digest().split()[0]} there, or add --ship"
+                raise ValueError(f"a worker cannot load this unskew ({reason}): {advice}") from None
             if self.failed_starts >= TRIES:
                 raise ValueError(f"workers of Ray do not start: {reason}") from None
             return None
