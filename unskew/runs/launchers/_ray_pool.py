@@ -50,7 +50,7 @@ class Pool:
         env: Ray's runtime environment of the workers.
     """
 
-    def __init__(self, jobs: Mapping[int, Job], options: Any, driver: Driver, env: Mapping) -> None:
+    def __init__(self, jobs: Mapping[int, Job], options: Any, driver: Driver, env: dict) -> None:
         self.jobs, self.options, self.driver, self.env = jobs, options, driver, env
         positions = list(jobs)
         self.left = [[positions[n] for n in part] for part in bundles(list(jobs.values()))]
@@ -91,7 +91,7 @@ class Pool:
         starting = sum(worker.position is None for worker in self.workers)
         waiting = sum(map(len, self.left))
         for _ in range(min(wanted - len(self.workers), waiting - starting)):
-            remote = ray.remote(Worker).options(**self.demanded, max_restarts=0, runtime_env=dict(self.env))
+            remote = ray.remote(Worker).options(**self.demanded, max_restarts=0, runtime_env=self.env)
             worker = _Hired(remote.remote(self.driver))
             self.workers.add(worker)
             self.calls[worker.actor.facts.remote()] = worker

@@ -67,10 +67,10 @@ class OnRay:
 
         ship = self.options.ship
         with (
-            _connected(self.options, len(left)),
-            _driver(self.output) as driver,
             _ray_packages.runtime_env(ship, ship) as env,
-            contextlib.closing(Pool(left, self.options, driver, env).outcomes()) as outcomes,
+            _connected(self.options, len(left), env) as env_of_workers,
+            _driver(self.output) as driver,
+            contextlib.closing(Pool(left, self.options, driver, env_of_workers).outcomes()) as outcomes,
         ):
             yield from outcomes
 
@@ -88,15 +88,26 @@ def _driver(output: str) -> Iterator[Driver]:
 
 
 @contextlib.contextmanager
-def _connected(options: Any, jobs: int) -> Iterator[None]:
-    """Connect to a cluster or start Ray on this computer, and leave it at the end; keep a connection of the user."""
+def _connected(options: Any, jobs: int, env: dict) -> Iterator[dict]:
+    """Connect to a cluster or start Ray on this computer, and leave it at the end; keep a connection of the user.
+
+    Args:
+        options: `Options`.
+        jobs: the number of jobs.
+        env: Ray's runtime environment.
+
+    Yields:
+        The part of the environment that the connection does not have and each worker needs.
+    """
     import ray
 
     own = options.launcher == "local"
     if ray.is_initialized():
         if own:
             raise ValueError("this process is connected to Ray: use launcher 'ray', or call ray.shutdown() first")
-        yield
+        if options.ship:
+            raise ValueError("--ship needs a new connection to Ray: call ray.shutdown() first")
+        yield env
         return
     address = "" if own else os.environ.get("RAY_ADDRESS", "")
     chosen: dict[str, Any] = {"address": address or "local"}
@@ -107,13 +118,13 @@ def _connected(options: Any, jobs: int) -> Iterator[None]:
     if own:  # the workers share the cores
         chosen["num_cpus"] = max(1, math.ceil(min(options.jobs, jobs) * _cpus(options)))
     try:
-        ray.init(**chosen, log_to_driver=False, logging_level=logging.ERROR, namespace="unskew")
+        ray.init(**chosen, runtime_env=env, log_to_driver=False, logging_level=logging.ERROR, namespace="unskew")
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         place = f"to Ray at RAY_ADDRESS={address}" if address else "to a Ray on this computer"
         raise ValueError(f"cannot connect {place}: {_first_line(error)}") from None
     _silence()
     try:
-        yield
+        yield {}
     finally:
         ray.shutdown()
 
