@@ -28,6 +28,8 @@ TRIES = 3  # of a job whose worker dies, and of starts without a job
 # Seconds between looks at the nodes, to wait for a node if none is left, and to wait for workers to delete their files.
 _LOOK, _NODE, _CLOSE = 2.0, 60.0, 5.0
 
+_NODE_LOST = "its node was lost"
+
 
 @dataclass(eq=False)
 class _Hired:
@@ -105,16 +107,18 @@ class Pool:
                 worker.root, self.failed_starts = answer.root, 0
             else:
                 yield self._finish(worker, answer)
-            self._assign(worker)
         except RayTaskError as error:  # a job that cannot be unpickled, or any error with UNSKEW_DEBUG
             if os.environ.get("UNSKEW_DEBUG") or worker.position is None:
                 raise
             self.unfinished.discard(worker.position)
             yield worker.position, WorkerError(_last_line(error)), ""
+        except RayError as error:
+            yield from self._lost(worker, error)
+            return
+        try:
             self._assign(worker)
         except RayError as error:
-            if (lost := self._lost(worker, error)) is not None:
-                yield lost
+            yield from self._lost(worker, error)
 
     def _check(self, facts: Facts) -> None:
         if facts.code != code_digest():
@@ -123,26 +127,30 @@ class Pool:
                 "install the same one there, or add --ship"
             )
 
-    def _lost(self, worker: _Hired, error: RayError) -> _Finished | None:
-        """Return the job of a dead worker to its bundle; its outcome if it was tried often enough."""
+    def _lost(self, worker: _Hired, error: RayError) -> Iterator[_Finished]:
+        """Return the job of a dead worker to its bundle; yield its outcome if it was tried often enough."""
         self._stop(worker)
         position, reason = worker.position, _reason(error)
         if position is None:
-            self.failed_starts += 1
-            if isinstance(error, RuntimeEnvSetupError):
-                raise ValueError(f"the workers cannot install the packages of --ship: {reason}") from None
-            if "ModuleNotFoundError" in str(error) or "ImportError" in str(error):
-                advice = f"install unskew {code_digest().split()[0]} there, or add --ship"
-                raise ValueError(f"a worker cannot load this unskew ({reason}): {advice}") from None
-            if self.failed_starts >= TRIES:
-                raise ValueError(f"workers of Ray do not start: {reason}") from None
-            return None
+            self.failed_starts += reason != _NODE_LOST
+            self._check_starts(error, reason)
+            return
         self.deaths[position] += 1
         if self.deaths[position] < TRIES:
             self.left[self.bundle_of[position]].insert(0, position)
-            return None
+            return
         self.unfinished.discard(position)
-        return position, WorkerError(f"its worker died {TRIES} times: {reason}"), ""
+        yield position, WorkerError(f"its worker died {TRIES} times: {reason}"), ""
+
+    def _check_starts(self, error: RayError, reason: str) -> None:
+        """Raise ``ValueError`` if workers cannot start."""
+        if isinstance(error, RuntimeEnvSetupError):
+            raise ValueError(f"the workers cannot install the packages of --ship: {reason}") from None
+        if "ModuleNotFoundError" in str(error) or "ImportError" in str(error):
+            advice = f"install unskew {code_digest().split()[0]} there, or add --ship"
+            raise ValueError(f"a worker cannot load this unskew ({reason}): {advice}") from None
+        if self.failed_starts >= TRIES:
+            raise ValueError(f"workers of Ray do not start: {reason}") from None
 
     def _dismiss(self) -> None:
         """Stop all workers."""
@@ -206,7 +214,7 @@ def _reason(error: RayError) -> str:
     if "memory" in text and "OOM killer due" not in text:
         return "its node ran out of memory; lower --jobs or raise --cpus-per-run"
     if "node" in text and ("died" in text or "dead" in text) and "worker process has died" not in text:
-        return "its node was lost"
+        return _NODE_LOST
     if "worker process has died" in text:
         detail = text.partition("Worker exit detail: ")[2]
         if "connection error code" in detail:
