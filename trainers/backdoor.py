@@ -25,6 +25,7 @@ from unskew.engine.run_dir import RunDir, path_safe
 from unskew.engine.trainer import TRAINER_REGISTRY, SimpleTrainer, build_trainer
 from unskew.engine.transfer import Use, may_fit, saved_state, use_of
 from unskew.utils.blocks import in_blocks, row_blocks
+from unskew.utils.processes import together
 from unskew.utils.seeds import derive_seed, set_random_seed
 
 logger = logging.getLogger("unskew")
@@ -214,26 +215,27 @@ class Backdoor(SimpleTrainer):
         """Train a member, unless its folder or a folder below ``MEMBERS_DIR`` holds the finished run."""
         cfg, main = self._member_config(member), self.accelerator.is_main_process
         folder = RunDir(cfg.OUTPUT_DIR)
-        if main and not folder.is_finished_run_of(cfg):
-            self._prepare(folder, cfg)
-        self.accelerator.wait_for_everyone()
+        with together():
+            if main and not folder.is_finished_run_of(cfg):
+                self._prepare(folder, cfg)
         if folder.is_finished_run_of(cfg):
             logger.info("The member is trained already")
         else:
             set_random_seed(cfg.SEED)
             build_trainer(cfg).fit()
-            if main:
-                folder.finish(cfg)
-        self.accelerator.wait_for_everyone()
+            with together():
+                if main:
+                    folder.finish(cfg)
         if self.node.DEBIAS:
             cfg = debiased_config(cfg, self.node)
-            if main:
-                RunDir(cfg.OUTPUT_DIR).prepare(cfg)  # an older run's prior must not be resumed
-            self.accelerator.wait_for_everyone()
+            with together():
+                if main:
+                    RunDir(cfg.OUTPUT_DIR).prepare(cfg)  # an older run's prior must not be resumed
             debiased = build_trainer(cfg)
             debiased.fit()
-            if main:
-                write_prior(RunDir(cfg.OUTPUT_DIR).prior, debiased)
+            with together():
+                if main:
+                    write_prior(RunDir(cfg.OUTPUT_DIR).prior, debiased)
             del debiased
         backbones.release()
 

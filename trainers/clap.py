@@ -1,6 +1,7 @@
 """CLAP: a class-adaptive linear probe (Silva-Rodriguez et al., CVPR 2024, arXiv 2312.12730)."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,13 +29,13 @@ class PooledViews(FeatureLoader):
             self._pool = self.encode(self.paths, range(self.views), True).flatten(0, 1)
         return self._pool, self.labels.repeat_interleave(self.views)
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         features, labels = self.pool()
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
-        order = torch.randperm(len(labels), generator=generator)[self.rank :: self.world]
-        for step in range(len(self)):
-            chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield {"features": features[chosen.to(features.device)], "label": labels[chosen]}
+        order = torch.randperm(len(labels), generator=generator)
+        for places, share in self.batches(len(order)):
+            chosen = order[places]
+            yield {"features": features[chosen.to(features.device)], "label": labels[chosen], **share}
 
 
 @TRAINER_REGISTRY.register()

@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from unskew import config
-from unskew.clip import adapters, lora
+from unskew.clip import adapters, dropout, lora
 from unskew.clip.prompts import fill
 from unskew.clip.text import encode_prompts
 from unskew.engine.clip_trainer import CLIPTrainer
-from unskew.engine.feature_loader import FeatureLoader
 from unskew.engine.image_models import ImageModel
 from unskew.engine.optim import build_lr_scheduler, build_optimizer
 from unskew.engine.trainer import TRAINER_REGISTRY
@@ -31,7 +30,7 @@ class CLIPLoRA(CLIPTrainer):
     Attributes:
         tuned: the backbone with LoRA in its towers, which shares the frozen weights.
         low_rank: the LoRA modules, which the checkpoints hold.
-        steps: number of training steps, of each process.
+        steps: number of training steps.
     """
 
     _text_features: Tensor | None = None  # those of a prediction, computed once for all its batches
@@ -70,24 +69,12 @@ class CLIPLoRA(CLIPTrainer):
 
     def _plan_steps(self) -> None:
         """Set the numbers of steps and epochs."""
-        images, processes = len(self.dataset.train_x or []), self.accelerator.num_processes
-        batches = self._batches_of_a_process(processes) if images else 0
-        if images and not batches:
-            raise ValueError(
-                f"{processes} processes have fewer than {processes} batches: lower DATALOADER.TRAIN_X.BATCH_SIZE"
-            )
+        images = len(self.dataset.train_x or [])
+        batches = len(self.train_loader_x) if images else 0
         shots = self.cfg.DATASET.NUM_SHOTS
         shots = shots if shots > 0 else max(1, round(images / self.num_classes))
-        wanted = -(-self.node.ITERATIONS * shots // processes)
-        self.steps = min(wanted, self.cfg.OPTIM.MAX_EPOCH * batches)
+        self.steps = min(self.node.ITERATIONS * shots, self.cfg.OPTIM.MAX_EPOCH * batches)
         self.max_epoch = -(-self.steps // batches) if images else 0
-
-    def _batches_of_a_process(self, processes: int) -> int:
-        """Return the batches of an epoch in each process, whose loader is not yet divided among them."""
-        loader = self.train_loader_x
-        if isinstance(loader, FeatureLoader):  # has the batches of its process alone
-            return len(loader)
-        return len(loader) // processes if loader.drop_last else -(-len(loader) // processes)
 
     def run_epoch(self) -> None:
         """Train on each batch once; the last epoch ends with the last step."""
@@ -108,7 +95,8 @@ class CLIPLoRA(CLIPTrainer):
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Return the logits [B, C] of images [B, 3, H, W] or, if the image tower is frozen, of features [B, D]."""
-        features = self.tuned.encode_image(inputs) if self.needs_images else inputs
+        with dropout.of_batch(self.batch_share):
+            features = self.tuned.encode_image(inputs) if self.needs_images else inputs
         text = self.text_features() if self._text_features is None else self._text_features
         return self.cosine_logits(features.float(), text)
 

@@ -176,7 +176,7 @@ class FineTune(CLIPTrainer):
         )
         cfg = self.cfg
         options = {"dataset": cfg.DATASET.NAME, "upright": cfg.DATASET.UPRIGHT, "workers": cfg.DATALOADER.NUM_WORKERS}
-        return features.extract(encoder, paths, self.dm.tfm_test, keep=False, **options)
+        return features.extract(encoder, paths, self.dm.tfm_test, keep=False, shared=True, **options)
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Return the logits [B, C] of images [B, 3, H, W] or, if not `needs_images`, of features [B, D]."""

@@ -64,7 +64,8 @@ class ProGrad(PromptTrainer):
         parameters = list(self.prompt_learner.parameters())
         g_ce = torch.autograd.grad(self.scale_loss(ce), parameters, retain_graph=True)
         g_kl = torch.autograd.grad(self.scale_loss(kl), parameters)
-        for parameter, ce_part, kl_part in zip(parameters, g_ce, g_kl, strict=True):
+        means = self.average_over_processes([*g_ce, *g_kl])
+        for parameter, ce_part, kl_part in zip(parameters, means[: len(g_ce)], means[len(g_ce) :], strict=True):
             # Both gradients have the same loss scale, and the rule is homogeneous of degree one.
             parameter.grad = prograd_direction(ce_part, kl_part, node.LAMBDA, logits.dtype)
         self.model_update()

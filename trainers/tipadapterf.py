@@ -39,6 +39,7 @@ class TipAdapterF(tipadapter.TipAdapter):
             state = checkpoint.load_checkpoint(kept)
             checkpoint.load_weights(self.cache, state["state_dict"], kept)
             self.search()
+            self.accelerator.wait_for_everyone()  # all have read the file
             if self.accelerator.is_main_process:
                 checkpoint.save({**state, "state_dict": self.cache.state_dict()}, kept)
         super().after_train()

@@ -14,7 +14,7 @@ from unskew import __version__
 from unskew.cli import data, export, predict, protocol, report, sweep, table, train
 from unskew.cli.arguments import end_lists, take_pairs
 from unskew.runs import libraries
-from unskew.utils import threads
+from unskew.utils import processes, threads
 from unskew.utils.errors import exit_code
 
 
@@ -27,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of classes and files may not fit the terminal's encoding
         sys.stdout.reconfigure(errors="backslashreplace")
+    if argv is None and not processes.is_main():
+        processes.quieten()
     arguments = parse(argv)
     if argv is None:  # the process is this command's
         libraries.allow_freezing()
@@ -38,6 +40,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the arguments of a command; ``opts`` are its KEY VALUE pairs, wherever they are among the flags."""
     given = sys.argv[1:] if argv is None else argv
     parser = build_parser()
+    parser.set_defaults(words=list(given))
     arguments, others = parser.parse_known_args(end_lists(given))
     others = [word for word in others if word != "--opts"]  # of a command without overrides
     if "paths" in arguments and not any(word.startswith("-") and word != "-" for word in others):
@@ -62,6 +65,8 @@ class _Parser(argparse.ArgumentParser):
         self.set_defaults(parser=self)
 
     def error(self, message: str) -> NoReturn:
+        if not processes.is_main():  # the main process has the same words
+            self.exit(2)
         self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
 

@@ -25,6 +25,8 @@ def add(commands: Commands) -> None:
     p.add_argument("--root", default="", help="folder of the datasets (default: data)")
     add_plugin(p)
     add_threads(p)
+    several = "processes that train together, one for each GPU, without a GPU on the CPU"
+    p.add_argument("--devices", type=int, metavar="N", help=several)
     p.add_argument("--output-dir", default="", help="folder of this run (default: output/<its names>)")
     p.add_argument("--resume", default="", help="folder of checkpoints to continue from")
     p.add_argument("--dataset-config-file", default="", help="a YAML instead of --dataset")
@@ -38,15 +40,18 @@ def add(commands: Commands) -> None:
     p.set_defaults(command=run)
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> int | None:
     """Run the command."""
-    from unskew.runs import evaluate
+    from unskew.runs import devices, evaluate
     from unskew.runs.run import execute, finished_metrics
 
     described = described_run(arguments)
+    if arguments.devices is not None and devices.check(arguments.devices, described.config.USE_CUDA):
+        if arguments.eval_only or arguments.no_train or finished_metrics(described) is None:
+            return devices.start(arguments.words, arguments.devices, described.config)
     if arguments.no_train:
         evaluate.build(described)
-        return
+        return None
     folder: Path | None = described.path
     earlier = ""
     if arguments.eval_only:
@@ -60,6 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
         metrics = execute(described)
     accuracy = f"accuracy {metrics['accuracy']:.1f}%" if "accuracy" in metrics else "not tested"
     print(f"{accuracy}{earlier}" + (f", in {folder}" if folder else ""))
+    return None
 
 
 def described_run(arguments: argparse.Namespace) -> "Run":

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from unskew.clip.dropout import dropout
+
 if TYPE_CHECKING:
     from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
@@ -160,7 +162,7 @@ class LowRank(nn.Module):
             if place < 0:
                 outputs.append(torch.zeros_like(x))
                 continue
-            rows = F.dropout(x, self.dropout) if self.drops else x
+            rows = dropout(x, self.dropout) if self.drops else x
             down, up = self.down[place].get_parameter("weight").to(x.dtype), self.up[place].to(x.dtype)
             outputs.append(self.scale * F.linear(F.linear(rows, down), up))
         return torch.cat(outputs, -1)

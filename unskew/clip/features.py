@@ -6,7 +6,6 @@ transform and the number of a view name a folder; an image's path, size and time
 All batches of a tower have one shape, so that a feature's bits do not depend on the other images of its batch.
 """
 
-import contextlib
 import hashlib
 import itertools
 import os
@@ -27,7 +26,8 @@ from unskew.clip.backbones import Backbone
 from unskew.config.defaults import get_cfg_default
 from unskew.data.images import file_keys, read_image, to_rgb
 from unskew.data.transforms import build_transform
-from unskew.utils.row_store import Keys, RowStore, open_store
+from unskew.utils import processes
+from unskew.utils.row_store import Keys, RowStore, add_rows, locked, missing_in, open_store
 
 # Part of the key of stored features: increase it when images are read or encoded with other results.
 VERSION = 2
@@ -186,8 +186,12 @@ def extract(
     workers: int = 0,
     dataset: str = "",
     upright: bool = False,
+    shared: bool = False,
 ) -> Tensor:
     """Encode image files with a frozen tower, each at most once.
+
+    Several processes of one run share the images with ``shared``: each encodes a part, all return all features, and the
+    main process writes them.
 
     Args:
         backbone: a `Backbone` or another `ImageTower`.
@@ -198,6 +202,7 @@ def extract(
         workers: processes that decode images.
         dataset: the dataset's name, for errors.
         upright: see `unskew.data.images.read_image`.
+        shared: all processes of the run make this call together.
 
     Returns:
         [N, D], or [N, V, D] with ``views``: float32 on the backbone's device, not normalised.
@@ -218,29 +223,33 @@ def extract(
         "version": VERSION,
     }
     in_memory = not all(isinstance(path, str) for path in paths)
-    keep = keep and not in_memory
+    keep, shared = keep and not in_memory, shared and processes.in_group()
     # One store per view: runs of more epochs need the views of shorter ones.
     stores = {
         view: open_store("features", settings | {"views": [view]}) if keep else RowStore(None) for view in numbers
     }
-    keys = np.arange(len(paths)) if in_memory else file_keys(paths)
-    with contextlib.ExitStack() as locks:
-        for store in sorted(stores.values(), key=lambda store: str(store.folder)):
-            locks.enter_context(store.lock_if_missing(keys))
-        for chunk, missing in _chunks(stores, keys, keep):
+    with processes.together(shared):
+        keys = np.arange(len(paths)) if in_memory else file_keys(paths)
+    with locked(list(stores.values()), keys, shared):
+        for chunk, missing in _chunks(stores, keys, keep, shared):
             chosen = None if views is None else missing
-            images = _Views([paths[index] for index in chunk], transform, chosen, dataset, upright)
-            for view, rows in zip(missing, _encode(backbone, images, workers).split(1, 1), strict=True):
-                stores[view].add(keys[chunk], rows)
+            mine = processes.share(chunk) if shared else chunk
+            images = _Views([paths[index] for index in mine], transform, chosen, dataset, upright)
+            encoded = None
+            with processes.together(shared):
+                encoded = _encode(backbone, images, workers) if len(images) else None
+            features = processes.gather(encoded, len(chunk), shared)  # [n, V, D]
+            parts = zip(missing, features.split(1, 1), strict=True)
+            add_rows([(stores[view], part) for view, part in parts], keys[chunk], shared)
     rows = _take([stores[view] for view in numbers], keys, backbone.device)
     return rows[:, 0] if views is None else rows
 
 
-def _chunks(stores: Mapping[Any, RowStore], keys: Keys, keep: bool) -> Iterator[tuple[Keys, list[Any]]]:
+def _chunks(stores: Mapping[Any, RowStore], keys: Keys, keep: bool, shared: bool) -> Iterator[tuple[Keys, list[Any]]]:
     """Yield indices of images together with the views that they lack, so that each image is decoded once."""
     _, first = np.unique(keys, return_index=True)
     first.sort()
-    lacks = np.stack([store.missing(keys[first]) for store in stores.values()], 1)  # [n, V]
+    lacks = missing_in(list(stores.values()), keys[first], shared)  # [n, V]
     for store, column in zip(stores.values(), lacks.T, strict=True):
         image_counts.add(store if keep else None, keys[first], column)
     for pattern in np.unique(lacks[lacks.any(1)], axis=0):  # one, unless other runs had some of the images

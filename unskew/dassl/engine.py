@@ -121,9 +121,12 @@ class TrainerBase(loop.TrainerBase):
         self.model_zero_grad(names)
         others = torch.autograd.grad(loss_b, parameters, retain_graph=True, allow_unused=True)
         loss_a.backward()
-        for parameter, other in zip(parameters, others, strict=True):
-            if parameter.grad is None or other is None:
-                continue
+        pairs = [
+            (p, p.grad, g) for p, g in zip(parameters, others, strict=True) if p.grad is not None and g is not None
+        ]
+        means = self.average_over_processes([gradient for _, *gradients in pairs for gradient in gradients])
+        for (parameter, *_), mean, other in zip(pairs, means[::2], means[1::2], strict=True):
+            parameter.grad = mean
             unit = other / torch.linalg.norm(other)
             along = torch.dot(parameter.grad.flatten(), unit.flatten())  # NaN if the other gradient is zero
             if along < 0:

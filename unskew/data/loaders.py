@@ -7,7 +7,7 @@ that an epoch of a resumed run equals the same epoch of an uninterrupted run.
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,8 +19,9 @@ from yacs.config import CfgNode
 from unskew.data.dataset import DatasetBase, Datum, build_dataset
 from unskew.data.fewshot import expected_shots
 from unskew.data.images import read_image
-from unskew.data.samplers import build_sampler
+from unskew.data.samplers import SHARE, build_sampler
 from unskew.data.transforms import Preprocessing, build_crops, build_transform
+from unskew.utils import processes
 from unskew.utils.logging import warn_once
 from unskew.utils.seeds import derive_seed
 
@@ -31,12 +32,48 @@ WORKERS_FROM = 256
 
 
 def seed_loader(loader: Any, seed: int, epoch: int) -> None:
-    """Seed a loader for ``epoch``: its generator, and its ``set_epoch`` if it has this method."""
+    """Seed a loader for ``epoch``: its generator, its augmentation, and its ``set_epoch`` if it has this method."""
     generator = getattr(loader, "generator", None)
     if generator is not None and seed >= 0:
         generator.manual_seed(derive_seed(seed, epoch))
+        if isinstance(loader.dataset, DatasetWrapper):
+            loader.dataset.epoch_seed = derive_seed(seed, epoch)
     if hasattr(loader, "set_epoch"):
         loader.set_epoch(epoch)
+
+
+class SharedLoader:
+    """This process's part of each batch of a loader; the batches have the key `SHARE`.
+
+    The main process draws the batches of an epoch, so that they are those of a run with one process.
+    """
+
+    def __init__(self, loader: DataLoader) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the loader, such as its ``generator``."""
+        return getattr(self.__dict__["loader"], name)
+
+    def _draw(self) -> list[list[int]]:
+        torch.empty((), dtype=torch.int64).random_(generator=self.loader.generator)  # as an iterator of the loader does
+        return list(self.loader.batch_sampler or ())
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        drawn = processes.from_main(self._draw)
+        shares = [processes.Share.of(len(batch), processes.rank(), processes.count()) for batch in drawn]
+        parts = [[batch[place] for place in share.rows] for batch, share in zip(drawn, shares, strict=True)]
+        names = ("dataset", "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "generator")
+        options: dict[str, Any] = {name: getattr(self.loader, name) for name in names}
+        batches = iter(DataLoader(batch_sampler=parts, **options))
+        for share in shares:
+            batch: Any = None
+            with processes.together():
+                batch = next(batches)
+            yield {**batch, SHARE: share} if isinstance(batch, dict) else batch
 
 
 class Unlabelled(NamedTuple):
@@ -55,6 +92,10 @@ class DatasetWrapper(Dataset[dict[str, Any]]):
     """A dataset of dicts with ``label``, ``domain``, ``impath``, ``index`` and ``img``.
 
     A tuple of transforms gives ``img``, ``img2`` and so on. Without a transform ``img`` is the PIL image.
+
+    Attributes:
+        epoch_seed: the seed of the augmentation, which depends on it and on the number of the image, but not on workers
+            or processes; ``None`` for PyTorch's global generator.
     """
 
     def __init__(
@@ -66,6 +107,7 @@ class DatasetWrapper(Dataset[dict[str, Any]]):
     ) -> None:
         self.cfg, self.data_source, self.transform, self.is_train = cfg, data_source, transform, is_train
         self.upright = cfg.DATASET.UPRIGHT
+        self.epoch_seed: int | None = None
 
     def __len__(self) -> int:
         return len(self.data_source)
@@ -75,7 +117,14 @@ class DatasetWrapper(Dataset[dict[str, Any]]):
         image = read_image(item.impath, dataset=self.cfg.DATASET.NAME, upright=self.upright)
         path = item.impath if isinstance(item.impath, str) else ""  # a prediction may be of PIL images
         output = {"label": item.label, "domain": item.domain, "impath": path, "index": index}
-        return {**output, **self._views(image)}
+        if not self.is_train or self.epoch_seed is None:
+            return {**output, **self._views(image)}
+        state = torch.get_rng_state()
+        try:
+            torch.default_generator.manual_seed(derive_seed(self.epoch_seed, index))
+            return {**output, **self._views(image)}
+        finally:
+            torch.set_rng_state(state)
 
     def _views(self, image: Image.Image) -> dict[str, Any]:
         """Apply the transforms: ``{"img": ..., "img2": ...}``."""

@@ -12,6 +12,9 @@ from unskew.utils.registry import unknown_name
 # (items, batch_size, n_domain, n_ins, generator) -> sampler
 SamplerFactory = Callable[[Sequence[Any], int, int, int, torch.Generator | None], Sampler[int]]
 
+# Key of a batch in which several processes note their part of it, a `Share`.
+SHARE = "share"
+
 # None: a sampler of Dassl's API, which `unskew.dassl.samplers` adds.
 SAMPLERS: dict[str, SamplerFactory | None] = {
     "RandomSampler": lambda items, batch_size, n_domain, n_ins, generator: RandomSampler(items, generator=generator),

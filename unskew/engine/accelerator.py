@@ -68,7 +68,7 @@ def build_accelerator(precision: str = "fp32", use_cuda: bool = True) -> "Accele
     if several and not in_group:
         atexit.register(_wait_for_gloo)
     if not accelerator.is_main_process:
-        logger.setLevel(logging.WARNING)
+        logger.setLevel(logging.ERROR)  # the main process logs the same lines
     return accelerator
 
 
@@ -85,6 +85,19 @@ def _wait_for_gloo() -> None:
 # --- several processes ------------------------------------------------------------------------------
 
 
+def average(accelerator: "Accelerator | None", tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return the means of tensors over the processes, in one exchange for each type of numbers."""
+    if accelerator is None or accelerator.num_processes == 1:
+        return tensors
+    means = list(tensors)
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        places = [place for place, tensor in enumerate(tensors) if tensor.dtype == dtype]
+        flat = accelerator.reduce(torch.cat([tensors[place].flatten() for place in places]), "mean")
+        for place, part in zip(places, flat.split([tensors[place].numel() for place in places]), strict=True):
+            means[place] = part.view(tensors[place].shape)
+    return means
+
+
 def average_gradients(accelerator: "Accelerator | None", optimizer: torch.optim.Optimizer) -> None:
     """Replace each gradient by its mean over processes.
 
@@ -92,10 +105,9 @@ def average_gradients(accelerator: "Accelerator | None", optimizer: torch.optim.
     """
     if accelerator is None or accelerator.num_processes == 1:
         return
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                parameter.grad = accelerator.reduce(parameter.grad, "mean")
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    for parameter, mean in zip(parameters, average(accelerator, [p.grad for p in parameters]), strict=True):
+        parameter.grad = mean
 
 
 def broadcast_states(accelerator: "Accelerator", models: Iterable[nn.Module]) -> None:
@@ -107,17 +119,3 @@ def broadcast_states(accelerator: "Accelerator", models: Iterable[nn.Module]) ->
     for model in models:
         for tensor in model.state_dict().values():
             tensor.copy_(broadcast(tensor.detach().clone()))
-
-
-def share_of(items: Sequence[str], accelerator: "Accelerator") -> list[str]:
-    """Return this process's items: every n-th, and the first ones again so that all n processes get as many."""
-    rank, world = accelerator.process_index, accelerator.num_processes
-    return [items[(start + rank) % len(items)] for start in range(0, len(items), world)]
-
-
-def gather_shares(rows: Tensor, accelerator: "Accelerator", count: int) -> Tensor:
-    """Return the rows of all processes in the order of the ``count`` items that `share_of` distributed."""
-    if accelerator.num_processes > 1:
-        gathered = accelerator.gather(rows)  # [processes * share, ...]
-        rows = gathered.unflatten(0, (accelerator.num_processes, -1)).transpose(0, 1).flatten(0, 1)
-    return rows[:count]

@@ -117,7 +117,7 @@ class CLIPTrainer(TrainerX):
     def _extract(self, paths: Sequence[str], transform: Callable, **options: Any) -> Tensor:
         cfg = self.cfg
         options |= {"dataset": cfg.DATASET.NAME, "upright": cfg.DATASET.UPRIGHT, "workers": cfg.DATALOADER.NUM_WORKERS}
-        return features.extract(self.backbone, paths, transform, **options)
+        return features.extract(self.backbone, paths, transform, shared=True, **options)
 
     # --- the zero-shot half -------------------------------------------------------------------------
 

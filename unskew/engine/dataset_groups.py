@@ -124,7 +124,8 @@ def _stored_log_q(cfg: CfgNode, device: str | torch.device) -> Tensor:
         "part": PART_LOGITS,
         "versions": [VERSION, features.VERSION, text.VERSION],
     }
-    return stored("groups", settings, dataset.num_classes, lambda: _log_q(cfg, dataset, items, device)[:, None])[:, 0]
+    make = lambda: _log_q(cfg, dataset, items, device)[:, None]  # noqa: E731
+    return stored("groups", settings, dataset.num_classes, make, shared=True)[:, 0]
 
 
 def _digest(content: object) -> str:
@@ -146,6 +147,7 @@ def _log_q(cfg: CfgNode, dataset: DatasetBase, items: Sequence[Datum], device: s
         workers=cfg.DATALOADER.NUM_WORKERS,
         dataset=cfg.DATASET.NAME,
         upright=cfg.DATASET.UPRIGHT,
+        shared=True,
     )  # [N, D]
     labels = torch.tensor([item.label for item in items], device=rows.device)
     weights = text.zeroshot_classifier(backbone, dataset.classnames, dataset.templates)  # [C, D]

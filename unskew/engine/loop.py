@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from unskew.engine import checkpoint
-from unskew.engine.accelerator import average_gradients
+from unskew.engine.accelerator import average, average_gradients
 from unskew.engine.events import EventWriter
 from unskew.engine.history import History
+from unskew.utils.processes import Share
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -30,10 +31,12 @@ class TrainerBase:
     Attributes:
         accelerator: devices, precision and processes; ``None`` for a trainer that needs no accelerator.
         epoch_callbacks: functions of the trainer, called after each epoch's ``after_epoch``.
+        batch_share: this process's part of the present batch; ``None`` for the whole batch.
         show_progress: whether a terminal shows a bar over the epochs when training takes more than two seconds.
     """
 
     accelerator: "Accelerator | None" = None
+    batch_share: Share | None = None
     show_progress = True
 
     def __init__(self) -> None:
@@ -220,9 +223,22 @@ class TrainerBase:
         """The loss scaler of mixed precision, or ``None``."""
         return None if self.accelerator is None else self.accelerator.scaler
 
+    @property
+    def _weight(self) -> float:
+        """The factor of this process's loss in the mean over processes."""
+        return 1.0 if self.batch_share is None else self.batch_share.weight
+
     def scale_loss(self, loss: Tensor) -> Tensor:
-        """Return the loss scaled for mixed precision, for a trainer that calls ``torch.autograd.grad`` itself."""
+        """Return the loss scaled for mixed precision and for the process's share of the batch.
+
+        A trainer that calls ``torch.autograd.grad`` itself needs it.
+        """
+        loss = loss if self._weight == 1 else loss * self._weight
         return loss if self._scaler is None else self._scaler.scale(loss)
+
+    def average_over_processes(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the means of gradients over the processes, for a step that is not linear in the gradients."""
+        return average(self.accelerator, tensors)
 
     def detect_anomaly(self, loss: Tensor) -> None:
         """Raise ``FloatingPointError`` for a loss that is not finite; wait for the device."""
@@ -237,6 +253,8 @@ class TrainerBase:
     def _raise_if_anomalous(self) -> None:
         """Raise ``FloatingPointError`` if a loss that `watch` saw since the last call was not finite."""
         zero, self._finite = self._finite, None
+        if zero is not None:
+            (zero,) = self.average_over_processes([zero])
         if zero is not None and not math.isfinite(zero):
             raise FloatingPointError(f"Loss is infinite or NaN! (epoch {self.epoch + 1}); lower OPTIM.LR")
 

@@ -62,8 +62,8 @@ class MetricMeter:
         self.meters: dict[str, AverageMeter] = defaultdict(AverageMeter)
         self.delimiter = delimiter
 
-    def update(self, input_dict: Mapping[str, float | Tensor] | None) -> None:
-        """Add a value per name.
+    def update(self, input_dict: Mapping[str, float | Tensor] | None, factor: float = 1.0) -> None:
+        """Add a value per name, times a factor.
 
         Raises:
             TypeError: ``input_dict`` is neither a dict nor ``None``.
@@ -73,7 +73,7 @@ class MetricMeter:
         if not isinstance(input_dict, Mapping):
             raise TypeError(f"a trainer's forward_backward must return a dict of numbers, got {type(input_dict)}")
         for name, value in input_dict.items():
-            self.meters[name].update(value)
+            self.meters[name].update(value if factor == 1 else value * factor)
 
     def gather(self, reduce: Callable[[Tensor], Tensor] = lambda values: values) -> dict[str, tuple[float, float]]:
         """Return ``{name: (value, mean)}``, in one transfer from the device.

@@ -9,9 +9,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unskew.debias.targets import long_tailed_targets
-from unskew.engine.accelerator import gather_shares, share_of
 from unskew.engine.evaluator import labels_of
 from unskew.engine.prediction import Prediction
+from unskew.utils import processes
 from unskew.utils.derived_tensors import memory_of
 
 if TYPE_CHECKING:
@@ -34,18 +34,18 @@ def predict_images(trainer: "SimpleTrainer", paths: Sequence[str]) -> Tensor:
         raise ValueError("there are no images to predict: give at least one path")
     count = len(trainer.dm.tfm_crops)
     names = ["img", *(f"img{number}" for number in range(2, count + 1))]
-    share = share_of(paths, trainer.accelerator)
-    loader = trainer.dm.path_loader(share)
-    logits, done = torch.empty(0), 0
-    for batch in tqdm(loader, desc="predict", delay=2, leave=False, disable=None):
-        crops = (trainer.parse_batch_test({**batch, "img": batch[name]})[0] for name in names)
-        with trainer.accelerator.autocast():
-            mean: Tensor = sum(map(trainer.model_inference, crops)) / count  # type: ignore[assignment]  # [B, C]
-        if not done:
-            logits = torch.empty(len(share), *mean.shape[1:], device=mean.device)
-        logits[done : done + len(mean)] = mean
-        done += len(mean)
-    return gather_shares(logits, trainer.accelerator, len(paths))
+    share, logits, done = processes.share(paths), None, 0
+    with processes.together():
+        loader = trainer.dm.path_loader(share) if share else []
+        for batch in tqdm(loader, desc="predict", delay=2, leave=False, disable=None):
+            crops = (trainer.parse_batch_test({**batch, "img": batch[name]})[0] for name in names)
+            with trainer.accelerator.autocast():
+                mean: Tensor = sum(map(trainer.model_inference, crops)) / count  # type: ignore[assignment]  # [B, C]
+            if logits is None:
+                logits = torch.empty(len(share), *mean.shape[1:], device=mean.device)
+            logits[done : done + len(mean)] = mean
+            done += len(mean)
+    return processes.gather(logits, len(paths)).to(trainer.device)
 
 
 def evaluate(trainer: "SimpleTrainer", split: str) -> dict[str, float]:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from unskew.data.loaders import DataManager, seed_loader
+from unskew.data.loaders import DataManager, SharedLoader, seed_loader
+from unskew.data.samplers import SHARE
 from unskew.engine import checkpoint, testing
 from unskew.engine.accelerator import broadcast_states, build_accelerator
 from unskew.engine.evaluator import build_evaluator
@@ -29,6 +30,7 @@ from unskew.engine.prediction import Prediction
 from unskew.engine.saving import CheckpointSchedule
 from unskew.utils.files import unwritable
 from unskew.utils.logging import warn_once
+from unskew.utils.processes import together
 from unskew.utils.seeds import derive_seed, set_random_seed
 
 if TYPE_CHECKING:
@@ -126,13 +128,13 @@ class SimpleTrainer(Method):
         raise NotImplementedError(f"{type(self).__name__} must define build_model()")
 
     def _share_among_processes(self) -> None:
-        """Give each process its part of every training epoch, and the main process's weights."""
+        """Give each process its part of every training batch, and the main process's weights."""
         if self.accelerator.num_processes == 1:
             return
         for name in ("train_loader_x", "train_loader_u"):
             loader = getattr(self, name, None)
-            if isinstance(loader, torch.utils.data.DataLoader):
-                setattr(self, name, self.accelerator.prepare_data_loader(loader, device_placement=False))
+            if isinstance(loader, torch.utils.data.DataLoader) and loader.batch_sampler is not None:
+                setattr(self, name, SharedLoader(loader))
         broadcast_states(self.accelerator, self._models.values())
 
     # --- training -----------------------------------------------------------------------------------
@@ -161,11 +163,12 @@ class SimpleTrainer(Method):
         self._check_splits()
         if self.max_epoch == 0 and any(self._optims.values()):
             warn_once("OPTIM.MAX_EPOCH is 0: the model is tested as it is before training")
-        if problem := unwritable(self.output_dir):
-            raise ValueError(f"'{self.output_dir}' cannot be written ({problem}): choose another OUTPUT_DIR")
-        Path(self.output_dir).mkdir(parents=True, exist_ok=True)
-        if self.accelerator.is_main_process:
-            self.init_writer(Path(self.output_dir) / "tensorboard")
+        with together():
+            if problem := unwritable(self.output_dir):
+                raise ValueError(f"'{self.output_dir}' cannot be written ({problem}): choose another OUTPUT_DIR")
+            Path(self.output_dir).mkdir(parents=True, exist_ok=True)
+            if self.accelerator.is_main_process:
+                self.init_writer(Path(self.output_dir) / "tensorboard")
         directory = Path(self.cfg.RESUME or self.output_dir)
         self.start_epoch = self.resume_model_if_exist(directory)
         if self._selects_best_val and self.start_epoch:
@@ -173,6 +176,7 @@ class SimpleTrainer(Method):
             if self.accelerator.is_main_process:  # no later epoch may beat the best one of the resumed run
                 for name in self._models:
                     checkpoint.copy_best(directory / name, Path(self.output_dir) / name)
+        self.accelerator.wait_for_everyone()  # all have read the checkpoints before the main process writes new ones
         self.time_start = time.time()
 
     @property
@@ -196,12 +200,12 @@ class SimpleTrainer(Method):
             )
 
     def seed_epoch(self) -> None:
-        """Seed the loaders and the global generators by the seed, the epoch and the process."""
-        seed, rank = self.cfg.SEED, self.accelerator.process_index
+        """Seed the loaders and the global generators by the seed and the epoch, equally in all processes."""
+        seed = self.cfg.SEED
         for name in ("train_loader_x", "train_loader_u"):
             seed_loader(getattr(self, name, None), seed, self.epoch)
         if seed >= 0:
-            set_random_seed(derive_seed(seed, self.epoch, rank))  # augmentation, dropout
+            set_random_seed(derive_seed(seed, self.epoch, 0))  # dropout
 
     def after_epoch(self) -> None:
         """Validate and keep the best epoch with "best_val"; save at ``CHECKPOINT_FREQ``, by time and at the end."""
@@ -250,7 +254,8 @@ class SimpleTrainer(Method):
         end = time.time()
         for self.batch_idx, batch in enumerate(batches):
             data_time.update(time.time() - end)
-            losses.update(self.forward_backward(*batch))
+            self.batch_share = batch[0].get(SHARE) if isinstance(batch[0], dict) else None
+            losses.update(self.forward_backward(*batch), self._weight)
             batch_time.update(time.time() - end)
             if (self.batch_idx + 1) % frequency == 0:
                 self._log_batch(losses, batch_time, data_time)

@@ -1,6 +1,5 @@
 """Evaluation of a trained model without training (``--eval-only``), and building a run without starting it."""
 
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from unskew.engine.run_dir import RunDir, dataset_label
 from unskew.runs import tables
 from unskew.runs.results import results_of, write_results
 from unskew.runs.run import Run, check_root, with_threads
+from unskew.utils import processes
 
 if TYPE_CHECKING:
     from unskew.engine.trainer import SimpleTrainer
@@ -139,7 +139,7 @@ def evaluate(run: Run, model_dir: str = "", epoch: int | None = None, console: b
     if model_dir:
         _check_weights(cfg, model_dir)
         _check_epoch(cfg, model_dir, epoch)
-    main = int(os.environ.get("RANK", 0)) == 0  # only one of several processes writes
+    main = processes.is_main()  # only one of several processes writes
     if folder:
         _check_folder(folder, model_dir)
     from unskew.utils.logging import setup_logger
@@ -147,11 +147,12 @@ def evaluate(run: Run, model_dir: str = "", epoch: int | None = None, console: b
     place = RunDir(folder).start_log() if folder and main else None
     with setup_logger(place, console=console and main):
         metrics, predictions = _test(cfg, model_dir, epoch)
-        if folder and main:
-            RunDir(folder).prepare(cfg)
-            write_results(RunDir(folder), metrics, predictions)
-            if model_dir:
-                RunDir(folder).finish(cfg)
+        with processes.together():
+            if folder and main:
+                RunDir(folder).prepare(cfg)
+                write_results(RunDir(folder), metrics, predictions)
+                if model_dir:
+                    RunDir(folder).finish(cfg)
     return metrics, folder
 
 

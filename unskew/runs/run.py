@@ -24,7 +24,7 @@ from unskew.engine.run_dir import (
 from unskew.runs import costs, libraries, model, plugins, tables
 from unskew.runs.predicting import Predicting
 from unskew.runs.results import results_of, write_results
-from unskew.utils import threads
+from unskew.utils import processes, threads
 from unskew.utils.errors import DAMAGE, format_error
 from unskew.utils.files import expand
 
@@ -273,7 +273,7 @@ def execute(run: Run, console: bool = True) -> dict:
     if cfg.RESUME:
         RunDir(cfg.RESUME).check_resumable(cfg)
     libraries.freeze()
-    main = int(os.environ.get("RANK", 0)) == 0  # only one of several processes writes
+    main = processes.is_main()  # only one of several processes writes
     from unskew.utils.logging import setup_logger, warnings_once
 
     place = folder.start_log() if main else None
@@ -281,9 +281,10 @@ def execute(run: Run, console: bool = True) -> dict:
         for plugin in run.plugins:
             logger.info(f"Plugin: {plugin}")
         metrics, predictions = _train_and_test(cfg, folder if main else None)
-        if main:
-            write_results(folder, metrics, predictions)
-            folder.finish(cfg)
+        with processes.together():
+            if main:
+                write_results(folder, metrics, predictions)
+                folder.finish(cfg)
     return metrics
 
 
@@ -346,18 +347,19 @@ def _train_and_test(cfg: CfgNode, folder: RunDir | None) -> "tuple[dict, dict[st
     set_random_seed(cfg.SEED)
     with costs.measured(cfg.USE_CUDA) as cost:
         trainer = _build(cfg)
-        if folder:  # not before: a refused config must not delete the checkpoints of an interrupted run
-            folder.prepare(cfg)
-        if accelerator := getattr(trainer, "accelerator", None):  # a trainer written for Dassl need not have one
-            accelerator.wait_for_everyone()
+        with processes.together():
+            if folder:  # not before: a refused config must not delete the checkpoints of an interrupted run
+                folder.prepare(cfg)
         trainer.train()
-        if folder:
-            write_prior(folder.prior, trainer)
+        with processes.together():
+            if folder:
+                write_prior(folder.prior, trainer)
         seconds = round(time.perf_counter() - started, 2)
         results = results_of(trainer, cfg, seconds=seconds, **cost.of(trainer))
     described = model.describe(trainer, cfg)  # in all processes, which predict together
-    if folder and described:
-        model.write_model(folder, described)
+    with processes.together():
+        if folder and described:
+            model.write_model(folder, described)
     return results
 
 

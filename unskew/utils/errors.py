@@ -6,6 +6,7 @@ import lzma
 import os
 import pickle
 import select
+import signal
 import stat
 import struct
 import sys
@@ -17,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
+
+from unskew.utils import processes
 
 # Reading a damaged file, of any format, may raise any of these.
 DAMAGE = (
@@ -80,6 +83,16 @@ def exit_code(command: Callable[[], int | None], hint: str = "") -> int:
         head) has ended.
     """
     try:
+        return _code_of(command, hint)
+    except KeyboardInterrupt:
+        if processes.count() > 1:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher sends it once more
+        text = "\nunskew: interrupted; run the same command again to resume (finished runs are kept)"
+        return _print_error(text, 130)
+
+
+def _code_of(command: Callable[[], int | None], hint: str) -> int:
+    try:
         code = command()
         sys.stdout.flush()  # the last lines may be for a reader that has ended
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:  # FloatingPointError: an infinite loss
@@ -88,13 +101,19 @@ def exit_code(command: Callable[[], int | None], hint: str = "") -> int:
         if os.environ.get("UNSKEW_DEBUG"):
             raise
         return _print_error(f"unskew: error: {format_error(error)}{hint}", 2)
-    except KeyboardInterrupt:
-        text = "\nunskew: interrupted; run the same command again to resume (finished runs are kept)"
-        return _print_error(text, 130)
+    except Exception as error:
+        if lost := processes.lost_peer(error):
+            code, text = lost
+            return _print_error(f"unskew: error: {text}", code) if text else code
+        processes.post(format_error(error), 1)
+        raise
     return code or 0
 
 
 def _print_error(text: str, code: int) -> int:
+    """Print an error, once for all processes of a run, and return its exit code."""
+    if not processes.reports(text, code):
+        return code
     try:
         print(text, file=sys.stderr, flush=True)
     except BrokenPipeError:

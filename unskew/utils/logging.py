@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from unskew.utils import processes
+
 logger = logging.getLogger("unskew")
 
 
@@ -81,7 +83,7 @@ def setup_logger(output_dir: str | Path | None = None, console: bool = True) -> 
         stack.callback(handler.close)
         stack.callback(logger.removeHandler, handler)
     stack.push(functools.partial(_log_traceback, handlers[1:]))
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if processes.is_main() else logging.ERROR)
     return stack
 
 

@@ -15,7 +15,7 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from unskew.utils import processes
 from unskew.utils.files import cache_home, cache_problem, warn_of_cache, write_atomically, write_json
 from unskew.utils.tensor_files import write_safetensors
 
@@ -72,7 +73,9 @@ def open_folder(folder: Path) -> "RowStore":
     return RowStore(None if problem else folder)
 
 
-def stored(kind: str, settings: Mapping[str, object], count: int, make: Callable[[], Tensor]) -> Tensor:
+def stored(
+    kind: str, settings: Mapping[str, object], count: int, make: Callable[[], Tensor], shared: bool = False
+) -> Tensor:
     """Return a copy [n, D] of the rows of some settings on the CPU; one process makes them if they are missing.
 
     Args:
@@ -80,12 +83,60 @@ def stored(kind: str, settings: Mapping[str, object], count: int, make: Callable
         settings: all that decides the rows.
         count: n.
         make: returns the rows [n, D].
+        shared: see `locked`; all processes of the run then make the rows, and the main one writes them.
     """
-    store, keys = open_store(kind, settings), np.arange(count)
-    with store.lock_if_missing(keys):
-        if store.missing(keys).any():
-            store.add(keys, make()[:, None].cpu())
+    store, keys, shared = open_store(kind, settings), np.arange(count), shared and processes.in_group()
+    with locked([store], keys, shared):
+        if missing_in([store], keys, shared).any():
+            add_rows([(store, make()[:, None].cpu())], keys, shared)
     return store.take(keys)[:, 0]
+
+
+@contextlib.contextmanager
+def locked(stores: "Sequence[RowStore]", keys: Keys, shared: bool = False) -> Iterator[None]:
+    """Lock the stores that lack a row, so that other runs wait; first read what other processes have written.
+
+    The stores are locked in the order of their folders: then no two processes wait for each other.
+
+    Args:
+        stores: the stores.
+        keys: [n], the same for all stores.
+        shared: whether all processes of the run do this together; the main one holds the locks.
+    """
+    with contextlib.ExitStack() as locks:
+        if not shared or processes.is_main():
+            for store in sorted(stores, key=lambda store: str(store.folder)):
+                locks.enter_context(store.lock_if_missing(keys))
+        if shared:
+            processes.wait()
+            for store in stores:
+                store.refresh_if_missing(keys)
+        yield
+
+
+def missing_in(stores: "Sequence[RowStore]", keys: Keys, shared: bool = False) -> npt.NDArray[np.bool_]:
+    """Return a mask [n, S] of the keys that a store lacks; with ``shared``, in any process of the run."""
+    lacks = np.stack([store.missing(keys) for store in stores], 1)
+    if not shared:
+        return lacks
+    packed = np.bitwise_or.reduce(processes.exchange(np.packbits(lacks)))
+    return np.unpackbits(packed, count=lacks.size).reshape(lacks.shape).astype(bool)
+
+
+def add_rows(rows: "Sequence[tuple[RowStore, Tensor]]", keys: Keys, shared: bool = False) -> None:
+    """Add rows [n, V, D] to each store; with ``shared`` the main process writes them and the others read them.
+
+    A process that cannot read them, such as one on a machine with a cache of its own, keeps them in memory.
+    """
+    if not shared or processes.is_main():
+        for store, new in rows:
+            store.add(keys, new)
+    if shared:
+        processes.wait()
+        for store, new in rows:
+            store.refresh_if_missing(keys)
+            if store.missing(keys).any():
+                store.add(keys, new, on_disk=False)
 
 
 class RowStore:
@@ -163,13 +214,13 @@ class RowStore:
             rows[torch.from_numpy(chosen)] = self._blocks[number].rows[torch.from_numpy(places[chosen, 1])]
         return rows
 
-    def add(self, keys: Keys, rows: Tensor) -> None:
+    def add(self, keys: Keys, rows: Tensor, on_disk: bool = True) -> None:
         """Keep new rows [n, V, D], on disk where possible."""
         rows = rows.contiguous()
         checksum = _checksum(self._settings, keys, rows)
         tensors = {"keys": torch.from_numpy(keys), "rows": rows}
         name = f"{len(self._known_files):06d}-{os.urandom(4).hex()}.safetensors"
-        if path := self._write(name, tensors, checksum):
+        if on_disk and (path := self._write(name, tensors, checksum)):
             self._known_files.add(name)
             self._append(_read(path))
         else:
@@ -193,14 +244,18 @@ class RowStore:
         warn_of_cache(os.strerror(number) if number else str(error))
         self.folder = None
 
+    def refresh_if_missing(self, keys: Keys) -> None:
+        """Read what other processes have written, unless all ``keys`` [n] have a row."""
+        if self.missing(keys).any():
+            self.refresh()
+
     @contextlib.contextmanager
     def lock_if_missing(self, keys: Keys) -> Iterator[None]:
         """Hold the `exclusive_lock` unless all ``keys`` [n] have a row; first read what other processes have written.
 
-        Who locks several stores locks them in the order of their folders: then no two processes wait for each other.
+        To lock several stores, use `locked`.
         """
-        if self.missing(keys).any():
-            self.refresh()
+        self.refresh_if_missing(keys)
         if not self.missing(keys).any():
             yield
             return

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from unskew.data.snapshot import with_snapshot
+from unskew.utils import processes
 from unskew.utils.errors import MissingWeightsError, format_error
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def outcome_of(job: Job) -> tuple[Outcome, Remark]:
             return finished, "finished earlier"
         return job.execute(), ""
     except Exception as error:  # of any kind: the method may be a plugin
-        several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+        several = processes.count() > 1
         if os.environ.get("UNSKEW_DEBUG") or (several and not isinstance(error, ValueError | OSError)):
             raise
         # The frames of a traceback hold the trainer, and with it the device's memory.

@@ -1,13 +1,13 @@
 """Progress of jobs on the console: a bar, or a line for each job, and each error once."""
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator, Sequence
 
 from unskew.engine.run_dir import RunDir
 from unskew.runs.launchers.in_process import InProcess
 from unskew.runs.launchers.jobs import Job, Launcher, Outcome, WorkerError
+from unskew.utils import processes
 from unskew.utils.errors import MissingWeightsError, format_error
 from unskew.utils.logging import warnings_once
 
@@ -28,7 +28,7 @@ def launch_jobs(jobs: Sequence[Job], unit: str, launcher: Launcher | None = None
     """
     from tqdm import tqdm
 
-    main = int(os.environ.get("RANK", 0)) == 0
+    main = processes.is_main()
     failures: dict[str, list[int]] = {}  # the numbers of the jobs by error
     bar = tqdm(total=len(jobs), desc=f"{unit}s", unit=unit, disable=None if main else True)
     with warnings_once(), bar, contextlib.closing((launcher or InProcess()).outcomes(jobs)) as outcomes:
