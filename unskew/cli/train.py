@@ -46,9 +46,9 @@ def run(arguments: argparse.Namespace) -> int | None:
     from unskew.runs.run import execute, finished_metrics
 
     described = described_run(arguments)
-    if arguments.devices is not None and devices.check(arguments.devices, described.config.USE_CUDA):
-        if arguments.eval_only or arguments.no_train or finished_metrics(described) is None:
-            return devices.start(arguments.words, arguments.devices, described.config)
+    several = arguments.devices is not None and devices.check(arguments.devices, described.config.USE_CUDA)
+    if several and (arguments.eval_only or arguments.no_train or finished_metrics(described) is None):
+        return devices.start(arguments.words, arguments.devices, described.config)
     if arguments.no_train:
         evaluate.build(described)
         return None

@@ -8,7 +8,6 @@ All batches of a tower have one shape, so that a feature's bits do not depend on
 
 import hashlib
 import itertools
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -276,7 +275,7 @@ def _encode(backbone: ImageTower, images: _Views, workers: int) -> Tensor:
     kind = backbone.device.type
     batch = max(1, _LOADED.get(kind, 128) // images.count)
     # Starting workers takes longer than a few batches, and more workers than cores slow each other down.
-    workers = min(workers, os.cpu_count() or 1) if len(images) * images.count >= WORKERS_FROM else 0
+    workers = min(workers, processes.cores()) if len(images) * images.count >= WORKERS_FROM else 0
     # A separate generator: other random numbers must not depend on which images had to be encoded.
     loader = DataLoader(images, batch, num_workers=workers, pin_memory=kind == "cuda", generator=torch.Generator())
     rows: list[Tensor] = []

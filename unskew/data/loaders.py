@@ -5,7 +5,6 @@ that an epoch of a resumed run equals the same epoch of an uninterrupted run.
 """
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -179,7 +178,7 @@ def build_data_loader(
         dataset_wrapper = DatasetWrapper
     generator = torch.Generator().manual_seed(derive_seed(cfg.SEED)) if own_generator else None
     sampler = build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins, generator)
-    workers = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1) if len(data_source) >= WORKERS_FROM else 0
+    workers = min(cfg.DATALOADER.NUM_WORKERS, processes.cores()) if len(data_source) >= WORKERS_FROM else 0
     return DataLoader(
         dataset_wrapper(cfg, data_source, transform=tfm, is_train=is_train),
         batch_size=batch_size,

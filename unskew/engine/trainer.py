@@ -303,7 +303,7 @@ class SimpleTrainer(Method):
 
     def _gather(self, losses: MetricMeter) -> dict[str, tuple[float, float]]:
         """Return the last value and the mean of each number, averaged over processes."""
-        return losses.gather(lambda numbers: self.accelerator.reduce(numbers, "mean"))
+        return losses.gather(lambda numbers: self.accelerator.reduce(numbers.to(self.device), "mean"))
 
     def _log_batch(self, losses: MetricMeter, batch_time: AverageMeter, data_time: AverageMeter) -> None:
         self._raise_if_anomalous()

@@ -88,7 +88,7 @@ def exit_code(command: Callable[[], int | None], hint: str = "") -> int:
         if processes.count() > 1:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher sends it once more
         text = "\nunskew: interrupted; run the same command again to resume (finished runs are kept)"
-        return _print_error(text, 130)
+        return _print_error(text, processes.INTERRUPTED)
 
 
 def _code_of(command: Callable[[], int | None], hint: str) -> int:

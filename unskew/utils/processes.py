@@ -10,6 +10,7 @@ import functools
 import io
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+
+INTERRUPTED = 130  # the exit code; the launcher interrupts all processes, and the main one prints it
 
 # A process may wait long for the main one, which may wait for another run. A process that ends is noticed at once.
 _PATIENCE = datetime.timedelta(days=7)
@@ -36,6 +39,11 @@ def rank() -> int:
 def count() -> int:
     """Return the number of processes."""
     return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def cores() -> int:
+    """Return this process's share of the machine's CPU cores, at least 1."""
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
 
 
 def is_main() -> bool:
@@ -201,7 +209,7 @@ def reports(text: str, code: int) -> bool:
         code: the exit code.
     """
     post(text, code)
-    return is_main() or _posted(0) != (code, text)
+    return is_main() or (code != INTERRUPTED and _posted(0) != (code, text))
 
 
 def lost_peer(error: Exception) -> tuple[int, str] | None:
@@ -228,10 +236,14 @@ def lost_peer(error: Exception) -> tuple[int, str] | None:
 def _posted(number: int) -> tuple[int, str] | None:
     """Return the exit code and the message of a process, ``None`` if it has not posted any for some seconds."""
     try:
-        store = _store()
-        store.wait([f"error {number}"], _SHORT)
-        code, _, text = store.get(f"error {number}").decode().partition(" ")
-    except RuntimeError:
+        store, key = _store(), f"error {number}"
+        last = time.monotonic() + _SHORT.total_seconds()
+        while not store.check([key]):
+            if time.monotonic() > last:
+                return None
+            time.sleep(0.05)
+        code, _, text = store.get(key).decode().partition(" ")
+    except RuntimeError:  # the store has ended
         return None
     return int(code), text
 
