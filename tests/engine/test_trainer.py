@@ -555,9 +555,9 @@ if trainer.accelerator.is_main_process:
 
 
 @pytest.mark.slow
-def test_two_processes_train_like_one_with_twice_the_batch(make_cfg, tmp_path, monkeypatch):
+def test_two_processes_train_like_one_with_the_same_batch(make_cfg, tmp_path, monkeypatch):
     common = ("INPUT.TRANSFORMS", [], "OPTIM.MAX_EPOCH", 3)
-    cfg = make_cfg(*common, "DATALOADER.TRAIN_X.BATCH_SIZE", 3, "OUTPUT_DIR", str(tmp_path / "two"))
+    cfg = make_cfg(*common, "DATALOADER.TRAIN_X.BATCH_SIZE", 5, "OUTPUT_DIR", str(tmp_path / "two"))
     (tmp_path / "config.yaml").write_text(cfg.dump())
     names = {"folder": str(Path(__file__).parent), "config": str(tmp_path / "config.yaml")}
     (tmp_path / "script.py").write_text(SCRIPT.format(**names, result=str(tmp_path / "result")))
@@ -569,7 +569,7 @@ def test_two_processes_train_like_one_with_twice_the_batch(make_cfg, tmp_path, m
     assert two["processes"] == 2
 
     monkeypatch.setattr(EngineToyX, "dropout", 0.0)
-    one = EngineToyX(make_cfg(*common, "DATALOADER.TRAIN_X.BATCH_SIZE", 6, "OUTPUT_DIR", str(tmp_path / "one")))
+    one = EngineToyX(make_cfg(*common, "DATALOADER.TRAIN_X.BATCH_SIZE", 5, "OUTPUT_DIR", str(tmp_path / "one")))
     one.train()
     for key, value in weights(one).items():
         assert torch.allclose(value, two[key], atol=1e-6)

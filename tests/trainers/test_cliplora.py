@@ -3,12 +3,10 @@
 import copy
 import itertools
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate.data_loader import prepare_data_loader
 from building import SHORT, build, some_paths
 from PIL import Image
 
@@ -181,19 +179,3 @@ def test_wrong_values_are_errors(data_root, tmp_path):
             lora(data_root, tmp_path, f"TRAINER.CLIPLORA.{key}", value)
     with pytest.raises(ValueError, match="DROPOUT"):
         lora(data_root, tmp_path, "TRAINER.CLIPLORA.DROPOUT", 1.0)
-
-
-@pytest.mark.parametrize(("backbone", "size"), [("micro-vit", 3), ("micro-vit", 16), ("micro", 1)])
-def test_two_processes_take_half_of_the_steps_each(backbone, size, data_root, tmp_path, monkeypatch):
-    """The epochs are planned with the batches that each process has in the end."""
-    opts = ("TRAINER.CLIPLORA.ITERATIONS", 40, "OPTIM.MAX_EPOCH", 1000, "DATALOADER.TRAIN_X.BATCH_SIZE", size)
-    trainer = lora(data_root, tmp_path, *opts, backbone=backbone, shots=1)
-    trainer.accelerator = SimpleNamespace(num_processes=2)
-    loader = trainer.train_loader_x
-    if backbone == "micro":
-        loader.world = 2
-        batches = len(loader)
-    else:
-        batches = len(prepare_data_loader(loader, num_processes=2, process_index=1, put_on_device=False))
-    trainer._plan_steps()
-    assert trainer.steps == 20 and trainer.max_epoch == math.ceil(20 / batches)

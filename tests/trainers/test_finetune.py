@@ -284,14 +284,14 @@ def test_two_processes_equal_one_with_the_same_global_batch(data_root, tmp_path)
         "data": data_root,
         "output": f"{tmp_path}/two-",
     }
-    (tmp_path / "script.py").write_text(SCRIPT.format(**names, opts=(*common, "DATALOADER.TRAIN_X.BATCH_SIZE", 5)))
+    opts = (*common, "DATALOADER.TRAIN_X.BATCH_SIZE", 10)
+    (tmp_path / "script.py").write_text(SCRIPT.format(**names, opts=opts))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "script.py"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     for backbone in ("micro", "micro-vit"):
         two = torch.load(tmp_path / f"two-{backbone}.pt", weights_only=True)
-        opts = (*common, "DATALOADER.TRAIN_X.BATCH_SIZE", 10)
         one = finetune(data_root, tmp_path / f"one-{backbone}", "", *opts, backbone=backbone)
         losses, weights = losses_and_weights(one)
         torch.testing.assert_close(two["losses"], torch.tensor(losses), rtol=1e-4, atol=1e-5)
