@@ -88,7 +88,8 @@ def start(words: Sequence[str], number: int, cfg: CfgNode) -> int:
 def _share_threads(number: int, gpus: int) -> None:
     """Give each process its share of the CPU's cores, unless the user chose a number of threads."""
     if not gpus and threads.requested() is None and "OMP_NUM_THREADS" not in os.environ:
-        os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // number))
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        os.environ["OMP_NUM_THREADS"] = str(max(1, cpus // number))
 
 
 def _code(status: int) -> int:
