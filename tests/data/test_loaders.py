@@ -219,7 +219,7 @@ def test_a_small_training_set_still_has_a_batch(items):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_epoch_depends_on_seed_and_epoch_alone(items, workers, monkeypatch):
     monkeypatch.setattr(loaders, "WORKERS_FROM", 1)
-    monkeypatch.setattr(loaders.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
     cfg = make_cfg("INPUT.TRANSFORMS", ["random_resized_crop"], "DATALOADER.NUM_WORKERS", workers)
 
     def epoch(loader, seed, number):
