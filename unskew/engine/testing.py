@@ -45,7 +45,8 @@ def predict_images(trainer: "SimpleTrainer", paths: Sequence[str]) -> Tensor:
                 logits = torch.empty(len(share), *mean.shape[1:], device=mean.device)
             logits[done : done + len(mean)] = mean
             done += len(mean)
-    return processes.gather(logits, len(paths)).to(trainer.device)
+    gathered = processes.gather(logits, len(paths))
+    return gathered if logits is not None else gathered.to(trainer.device)
 
 
 def evaluate(trainer: "SimpleTrainer", split: str) -> dict[str, float]:
