@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None and not processes.is_main():
         processes.quieten()
     arguments = parse(argv)
+    arguments.words = list(sys.argv[1:] if argv is None else argv)  # for the processes of --devices
     if argv is None:  # the process is this command's
         libraries.allow_freezing()
     with threads.override(getattr(arguments, "threads", None)):
@@ -40,7 +41,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the arguments of a command; ``opts`` are its KEY VALUE pairs, wherever they are among the flags."""
     given = sys.argv[1:] if argv is None else argv
     parser = build_parser()
-    parser.set_defaults(words=list(given))
     arguments, others = parser.parse_known_args(end_lists(given))
     others = [word for word in others if word != "--opts"]  # of a command without overrides
     if "paths" in arguments and not any(word.startswith("-") and word != "-" for word in others):
