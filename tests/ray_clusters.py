@@ -111,7 +111,7 @@ _UNSHARE = ["unshare", "--map-root-user", "--mount", "--pid", "--fork", "--mount
 
 
 @contextlib.contextmanager
-def own_nodes(monkeypatch, hidden, count=2, environment=()):
+def own_nodes(monkeypatch, hidden, count=2):
     """Start nodes that have an empty disk of their own at the folder ``hidden``; yield as `shared_nodes` does."""
     from ray.cluster_utils import Cluster
 
@@ -129,7 +129,7 @@ def own_nodes(monkeypatch, hidden, count=2, environment=()):
                     [*_UNSHARE, "sh", "-c", script, str(hidden), *start],
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env={**os.environ, **dict(environment)},
+                    env={**os.environ, "RAY_TMPDIR": "/tmp", "TMPDIR": str(hidden)},
                 )
                 _wait_for(cluster, number + 2, processes[f"own{number}"], log)
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
