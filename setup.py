@@ -51,7 +51,7 @@ setup(
     ],
     extras_require={
         "export": ["onnx", "onnxruntime", "onnxscript"],
-        "import": ["datasets>=4.0"],  # older versions run the code of a dataset
+        "import": ["datasets>=4.0", "pyarrow"],  # older versions of datasets run the code of a dataset
         "ray": ["ray"],
         "slurm": ["submitit"],
         "transport": ["POT"],
@@ -63,6 +63,7 @@ setup(
             "onnxruntime",
             "onnxscript",
             "playwright",
+            "pyarrow",
             "pytest",
             "pytest-xdist",
             "ray",

@@ -83,6 +83,7 @@ def sweep(
     plugins: Sequence[str] = (),
     launcher: str = "local",
     jobs: int | None = None,
+    slurm: str = "",
 ) -> list[Run]:
     """Train and test trainers x backbones x shots x seeds; finished runs are only read.
 
@@ -100,6 +101,7 @@ def sweep(
         plugins: files or modules that bring datasets and trainers.
         launcher: "local", "ray" or "slurm", see docs/SCALE.md.
         jobs: workers at once; default: this process for "local", as many as the cluster has room for otherwise.
+        slurm: options of sbatch, "partition=gpu,time=2:00:00,gpus_per_node=1".
 
     Returns:
         The runs, in the order of trainers, backbones, shots and seeds.
@@ -124,7 +126,7 @@ def sweep(
         opts=opts,
         plugins=plugins,
     )
-    outcomes = dict(launch(runs, build(Options(launcher, jobs), output)))
+    outcomes = dict(launch(runs, build(Options(launcher, jobs, slurm=slurm), output)))
     check_outcomes(outcomes.values(), len(runs))
     return runs
 
