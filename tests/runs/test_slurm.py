@@ -302,6 +302,19 @@ def test_a_cancelled_task_is_an_error_and_an_interrupt_cancels_the_array(real, d
     subprocess.run(["scancel", "--me"], check=True)
 
 
+def test_a_task_that_no_node_can_run_is_explained(real, data_root, capsys):
+    argv = sweep(data_root, "ZeroshotCLIP", "1", 1, "--launcher", "slurm", "--slurm", "cpus_per_task=64")
+    command = driver(argv)
+    line = until(lambda: next((line for line in command.stderr if "change --slurm" in line), None))
+    assert "PENDING (" in line and "1 task" in line
+    command.send_signal(signal.SIGKILL)  # the task stays
+    command.wait()
+    assert main([*argv, "--detach"]) == 0  # a later command explains it at once
+    assert line in capsys.readouterr().err
+    subprocess.run(["scancel", "--me"], check=True)
+    until(lambda: not queue())
+
+
 def test_a_wrong_option_is_one_line_with_the_message_of_sbatch(real, data_root, capfd):
     given = sweep(data_root, "ZeroshotCLIP", "1", 1, "--launcher", "slurm", "--slurm")
     for option, expected in (("partition=nowhere", "nowhere"), ("partitoin=main", "--partitoin"), ("mem=x", "mem")):

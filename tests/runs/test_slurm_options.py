@@ -27,7 +27,7 @@ def test_options_are_read(text, expected):
     assert parse(text) == expected
 
 
-@pytest.mark.parametrize("text", ["gpu", "=3", "partition=", "qos=a,qos=b", "Part=1", "a b=1"])
+@pytest.mark.parametrize("text", ["gpu", "=3", "partition=", "qos=a,qos=b", "Part=1", "a b=1", ",", " "])
 def test_options_without_a_name_or_a_value_are_refused(text):
     with pytest.raises(ValueError, match="--slurm"):
         parse(text)
@@ -73,6 +73,12 @@ def test_options_go_to_submitit_or_to_sbatch():
 @pytest.mark.parametrize("text", ["array=1-3", "output=x", "signal=USR1@9", "nodes=2", "ntasks=4", "max_num_timeout=a"])
 def test_options_of_the_launcher_are_refused(text):
     with pytest.raises(ValueError, match=text.partition("=")[0]):
+        slurm_options(text, KNOWN)
+
+
+@pytest.mark.parametrize("text", ["time=1", "time=0:01:30,signal_delay_s=120", "time=2:00:00,signal_delay_s=7200"])
+def test_a_time_limit_before_the_signal_is_refused(text):
+    with pytest.raises(ValueError, match="longer than signal_delay_s"):
         slurm_options(text, KNOWN)
 
 

@@ -21,6 +21,8 @@ from unskew.utils.errors import format_error
 _ENDED = frozenset(
     "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT VANISHED".split()
 )
+# Reasons for which a task waits without a mistake of the user.
+_USUAL = frozenset("None Priority Resources Dependency BeginTime JobArrayTaskLimit Cleaning".split())
 _SECONDS = 120  # for a command of SLURM, which waits for a busy controller
 
 
@@ -93,6 +95,8 @@ class SlurmCluster:
     def states(self, tasks: Collection[tuple[str, str]]) -> dict[str, str]:
         """Return the states of tasks as squeue names them, "VANISHED" for those that it does not know.
 
+        An unusual reason is a part of the state: "PENDING (PartitionConfig)".
+
         SLURM forgets a task some minutes after its end, and its numbers may begin again. A task counts if its batch
         script is in the folder of its submission.
 
@@ -103,7 +107,7 @@ class SlurmCluster:
         if not found:
             return found
         numbers = ",".join(sorted({name.partition("_")[0] for name in found}))
-        command = ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%o", f"--jobs={numbers}"]
+        command = ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%o", f"--jobs={numbers}"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
         except subprocess.TimeoutExpired:
@@ -113,10 +117,9 @@ class SlurmCluster:
             raise ValueError(f"{message}: repeat the command later, which attaches again")
         folders = dict(tasks)
         for line in done.stdout.splitlines():
-            name, _, rest = line.partition("|")
-            state, _, script = rest.partition("|")
+            name, state, reason, script = line.split("|", 3)
             if folders.get(name) == Path(script).parent.name:
-                found[name] = state
+                found[name] = f"{state} ({reason})" if state == "PENDING" and reason not in _USUAL else state
         return found
 
     def cancel(self, tasks: Sequence[str]) -> None:

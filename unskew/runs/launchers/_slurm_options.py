@@ -8,6 +8,7 @@ from typing import Any
 
 TIME = "2:00:00"
 CPUS = 4
+SIGNAL = "90"  # seconds from the signal that requeues a task to its time limit
 REQUEUES = 10  # after time limits; preempted tasks are requeued without a limit
 
 _UNLIMITED = 10 * 365 * 24 * 60  # minutes, for submitit, which needs a number
@@ -57,10 +58,13 @@ def slurm_options(text: str, known: frozenset[str], threads: int | None = None) 
     """
     given = parse(text)
     time = given.pop("time", TIME)
+    delay = _number("signal_delay_s", given.pop("signal_delay_s", SIGNAL))
+    if minutes(time) * 60 <= delay:
+        raise ValueError(f"--slurm: time={time} must be longer than signal_delay_s, which is {delay} seconds")
     requeues = _number("max_num_timeout", given.pop("max_num_timeout", str(REQUEUES)))
     if not {"cpus_per_task", "cpus_per_gpu"} & set(given):
         given["cpus_per_task"] = str(threads or CPUS)
-    parameters: dict[str, Any] = {"job_name": "unskew", "wckey": None, "time": minutes(time)}
+    parameters: dict[str, Any] = {"job_name": "unskew", "wckey": None, "time": minutes(time), "signal_delay_s": delay}
     others: dict[str, Any] = {"time": time, "requeue": True}  # as the user wrote it; a cluster may forbid requeueing
     for name, value in given.items():
         if name in _REFUSED or (name in _ONE and value != "1"):
@@ -100,6 +104,8 @@ def parse(text: str) -> dict[str, str]:
         if name in found:
             raise ValueError(f"--slurm: {name} is given twice")
         found[name] = value.strip()
+    if text and not found:
+        raise ValueError(f"--slurm must be NAME=VALUE,... such as partition=gpu,time=2:00:00 (got '{text}')")
     return found
 
 
@@ -128,8 +134,6 @@ def minutes(text: str) -> int:
 
 
 def _converted(name: str, value: str) -> Any:
-    if name == "signal_delay_s":
-        return _number(name, value)
     if name in _KINDS:
         return _KINDS[name](value)
     return True if value.lower() == "true" else value

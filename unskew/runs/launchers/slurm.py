@@ -55,6 +55,7 @@ class Slurm:
     def __init__(self, cluster: Cluster, folder: Path, at_once: int | None = None, detach: bool = False) -> None:
         self.cluster, self.folder = cluster, folder.absolute()
         self.at_once, self.detach = at_once, detach
+        self._said: set[str] = set()  # the states that `_warn` has printed
 
     def outcomes(self, jobs: Sequence[Job]) -> Generator[tuple[int, Outcome, Remark], None, None]:
         """Yield the position, the outcome and a remark of each job as jobs end; submit those that no task has.
@@ -108,6 +109,7 @@ class Slurm:
         if new:
             queued |= self._submit(jobs, new)
         self._report(len(jobs), queued, states, new)
+        self._warn(states)
         return dict(sorted(queued.items()))
 
     def _states(self, places: Collection[Place]) -> dict[str, str]:
@@ -160,6 +162,13 @@ class Slurm:
         else:
             _say(f"Waiting for SLURM job {named}; Ctrl-C cancels it. If this command is killed, repeat it to attach")
 
+    def _warn(self, states: Mapping[str, str]) -> None:
+        """Print the reasons for which SLURM may never start tasks, each once."""
+        for state, count in Counter(state for state in states.values() if "(" in state).items():
+            if state not in self._said:
+                self._said.add(state)
+                _say(f"SLURM says {state} of {count} tasks: if this does not pass, cancel them and change --slurm")
+
     # --- waiting ------------------------------------------------------------------------------------
 
     def _wait(self, jobs: Sequence[Job], queued: Mapping[int, Place]) -> Iterator[tuple[int, Outcome, Remark]]:
@@ -182,6 +191,7 @@ class Slurm:
                     raise
                 continue
             answered = looked
+            self._warn(states)
             ended = {name: state for name, state in states.items() if has_ended(state)}
             # The notes were read between the two looks, so a note that is missing now will not come.
             for position, place in list(waiting.items()):
