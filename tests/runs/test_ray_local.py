@@ -77,7 +77,10 @@ def test_an_interrupt_stops_all_processes_and_the_next_sweep_resumes(at, data_ro
     process = subprocess.Popen(unskew(*words), start_new_session=True, stderr=subprocess.PIPE, text=True)
     at.wait(lambda lines: len({line[2] for line in lines if line[0] == "epoch"}) == 2)  # both workers train
     time.sleep(1.5)  # for the checkpoint, which follows the journal's line
-    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all processes
+    for _ in range(12):  # an impatient user; a terminal sends it to all processes
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.1)
     error = process.communicate()[1]
     assert process.returncode == 130 and "interrupted" in error and "Traceback" not in error
     deadline = time.monotonic() + 20

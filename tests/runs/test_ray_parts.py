@@ -1,6 +1,7 @@
 """The parts of the launcher of Ray that need no cluster: bundles, resources, files, environment."""
 
 import os
+import resource
 import subprocess
 import sys
 from itertools import pairwise
@@ -100,6 +101,10 @@ def test_room_for_workers(cpus, gpus, nodes, expected):
     [
         (["--launcher", "ray", "--gpus-per-run", "1.5"], "1.5"),
         (["--launcher", "ray", "--jobs", "0"], "--jobs"),
+        (["--launcher", "ray", "--cpus-per-run", "1e-9"], "--cpus-per-run must be 0, or 0.0001"),
+        (["--launcher", "ray", "--cpus-per-run", "1e300"], "--cpus-per-run"),
+        (["--launcher", "ray", "--cpus-per-run", "nan"], "--cpus-per-run"),
+        (["--jobs", "2", "--gpus-per-run", "-1"], "--gpus-per-run"),
         (["--cpus-per-run", "2"], "--cpus-per-run"),
         (["--jobs", "2", "--ship"], "--ship"),
     ],
@@ -118,6 +123,24 @@ def test_an_address_without_a_cluster_is_one_line_at_once(address, capsys, tmp_p
     assert main(argv) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert address in line
+
+
+def test_an_output_folder_that_cannot_be_written_is_named(tmp_path):
+    """No file may grow, as on a full disk; nothing is left."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(OSError, match="cannot write") as caught, on_ray._driver(str(tmp_path)):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(tmp_path) in str(caught.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("jobs", [1.5, "two", True])
+def test_a_number_of_workers_that_is_none_is_refused(jobs, tmp_path):
+    with pytest.raises(ValueError, match="jobs"):
+        unskew.sweep("digits", ["ZeroshotCLIP"], output=tmp_path, jobs=jobs)
 
 
 def test_without_ray_the_command_names_the_extra(tmp_path):

@@ -3,10 +3,13 @@
 import sys
 
 import pytest
+from slurm.local import LocalCluster
 
 from unskew.cli.main import main
+from unskew.runs.launch import Training, plan
 from unskew.runs.launchers._slurm_options import minutes, parse, slurm_options
 from unskew.runs.launchers._slurm_tasks import Notes
+from unskew.runs.launchers.slurm import Slurm
 from unskew.utils.errors import MissingWeightsError
 
 KNOWN = frozenset({"partition", "time", "cpus_per_task", "job_name", "setup", "srun_args", "signal_delay_s", "nodes"})
@@ -90,6 +93,13 @@ def test_the_error_of_a_run_keeps_its_type_in_a_note(tmp_path):
     assert notes.numbers("started") == notes.numbers("json") == {0, 1, 2} and notes.error(0) is None
     assert type(notes.error(1)) is MissingWeightsError and str(notes.error(1)) == "no file"
     assert "KeyError" in str(notes.error(2))
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, data_root):
+    (tmp_path / ".slurm").touch()
+    jobs = [Training(run) for run in plan("digits", ["ZeroshotCLIP"], seeds=[1], root=data_root, output=tmp_path)]
+    with pytest.raises(OSError, match=r"cannot write .*slurm"):
+        list(Slurm(LocalCluster(), tmp_path / ".slurm").outcomes(jobs))
 
 
 def test_a_computer_without_slurm_gets_one_line(tmp_path, monkeypatch, capsys):

@@ -60,6 +60,14 @@ def test_an_error_is_one_line():
     assert format_error(KeyError()) == "KeyError"
 
 
+def test_an_error_without_a_text_is_named():
+    class Unreadable(ValueError):
+        def __str__(self):
+            raise RuntimeError("a plugin's mistake")
+
+    assert format_error(Unreadable()) == "Unreadable"
+
+
 SCRIPT = """
 import atexit, sys, threading, time
 import torch

@@ -126,7 +126,8 @@ def sweep(
         opts=opts,
         plugins=plugins,
     )
-    outcomes = dict(launch(runs, build(Options(launcher, jobs, slurm=slurm), output)))
+    number = None if jobs is None else config.integer("jobs", jobs)
+    outcomes = dict(launch(runs, build(Options(launcher, number, slurm=slurm), output)))
     check_outcomes(outcomes.values(), len(runs))
     return runs
 

@@ -61,7 +61,12 @@ def format_error(error: BaseException) -> str:
 
     A loader's worker process puts a traceback and the error's type before the message, which is then the last line.
     """
-    text = error.strerror if isinstance(error, OSError) and error.filename is None and error.strerror else str(error)
+    try:
+        text = (
+            error.strerror if isinstance(error, OSError) and error.filename is None and error.strerror else str(error)
+        )
+    except Exception:  # of any kind: the error may be a plugin's
+        text = ""
     if "Traceback (most recent call last)" in text:
         text = text.strip().splitlines()[-1].removeprefix(f"{type(error).__name__}: ")
     return " ".join(text.split()) or type(error).__name__

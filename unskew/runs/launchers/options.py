@@ -8,6 +8,9 @@ from unskew.runs.launchers.jobs import Launcher
 
 NAMES = ("local", "ray", "slurm")
 
+# CPUs and GPUs of a run; Ray counts ten-thousandths.
+_LEAST, _MOST = 1e-4, 1_000_000
+
 
 @dataclass(frozen=True)
 class Options:
@@ -43,8 +46,8 @@ class Options:
             raise ValueError(f"--jobs must be at least 1 (got {self.jobs})")
         for name in ("cpus_per_run", "gpus_per_run"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < float("inf"):
-                raise ValueError(f"--{name.replace('_', '-')} must be 0 or more (got {value})")
+            if value and not _LEAST <= value <= _MOST:
+                raise ValueError(f"--{name.replace('_', '-')} must be 0, or {_LEAST} to {_MOST:,} (got {value})")
         if self.gpus_per_run and self.gpus_per_run > 1 and not float(self.gpus_per_run).is_integer():
             raise ValueError(f"--gpus-per-run above 1 must be a whole number (got {self.gpus_per_run})")
         on_ray = self.launcher == "ray" or (self.launcher == "local" and (self.jobs or 1) > 1)

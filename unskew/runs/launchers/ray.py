@@ -5,14 +5,16 @@ import logging
 import math
 import os
 import re
+import signal
 import socket
+import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from unskew.runs.launchers._ray_worker import Driver
 from unskew.runs.launchers.jobs import Job, Outcome, Remark, settled
-from unskew.utils.files import temporary_path
+from unskew.utils.files import temporary_path, write_error
 
 _MISSING = "--launcher ray and --jobs N need Ray: pip install 'unskew[ray]'"
 
@@ -77,14 +79,22 @@ class OnRay:
 
 @contextlib.contextmanager
 def _driver(output: str) -> Iterator[Driver]:
-    """Describe this process to the workers; a file in the output folder shows them whether they see that folder."""
-    os.makedirs(output, exist_ok=True)
+    """Describe this process to the workers; a file in the output folder shows them whether they see that folder.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     token, content = temporary_path(Path(output) / "driver"), os.urandom(16).hex()
-    token.write_text(content, encoding="utf-8")
     try:
+        try:
+            os.makedirs(output, exist_ok=True)
+            token.write_text(content, encoding="utf-8")
+        except OSError as error:
+            raise write_error(output, error) from error
         yield Driver(os.getcwd(), str(token), content)
     finally:
-        token.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            token.unlink()
 
 
 @contextlib.contextmanager
@@ -126,7 +136,21 @@ def _connected(options: Any, jobs: int, env: dict) -> Iterator[dict]:
     try:
         yield {}
     finally:
-        ray.shutdown()
+        with _uninterrupted():
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ignore Ctrl-C, so that a second one does not leave processes of Ray; it takes a second or two."""
+    if threading.current_thread() is not threading.main_thread():  # which alone receives Ctrl-C
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
 
 
 def _cpus(options: Any) -> float:

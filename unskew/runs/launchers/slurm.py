@@ -18,6 +18,7 @@ from unskew.runs.launchers.bundles import bundles, split
 from unskew.runs.launchers.jobs import Job, Outcome, Remark, WorkerError, settled
 from unskew.runs.launchers.options import Options
 from unskew.utils.errors import format_error
+from unskew.utils.files import write_error
 
 FOLDER = ".slurm"  # in the output folder; `unskew table` finds no run in it
 JOBS_PER_TASK = 4  # a task takes some time to load PyTorch, a tower and features
@@ -64,6 +65,7 @@ class Slurm:
 
         Raises:
             ValueError: sbatch refuses the options, or the controller does not answer.
+            OSError: the files of the tasks cannot be written.
         """
         found = settled(jobs)
         for position, outcome in found.items():
@@ -71,9 +73,14 @@ class Slurm:
         left = [position for position in range(len(jobs)) if position not in found]
         if not left:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / ".lock", timeout=300):
-            queued = self._attach_or_submit(jobs, left)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder / ".lock", timeout=300):
+                queued = self._attach_or_submit(jobs, left)
+        except OSError as error:
+            if error.strerror:  # not a lock that another command holds
+                raise write_error(self.folder, error) from error
+            raise
         if self.detach:
             return
         try:
