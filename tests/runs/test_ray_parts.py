@@ -137,6 +137,15 @@ def test_an_output_folder_that_cannot_be_written_is_named(tmp_path):
     assert str(tmp_path) in str(caught.value) and not list(tmp_path.iterdir())
 
 
+def test_the_file_of_a_killed_command_is_deleted(tmp_path):
+    code = "import os; from unskew.runs.launchers.ray import _driver; d = _driver('.'); d.__enter__(); os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == 9
+    (left,) = tmp_path.iterdir()
+    with on_ray._driver(str(tmp_path)) as driver:
+        assert not left.exists() and Path(driver.token).exists()
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("jobs", [1.5, "two", True])
 def test_a_number_of_workers_that_is_none_is_refused(jobs, tmp_path):
     with pytest.raises(ValueError, match="jobs"):

@@ -14,7 +14,7 @@ from typing import Any
 
 from unskew.runs.launchers._ray_worker import Driver
 from unskew.runs.launchers.jobs import Job, Outcome, Remark, settled
-from unskew.utils.files import temporary_path, write_error
+from unskew.utils.files import remove_leftovers, temporary_path, write_error
 
 _MISSING = "--launcher ray and --jobs N need Ray: pip install 'unskew[ray]'"
 
@@ -88,6 +88,7 @@ def _driver(output: str) -> Iterator[Driver]:
     try:
         try:
             os.makedirs(output, exist_ok=True)
+            remove_leftovers(output)  # the file of a command that was killed
             token.write_text(content, encoding="utf-8")
         except OSError as error:
             raise write_error(output, error) from error
