@@ -44,6 +44,22 @@ def children_of(session):
     return [line for line in lines if line.split()[0] == str(session)]
 
 
+def workers_of(process):
+    """Return the IDs of the workers that descend from a process; other tests may have workers at the same time."""
+    lines = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in lines.splitlines()[1:]]
+    family = {str(process)}
+    while more := {pid for pid, parent, _ in rows if parent in family} - family:
+        family |= more
+    return {pid for pid, _, command in rows if pid in family and command.startswith("ray::Worker")}
+
+
+def is_worker(process):
+    """Return whether a process is a worker of Ray, and no zombie."""
+    command = ["ps", "-o", "args=", "-p", process]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.startswith("ray::Worker")
+
+
 def test_two_workers_equal_this_process(at, data_root, tmp_path, monkeypatch):
     """Both workers encode the same images at once; failures, warnings and the table are those of one process."""
     words = command("Steady,GLA,Backdoor,Failing", data_root, "--threads", "2")
@@ -122,6 +138,8 @@ def test_a_closed_iterator_leaves_no_worker(at, data_root, monkeypatch):
     position, outcome = next(outcomes)
     assert position == 0 and outcome["accuracy"] > 50
     at.wait(lambda lines: lines)
+    workers = workers_of(os.getpid())
+    assert workers
     outcomes.close()
     assert not ray.is_initialized()
-    assert not any("ray::Worker" in line for line in children_of(os.getsid(0)))
+    assert not any(map(is_worker, workers))
