@@ -64,7 +64,7 @@ def _default_tree() -> CfgNode:
             RGS_P=0.2,
             GB_P=0.5,
             GB_K=21,
-            VIEWS=8,  # augmented views per training image that are encoded once; 0 encodes at every step
+            VIEWS=4,  # augmented views per training image that are encoded once; 0 encodes at every step
         ),
         DATASET=_node(
             ROOT="",
