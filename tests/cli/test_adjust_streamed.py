@@ -302,7 +302,7 @@ def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) // 1024
 
 peaks = []
-for count in (40000, 160000):
+for count in (100000, 250000):
     flags = [f"--{half}={sys.argv[1]}/{count}.npy@{sys.argv[1]}/w.npy" for half in ("zeroshot", "finetuned")]
     labels = f"--labels={sys.argv[1]}/{count}_y.npy"
     assert main(["adjust", *flags, labels, f"--out={sys.argv[1]}/out.safetensors", "--method", "map"]) == 0
@@ -315,10 +315,10 @@ print(*peaks)
 @pytest.mark.skipif(sys.platform != "linux", reason="VmHWM")
 def test_memory_does_not_grow_with_the_samples(tmp_path):
     rng = np.random.default_rng(0)
-    weights = rng.normal(size=(400, 8)).astype(np.float32)
+    weights = rng.normal(size=(200, 8)).astype(np.float32)
     np.save(tmp_path / "w.npy", weights / np.linalg.norm(weights, axis=1, keepdims=True))
-    for count in (40_000, 160_000):  # the logits of each half have 64 and 256 MB
-        labels = rng.integers(400, size=count)
+    for count in (100_000, 250_000):  # the logits of each half have 80 and 200 MB
+        labels = rng.integers(200, size=count)
         np.save(tmp_path / f"{count}_y.npy", labels)
         features = weights[labels] / 3 + 0.3 * rng.normal(size=(count, 8))
         np.save(tmp_path / f"{count}.npy", features.astype(np.float32))

@@ -24,7 +24,7 @@ from unskew.debias._validation import (
 
 # A source with at most so many logits and rows is loaded, and has the results of an array. Of a larger one as many rows
 # are kept: a fit on them is the start of the fits on all rows.
-KEPT_NUMBERS = 2**24
+KEPT_NUMBERS = 2**23
 KEPT_ROWS = 2**16
 
 # Random rows that are always kept, for the correlation of the classes, a check of the temperature, and its grid.

@@ -110,8 +110,8 @@ def estimate_log_prior(
 
     A *source* is ``[N, C]`` and is read block by block; it has ``is_source = True``, ``shape``, ``device``, ``dtype``,
     ``block_rows`` (the rows to read at once) and ``source[slice]``. Its fits take constant memory and some passes over
-    the logits: ``map`` takes 5 or 6 at 1,000 classes. A source of less than 2^24 logits is loaded. ``eigen``,
-    ``released`` and the strength "cv" need all logits in memory.
+    the logits: ``map`` takes 5 or 6 at 1,000 classes. A source of at most 2^23 logits and 2^16 rows is loaded.
+    ``eigen``, ``released`` and the strength "cv" need all logits in memory.
 
     Args:
         logits: ``[N, C]``, NumPy or torch, or a source.
