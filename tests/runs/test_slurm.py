@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -305,7 +306,10 @@ def test_a_cancelled_task_is_an_error_and_an_interrupt_cancels_the_array(real, d
 def test_a_task_that_no_node_can_run_is_explained(real, data_root, capsys):
     argv = sweep(data_root, "ZeroshotCLIP", "1", 1, "--launcher", "slurm", "--slurm", "cpus_per_task=64")
     command = driver(argv)
-    line = until(lambda: next((line for line in command.stderr if "change --slurm" in line), None))
+    limit = threading.Timer(120, command.kill)  # then the next line fails instead of waiting
+    limit.start()
+    line = next((line for line in command.stderr if "change --slurm" in line), "")
+    limit.cancel()
     assert "PENDING (" in line and "1 task" in line
     command.send_signal(signal.SIGKILL)  # the task stays
     command.wait()
