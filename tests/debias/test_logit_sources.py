@@ -36,7 +36,7 @@ def write(path, rows: torch.Tensor, fixed: bool = True, group: int = 20):
     if path.suffix == ".npy":
         np.save(path, rows.numpy())
     elif path.suffix == ".safetensors":
-        save_file({"logits": rows, "other": rows[0].clone()}, path)
+        save_file({"logits": rows, "other": torch.zeros(WIDTH)}, path)
     else:
         columns = {"label": pa.array(np.arange(len(rows)) % 5), "logits": lists(rows.numpy(), fixed)}
         pq.write_table(pa.table(columns), path, row_group_size=group)
@@ -347,21 +347,37 @@ def test_a_truncated_file(tmp_path, suffix):
 def test_a_file_that_is_cut_after_it_was_opened(tmp_path, suffix):
     source = open_source(write(tmp_path / f"a{suffix}", LOGITS))
     os.truncate(tmp_path / f"a{suffix}", 600)
-    with pytest.raises(ValueError, match=f"a{suffix}'"):
+    with pytest.raises(ValueError, match=f"a{suffix}' has changed"):
         source[90:]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_file_that_is_written_again_between_two_passes(tmp_path, suffix):
+    path = write(tmp_path / f"a{suffix}", LOGITS)
+    source = open_source(path)
+    assert torch.equal(source[:50], LOGITS[:50])
+    write(tmp_path / f"b{suffix}", LOGITS + 1)  # of the same shape
+    os.replace(tmp_path / f"b{suffix}", path)
+    os.utime(path, (0, 0))  # the clock of some file systems is coarse
+    with pytest.raises(ValueError, match=f"a{suffix}' has changed while it was read: start again"):
+        source[50:]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_shards_without_rows_are_left_out(tmp_path, suffix):
+    """Spark writes an empty file for a part without rows."""
+    check_rows(ShardedLogits(shards(tmp_path, suffix, [0, 50, 0, 53, 0])))
+    refuses(tmp_path / f"shard_0{suffix}", f"shard_0{suffix}' has no rows")
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_integers_and_other_shapes(tmp_path, suffix):
     refuses(write(tmp_path / f"int{suffix}", LOGITS.long()), "floating")
     if suffix != ".parquet":
-        for name, rows in (("flat", LOGITS[0]), ("cube", LOGITS[None]), ("none", LOGITS[:0])):
+        for name, rows in (("flat", LOGITS[0]), ("cube", LOGITS[None]), ("none", LOGITS[:, :0])):
             path = tmp_path / f"{name}{suffix}"
             np.save(path, rows.numpy()) if suffix == ".npy" else save_file({"x": rows.clone()}, path)
             refuses(path, r"\[N, C\]")
-    else:
-        pq.write_table(pa.table({"logits": lists(LOGITS[:0].numpy(), True)}), tmp_path / "none.parquet")
-        refuses(tmp_path / "none.parquet", "no rows")
 
 
 class Trap:
@@ -415,6 +431,25 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
     path = write(tmp_path / "a.parquet", LOGITS)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     refuses(path, r"pip install 'unskew\[import\]'")
+
+
+def test_paths_with_an_at_sign_or_a_colon(tmp_path):
+    """Folders such as user@host:1 and files such as text@v2.npy are no classifiers or keys."""
+    folder = tmp_path / "user@host:1" / "x@y"
+    folder.mkdir(parents=True)
+    rows = FEATURES.clone()
+    for number in range(2):
+        write(folder / f"a_{number}.npy", rows[50 * number : 50 + 53 * number])
+    np.save(folder.parent / "text@v2.npy", WEIGHTS.numpy())
+    source = open_source(f"{folder}/a_*.npy@{folder.parent}/text@v2.npy")
+    assert torch.equal(source[:], FeatureLogits(rows, WEIGHTS)[:])
+
+
+def test_files_whose_numbers_are_equal_have_one_order(tmp_path, monkeypatch):
+    paths = [write(tmp_path / f"a_{name}.npy", LOGITS) for name in ("01", "1", "02", "2", "10")]
+    for order in (paths, paths[::-1]):
+        monkeypatch.setattr(sources.glob, "glob", lambda _, order=order: list(map(str, order)))
+        assert open_source(f"{tmp_path}/a_*.npy").paths == paths
 
 
 def test_specs_that_contradict_each_other(tmp_path):

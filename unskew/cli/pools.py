@@ -2,11 +2,18 @@
 
 import logging
 import multiprocessing
-from collections.abc import Iterator
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 LAUNCHERS = ("local", "ray")
+
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -20,15 +27,57 @@ def open_pool(launcher: str, jobs: int | None) -> Iterator[Any]:
 
     Raises:
         ValueError: Ray is not installed, or has fewer CPUs than ``jobs``.
+        ChildProcessError: A signal has ended a local process.
     """
     if launcher == "ray":
         with _ray_pool(jobs) as pool:
             yield pool
     elif jobs is None or jobs == 1:
         yield None
-    else:  # spawned processes do not inherit the locks of PyTorch's threads
-        with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+    else:
+        with _local_pool(jobs) as pool:
             yield pool
+
+
+class _LocalPool(ProcessPoolExecutor):
+    """Processes that ignore Ctrl-C from their start; this process ends them. They start when they are needed."""
+
+    def submit(self, function: Callable[..., Result], /, *args: Any, **options: Any) -> "Future[Result]":
+        """Submit a call; a new process inherits the signals that are blocked."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            return super().submit(function, *args, **options)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _local_pool(jobs: int) -> Iterator[Any]:
+    others = set(multiprocessing.active_children())
+    # Spawned processes do not inherit the locks of PyTorch's threads.
+    pool = _LocalPool(jobs, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+    try:
+        yield pool
+    except BaseException as error:
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        if isinstance(error, BrokenProcessPool):
+            message = "a process of --jobs was killed, perhaps because the memory is full: choose a smaller --jobs"
+            raise ChildProcessError(message) from None
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """End this process when the process that started it is killed."""
+
+    def watch() -> None:
+        if (parent := multiprocessing.parent_process()) is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

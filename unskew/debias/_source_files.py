@@ -6,9 +6,9 @@ page of a file stays in memory after its block.
 
 import importlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,23 +27,24 @@ PARQUET_BUFFER, PARQUET_ROWS = 2**20, 1024
 MOST_CURSORS = 8
 
 
-class RowFile(Protocol):
+class RowFile:
     """An opened file of rows.
 
     Attributes:
         path: The file.
         shape: N and D.
         dtype: Type of the numbers in the file.
+        state: Size and time of the file when it was opened.
     """
 
     path: Path
     shape: tuple[int, int]
     dtype: torch.dtype
-
-    def __init__(self, path: Path, key: str, preferred: tuple[str, ...]) -> None: ...
+    state: tuple[int, int]
 
     def read(self, first: int, last: int) -> Tensor:
         """Return the rows from ``first`` to ``last``, ``[last - first, D]``."""
+        raise NotImplementedError
 
 
 def open_rows(path: str | Path, key: str = "", preferred: tuple[str, ...] = ()) -> RowFile:
@@ -68,10 +69,19 @@ def open_rows(path: str | Path, key: str = "", preferred: tuple[str, ...] = ()) 
     path.open("rb").close()  # a missing permission is not a damaged file
     if path.suffix == ".npy" and key:
         raise ValueError(f"'{path}' holds one array without a name: omit ':{key}'")
+    state = _state(path)
     try:
-        return kind(path, key, preferred)
+        file = kind(path, key, preferred)
     except DAMAGE as error:
         raise _unreadable(path, error) from None
+    file.state = state
+    return file
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """Return what changes when a file is written again: its size and its time in nanoseconds."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def read_block(file: RowFile, first: int, last: int) -> Tensor:
@@ -81,11 +91,13 @@ def read_block(file: RowFile, first: int, last: int) -> Tensor:
         ValueError: The file is damaged, or has changed since it was opened.
     """
     try:
-        rows = file.read(first, last)
+        rows, problem = file.read(first, last), None
     except DAMAGE as error:
-        raise _unreadable(file.path, error) from None
-    if rows.shape != (last - first, file.shape[1]):
+        rows, problem = torch.empty(0), _unreadable(file.path, error)
+    if file.path.exists() and _state(file.path) != file.state:
         raise ValueError(f"'{file.path}' has changed while it was read: start again")
+    if problem:
+        raise problem
     return rows
 
 
@@ -96,14 +108,14 @@ def _unreadable(path: Path, error: BaseException) -> ValueError:
 
 
 def _check(shape: tuple[int, ...], dtype: object, floating: bool) -> tuple[int, int]:
-    if len(shape) != 2 or 0 in shape:
-        raise ValueError(f"expected [N, C] with N and C of at least 1 (got {list(shape)})")
+    if len(shape) != 2 or shape[1] == 0:
+        raise ValueError(f"expected [N, C] with C of at least 1 (got {list(shape)})")
     if not floating:
         raise ValueError(f"expected floating-point numbers (got {dtype})")
     return shape[0], shape[1]
 
 
-class _NpyRows:
+class _NpyRows(RowFile):
     def __init__(self, path: Path, key: str, preferred: tuple[str, ...]) -> None:
         array = np.load(path, mmap_mode="r", allow_pickle=False)  # checks the size of the file too
         if not isinstance(array, np.memmap):
@@ -122,7 +134,7 @@ class _NpyRows:
         return torch.from_numpy(block.astype(self._stored.newbyteorder("="), copy=False).reshape(-1, width))
 
 
-class _SafetensorsRows:
+class _SafetensorsRows(RowFile):
     def __init__(self, path: Path, key: str, preferred: tuple[str, ...]) -> None:
         self.path = path
         with safe_open(path, framework="pt") as file:
@@ -142,7 +154,7 @@ class _Cursor(NamedTuple):
     rest: Tensor  # decoded rows that were not requested
 
 
-class _ParquetRows:
+class _ParquetRows(RowFile):
     """Lists of floats in a column, one list of D numbers per row.
 
     A reader decodes a column from the start of a row group, so a block that continues the last one reuses its reader.
@@ -162,8 +174,9 @@ class _ParquetRows:
         samples, kind = self._starts[-1], file.schema_arrow.field(self._key).type
         if not _is_list(kind):
             raise ValueError(f"the column '{self._key}' must hold a list of numbers per row (got {kind})")
-        if not samples:
-            raise ValueError("it has no rows")
+        if not samples:  # the width of its lists is unknown
+            self.shape, self.dtype = (0, 0), torch.float32
+            return
         first = next(file.iter_batches(1, columns=[self._key], use_threads=False)).column(0)
         row = np.asarray(first[0].values.to_numpy(zero_copy_only=False) if first[0].is_valid else [])
         self.shape = _check((samples, len(row)), kind, row.dtype.kind == "f")
@@ -238,5 +251,9 @@ def import_parquet(path: Path) -> Any:
         raise ValueError(f"'{path}' needs pyarrow: pip install 'unskew[import]'") from None
 
 
-_KINDS: dict[str, type[RowFile]] = {".npy": _NpyRows, ".safetensors": _SafetensorsRows, ".parquet": _ParquetRows}
+_KINDS: dict[str, Callable[[Path, str, tuple[str, ...]], RowFile]] = {
+    ".npy": _NpyRows,
+    ".safetensors": _SafetensorsRows,
+    ".parquet": _ParquetRows,
+}
 SUFFIXES = tuple(_KINDS)

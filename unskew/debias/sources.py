@@ -77,7 +77,7 @@ class ShardedLogits(Source):
 
     Args:
         paths: ``.npy``, ``.safetensors`` or ``.parquet`` files ``[N_i, C]``. A Parquet column holds a list of C numbers
-            per row.
+            per row. Files without rows are left out.
         key: Tensor or column of the files, if they hold several.
         preferred: Keys to try without a ``key``.
 
@@ -91,7 +91,10 @@ class ShardedLogits(Source):
             paths = [paths]
         if not len(paths):
             raise ValueError("a list of shards needs at least one file (got none)")
-        self._files: list[RowFile] = [open_rows(path, key, tuple(preferred)) for path in paths]
+        opened = [open_rows(path, key, tuple(preferred)) for path in paths]
+        self._files: list[RowFile] = [file for file in opened if file.shape[0]]
+        if not self._files:
+            raise ValueError(f"'{opened[0].path}' has no rows")
         first = self._files[0]
         for file in self._files:
             if file.shape[1] != first.shape[1]:
@@ -192,8 +195,7 @@ class FeatureLogits(Source):
         return max(1, BLOCK // (self.shape[1] + self._features.shape[1]))
 
     def __getstate__(self) -> dict[str, Any]:
-        dropped = {"_weights": None} if isinstance(self._classifier, str) else {}
-        return vars(self) | dropped
+        return vars(self) | {"_weights": None}
 
     def _load(self) -> Tensor:
         """Return the scaled classifier ``[C, D]``."""
@@ -304,10 +306,12 @@ def open_source(
 
 def split_features(spec: str) -> tuple[str, str]:
     """Return the features and the classifier of ``FEATURES@CLASSIFIER``; the classifier of other specs is empty."""
-    features, _, classifier = spec.rpartition("@")
-    suffixes = split_spec(features)[0].suffix, split_spec(classifier)[0].suffix
-    if suffixes[0] in SUFFIXES and suffixes[1] in CLASSIFIER_SUFFIXES and not Path(spec).is_file():
-        return features, classifier
+    words = spec.split("@")  # names of folders and files may have an @ too
+    for place in range(1, len(words)):
+        features, classifier = "@".join(words[:place]), "@".join(words[place:])
+        suffixes = split_spec(features)[0].suffix, split_spec(classifier)[0].suffix
+        if suffixes[0] in SUFFIXES and suffixes[1] in CLASSIFIER_SUFFIXES and not Path(spec).is_file():
+            return features, classifier
     return spec, ""
 
 
@@ -337,6 +341,7 @@ def find_files(specs: Sequence[str]) -> list[Path]:
     return sorted(found, key=_natural)
 
 
-def _natural(path: Path) -> list[tuple[int, int | str]]:
+def _natural(path: Path) -> tuple[list[int | str], str]:
+    """Return a key that orders numbers by their value, and equal ones (``01`` and ``1``) by their digits."""
     parts = re.split(r"(\d+)", str(path))
-    return [(number % 2, int(part) if number % 2 else part) for number, part in enumerate(parts)]
+    return [int(part) if number % 2 else part for number, part in enumerate(parts)], str(path)
