@@ -307,6 +307,37 @@ def test_a_killed_process_ends_the_run_with_one_line(data_root, tmp_path):
 
 
 @pytest.mark.world
+def test_a_killed_command_leaves_no_processes(data_root, tmp_path):
+    with long_run(tmp_path, data_root) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.kill()
+        process.communicate(timeout=60)  # until the last process has closed its output
+        for child in children:
+            with contextlib.suppress(FileNotFoundError):  # a zombie in a container without init
+                assert Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+
+
+@pytest.mark.world
+def test_an_interrupt_during_the_imports_is_one_line(tmp_path):
+    """PyTorch cannot be imported a second time after an interrupt."""
+    (tmp_path / "plugin.py").write_text(
+        "import os, signal, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'torch.nn':\n"
+        "            sys.meta_path.remove(self)\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+    )
+    code = "import plugin, sys; from unskew.cli.main import main; sys.exit(main())"
+    words = ("train", "-d", "digits", "-t", "CoOp", "--shots", "2")
+    more = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "1", "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.getcwd()}"}
+    done = start((sys.executable, "-c", code, *words), tmp_path, **more)
+    assert done.returncode == 130 and "interrupted" in done.stderr
+    assert len(done.stderr.split("\n")) == 3, done.stderr
+
+
+@pytest.mark.world
 def test_an_evaluation_with_two_processes_equals_one(data_root, tmp_path):
     flags = ("-d", "digits", "-b", "micro-vit", "-t", "FineTune", "--shots", "2", "--root", data_root, *SHORT)
     assert start((sys.executable, *UNSKEW, "train", *flags, "--output-dir", "run"), tmp_path).returncode == 0
@@ -320,7 +351,11 @@ def test_an_evaluation_with_two_processes_equals_one(data_root, tmp_path):
 def test_a_wrong_number_of_devices_is_an_error(monkeypatch):
     with pytest.raises(ValueError, match="at least 1"):
         devices.check(0, use_cuda=True)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(1))
     assert not devices.check(1, use_cuda=False) and devices.check(2, use_cuda=False)
+    with pytest.raises(ValueError, match="--devices 100 is more than the 1 CPU cores"):
+        devices.check(100, use_cuda=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(3))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert devices.check(2, use_cuda=True) and devices.check(3, use_cuda=False)

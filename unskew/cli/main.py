@@ -6,6 +6,7 @@ Commands import torch only when they need it, so that a mistyped name or key is 
 import argparse
 import functools
 import io
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -27,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of classes and files may not fit the terminal's encoding
         sys.stdout.reconfigure(errors="backslashreplace")
+    if argv is None and (launcher := os.environ.pop(processes.LAUNCHER, "")):
+        processes.end_with(int(launcher))
     if argv is None and not processes.is_main():
         processes.quieten()
     arguments = parse(argv)

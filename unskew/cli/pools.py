@@ -4,12 +4,13 @@ import logging
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
+
+from unskew.utils import processes
 
 LAUNCHERS = ("local", "ray")
 
@@ -54,8 +55,8 @@ class _LocalPool(ProcessPoolExecutor):
 @contextmanager
 def _local_pool(jobs: int) -> Iterator[Any]:
     others = set(multiprocessing.active_children())
-    # Spawned processes do not inherit the locks of PyTorch's threads.
-    pool = _LocalPool(jobs, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+    context = multiprocessing.get_context("spawn")  # these processes do not inherit the locks of PyTorch's threads
+    pool = _LocalPool(jobs, context, initializer=processes.end_with, initargs=(os.getpid(),))
     try:
         yield pool
     except BaseException as error:
@@ -67,17 +68,6 @@ def _local_pool(jobs: int) -> Iterator[Any]:
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    """End this process when the process that started it is killed."""
-
-    def watch() -> None:
-        if (parent := multiprocessing.parent_process()) is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

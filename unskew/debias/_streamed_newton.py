@@ -1,8 +1,8 @@
 """Minimisation over sources: as few passes as possible, because a pass reads all logits.
 
 A fit starts at the minimum for a subset of the images that is kept in memory. Newton's method with the whole Hessian
-then needs 4 or 5 passes at 1,000 classes. L-BFGS-B took 12 to 14 with the Hessian of the subset as preconditioner.
-Above `MOST_WHOLE` classes the Hessian is too large, and L-BFGS-B uses its diagonal.
+then needs 4 or 5 passes at 1,000 classes. Above `MOST_WHOLE` classes the Hessian is too large. There L-BFGS-B in
+variables that its diagonal scales needs more passes.
 """
 
 from typing import NamedTuple, Protocol, cast

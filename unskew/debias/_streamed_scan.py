@@ -44,7 +44,7 @@ class Streamed:
         label_below: Sum of the logits of the labels minus the row maxima.
         correct: Images whose largest logit is that of the label.
         rows: ``[n]``, rows that are kept, ascending.
-        kept: ``[n, C]``, their logits.
+        kept: ``[n, C]``, their logits in the source, before the division.
         drawn: Places in ``rows`` of random rows, in the order in which `unskew.debias._softmax.some_rows` draws them.
         chosen: ``[n]``, whether a kept row is one of the subset for starts, in which no class has many more images than
             another; without labels the subset is random.
@@ -92,16 +92,21 @@ class Streamed:
         by = torch.as_tensor(temperature, dtype=torch.float64)
         sums = {name: getattr(self, name) / float(by) for name in ("largest", "label_logit", "label_below")}
         before = 1.0 if self.temperature is None else self.temperature
-        return dataclasses.replace(self, kept=self.kept / by, temperature=before * by, **sums)
+        return dataclasses.replace(self, temperature=before * by, **sums)
 
     def some(self, most: int) -> tuple[Tensor, Tensor | None]:
         """Return the logits and labels of the rows of `unskew.debias._softmax.some_rows`, ascending."""
         places = self.drawn[:most].sort().values
-        return self.kept[places], None if self.labels is None else self.labels[self.rows[places]]
+        return self._kept(places), None if self.labels is None else self.labels[self.rows[places]]
 
     def subset(self) -> tuple[Tensor, Tensor | None]:
         """Return the logits and labels of the subset for starts."""
-        return self.kept[self.chosen], None if self.labels is None else self.labels[self.rows[self.chosen]]
+        return self._kept(self.chosen), None if self.labels is None else self.labels[self.rows[self.chosen]]
+
+    def _kept(self, places: Tensor) -> Tensor:
+        """Return some of the kept logits, divided by the temperature."""
+        logits = self.kept[places]
+        return logits if self.temperature is None else logits.div_(self.temperature)
 
 
 def loads(source: Source) -> bool:

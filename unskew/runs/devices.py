@@ -26,7 +26,8 @@ def check(number: int, use_cuda: bool) -> bool:
         use_cuda: whether the run may use GPUs.
 
     Raises:
-        ValueError: the number is below 1, differs from the processes that run already, or exceeds the GPUs.
+        ValueError: the number is below 1, differs from the processes that run already, or exceeds the GPUs (without a
+            GPU, the CPU cores; two processes are always possible).
     """
     if number < 1:
         raise ValueError(f"--devices must be at least 1 (got {number})")
@@ -39,6 +40,8 @@ def check(number: int, use_cuda: bool) -> bool:
     gpus = _gpus(use_cuda)
     if 0 < gpus < number:
         raise ValueError(f"--devices {number} is more than the {gpus} visible GPUs: lower it, or set USE_CUDA False")
+    if not gpus and number > max(2, _cores()):
+        raise ValueError(f"--devices {number} is more than the {_cores()} CPU cores: lower it")
     return number > 1
 
 
@@ -46,6 +49,10 @@ def _gpus(use_cuda: bool) -> int:
     import torch
 
     return torch.cuda.device_count() if use_cuda and torch.cuda.is_available() else 0
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def start(words: Sequence[str], number: int, cfg: CfgNode) -> int:
@@ -64,6 +71,7 @@ def start(words: Sequence[str], number: int, cfg: CfgNode) -> int:
 
     _share_threads(number, _gpus(cfg.USE_CUDA))
     places = [str(Path(unskew.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ[processes.LAUNCHER] = str(os.getpid())
     os.environ["PYTHONPATH"] = os.pathsep.join(places)  # the processes use this copy of the package
     with _quiet_launcher(), tempfile.TemporaryDirectory() as folder:
         launch = LaunchConfig(
@@ -88,8 +96,7 @@ def start(words: Sequence[str], number: int, cfg: CfgNode) -> int:
 def _share_threads(number: int, gpus: int) -> None:
     """Give each process its share of the CPU's cores, unless the user chose a number of threads."""
     if not gpus and threads.requested() is None and "OMP_NUM_THREADS" not in os.environ:
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        os.environ["OMP_NUM_THREADS"] = str(max(1, cpus // number))
+        os.environ["OMP_NUM_THREADS"] = str(max(1, _cores() // number))
 
 
 def _code(status: int) -> int:

@@ -10,6 +10,7 @@ import functools
 import io
 import os
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 INTERRUPTED = 130  # the exit code; the launcher interrupts all processes, and the main one prints it
+
+LAUNCHER = "UNSKEW_LAUNCHER"  # environment variable: the process of --devices that started this one
 
 # A process may wait long for the main one, which may wait for another run. A process that ends is noticed at once.
 _PATIENCE = datetime.timedelta(days=7)
@@ -49,6 +52,21 @@ def cores() -> int:
 def is_main() -> bool:
     """Return whether this process writes the files and prints the lines."""
     return rank() == 0
+
+
+def end_with(parent: int) -> None:
+    """End this process soon after its parent has ended, for instance because that was killed.
+
+    Args:
+        parent: the number of the parent process.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def quieten() -> None:
@@ -196,7 +214,8 @@ def post(text: str, code: int) -> None:
         text: the message.
         code: the exit code.
     """
-    if count() > 1:
+    interrupted_import = code == INTERRUPTED and "torch" not in sys.modules  # a second import would fail
+    if count() > 1 and not interrupted_import:
         with contextlib.suppress(RuntimeError):  # there is no store
             _store().set(f"error {rank()}", f"{code} {text}")
 
