@@ -262,59 +262,66 @@ def long_run(folder, data_root):
     command = (sys.executable, *UNSKEW, *words, "--output-dir", "long", "OPTIM.MAX_EPOCH", "5000")
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, cwd=folder, env=environment(folder), start_new_session=True, **streams)
+    children = []
     try:
         next(line for line in process.stdout if line.startswith("epoch "))
-        yield process
+        children = children_of(process)
+        assert len(children) == 2
+        yield process, children
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        for number in filter(is_running, [process.pid, *children]):
+            os.kill(number, signal.SIGKILL)
         process.communicate()
 
 
-def assert_all_have_ended(group):
-    for _ in range(100):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(group, 0)
-            time.sleep(0.1)
-            continue
-        return
-    raise AssertionError("a process of the run still exists")
+def children_of(process):
+    """Return the processes that a launcher has started; each is in a session of its own."""
+    return list(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
+
+
+def is_running(number):
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        state = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
+        return state not in "ZX"  # a zombie in a container without init
+    return False
+
+
+def assert_all_have_ended(numbers):
+    last = time.monotonic() + 30
+    while any(map(is_running, numbers)):
+        assert time.monotonic() < last, "a process of the run still exists"
+        time.sleep(0.1)
 
 
 @pytest.mark.world
 @pytest.mark.parametrize("all_of_them", [True, False])
 def test_an_interrupt_ends_all_processes_with_one_line(all_of_them, data_root, tmp_path):
-    with long_run(tmp_path, data_root) as process:
+    with long_run(tmp_path, data_root) as (process, children):
         (os.killpg if all_of_them else os.kill)(process.pid, signal.SIGINT)  # a terminal signals the group
         _, error = process.communicate(timeout=60)
         assert process.returncode == 130
         assert [line for line in error.splitlines() if line] == [
             "unskew: interrupted; run the same command again to resume (finished runs are kept)"
         ]
-        assert_all_have_ended(process.pid)
+        assert_all_have_ended(children)
 
 
 @pytest.mark.world
 def test_a_killed_process_ends_the_run_with_one_line(data_root, tmp_path):
-    with long_run(tmp_path, data_root) as process:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        os.kill(int(children[1]), signal.SIGKILL)
+    with long_run(tmp_path, data_root) as (process, children):
+        os.kill(children[1], signal.SIGKILL)
         _, error = process.communicate(timeout=60)
         assert process.returncode == 128 + signal.SIGKILL
         (line,) = error.splitlines()
         assert "SIGKILL" in line
-        assert_all_have_ended(process.pid)
+        assert_all_have_ended(children)
 
 
 @pytest.mark.world
 def test_a_killed_command_leaves_no_processes(data_root, tmp_path):
-    with long_run(tmp_path, data_root) as process:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    with long_run(tmp_path, data_root) as (process, children):
         process.kill()
-        process.communicate(timeout=60)  # until the last process has closed its output
-        for child in children:
-            with contextlib.suppress(FileNotFoundError):  # a zombie in a container without init
-                assert Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+        assert_all_have_ended(children)
 
 
 @pytest.mark.world
