@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from plugin_traces import as_a_process
 
 import unskew
 from unskew.cli.main import main
@@ -241,12 +242,13 @@ def test_a_run_elsewhere_keeps_its_fingerprint(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text("", encoding="utf-8")
     (tmp_path / "beside.py").write_text("", encoding="utf-8")
     run = Run("digits", "GLA", shots=1, seed=1, output=str(tmp_path / "out"), plugins=(str(tmp_path / "mine.py"),))
-    moved = elsewhere.moved(run, "/root-of-worker")
-    assert moved.output == f"/root-of-worker{tmp_path}/out" and moved.plugins[0].startswith("/root-of-worker")
-    assert config_hash(elsewhere.replace(moved, plugins=()).config) == config_hash(run.config)
-    assert elsewhere.moved(Run("digits", "GLA", output="out"), "/r").output == "out"
-    sent = {Path(path).name for path in elsewhere.reads(run).sent}
-    assert {"mine.py", "beside.py"} <= sent
+    with as_a_process(tmp_path):
+        moved = elsewhere.moved(run, "/root-of-worker")
+        assert moved.output == f"/root-of-worker{tmp_path}/out" and moved.plugins[0].startswith("/root-of-worker")
+        assert config_hash(elsewhere.replace(moved, plugins=()).config) == config_hash(run.config)
+        assert elsewhere.moved(Run("digits", "GLA", output="out"), "/r").output == "out"
+        sent = {Path(path).name for path in elsewhere.reads(run).sent}
+        assert {"mine.py", "beside.py"} <= sent
 
 
 def test_paths_in_keys_are_sent_if_relative_and_must_exist_if_absolute(tmp_path, monkeypatch):

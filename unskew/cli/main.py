@@ -32,12 +32,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         processes.end_with(int(launcher))
     if argv is None and not processes.is_main():
         processes.quieten()
+    return exit_code(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int | None:
     arguments = parse(argv)
     arguments.words = list(sys.argv[1:] if argv is None else argv)  # for the processes of --devices
     if argv is None:  # the process is this command's
         libraries.allow_freezing()
     with threads.override(getattr(arguments, "threads", None)):
-        return exit_code(lambda: arguments.command(arguments))
+        code: int | None = arguments.command(arguments)
+    return code
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

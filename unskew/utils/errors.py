@@ -106,6 +106,12 @@ def _code_of(command: Callable[[], int | None], hint: str) -> int:
         if os.environ.get("UNSKEW_DEBUG"):
             raise
         return _print_error(f"unskew: error: {format_error(error)}{hint}", 2)
+    except SystemExit:  # of the parser, after a help text; the interpreter would complain that it cannot flush
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _reader_has_ended()
+        raise
     except Exception as error:
         if lost := processes.lost_peer(error):
             code, text = lost
