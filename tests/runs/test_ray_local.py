@@ -90,7 +90,13 @@ def test_an_interrupt_stops_all_processes_and_the_next_sweep_resumes(at, data_ro
     monkeypatch.setenv("UNSKEW_TEST_PAUSE", "1")
     words = command("Steady", data_root, "--output", "out", "--jobs", "2")
     words += ["OPTIM.MAX_EPOCH", "8", "TRAIN.CHECKPOINT_FREQ", "1"]
-    process = subprocess.Popen(unskew(*words), start_new_session=True, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        unskew(*words),
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background process ignores it
+    )
     at.wait(lambda lines: len({line[2] for line in lines if line[0] == "epoch"}) == 2)  # both workers train
     time.sleep(1.5)  # for the checkpoint, which follows the journal's line
     for _ in range(12):  # an impatient user; a terminal sends it to all processes

@@ -22,9 +22,8 @@ _BESIDE = ("trainers", "datasets", "configs")
 def _folders() -> dict[str, Path]:
     """Return the folders of the code by their names inside the package."""
     home = Path(unskew.__file__).parent
-    places = [Path(place) for place in unskew.__path__]
-    beside = {name: next(place / name for place in reversed(places) if (place / name).is_dir()) for name in _BESIDE}
-    return {"": home, **beside}
+    found = {name: Path(place) / name for place in unskew.__path__ for name in _BESIDE if (Path(place) / name).is_dir()}
+    return {"": home, **{name: found[name] for name in _BESIDE if name in found}}  # other code may lack one
 
 
 @functools.cache
