@@ -1,7 +1,7 @@
 """Tables of finished runs as text and LaTeX."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unskew.runs.tables import labelled, mean_and_deviation
 from unskew.runs.tables.cells import (
@@ -34,7 +34,20 @@ _Key = tuple[str, str, str, str, str]  # dataset, backbone, trainer, shots in wo
 _Column = tuple[str, str, str]  # header, shots in words, metric
 
 
-def table(
+def table(rows: Sequence[Mapping], metric: str = "accuracy", style: str = "github", **options: Any) -> str:
+    """Return the tables of `tables_and_notes`, which has the arguments, as one text."""
+    if not rows:
+        return "no finished runs"
+    return joined(*tables_and_notes(rows, metric, style, **options), style)
+
+
+def joined(parts: Sequence[str], notes: Sequence[str], style: str = "github") -> str:
+    """Return tables and the notes below them as one text; in LaTeX, notes are comments."""
+    start = "% " if style.startswith("latex") else ""
+    return "\n\n".join([*parts, *(f"{start}{note}" for note in dict.fromkeys(notes))])
+
+
+def tables_and_notes(
     rows: Sequence[Mapping],
     metric: str = "accuracy",
     style: str = "github",
@@ -44,8 +57,8 @@ def table(
     compare: str = "",
     title: str = "",
     headers: Mapping[str, str] | None = None,
-) -> str:
-    """Return tables whose rows are trainers and whose cells are mean ± standard deviation over seeds.
+) -> tuple[list[str], list[str]]:
+    """Return tables whose rows are trainers and whose cells are mean ± standard deviation over seeds, and their notes.
 
     There is one table for each dataset and backbone, in the order of the rows, and then the averages over datasets.
     Trainers whose predictions used the unlabelled test images are marked, and so are cells whose runs skipped
@@ -66,29 +79,6 @@ def table(
     Raises:
         ValueError: no row has a metric, or the comparison is impossible; the message lists the known names.
     """
-    if not rows:
-        return "no finished runs"
-    return joined(*tables_and_notes(rows, metric, style, columns, together, ci, compare, title, headers), style)
-
-
-def joined(parts: Sequence[str], notes: Sequence[str], style: str = "github") -> str:
-    """Return tables and the notes below them as one text; in LaTeX, notes are comments."""
-    start = "% " if style.startswith("latex") else ""
-    return "\n\n".join([*parts, *(f"{start}{note}" for note in dict.fromkeys(notes))])
-
-
-def tables_and_notes(
-    rows: Sequence[Mapping],
-    metric: str = "accuracy",
-    style: str = "github",
-    columns: Sequence[str] = (),
-    together: bool = False,
-    ci: bool = False,
-    compare: str = "",
-    title: str = "",
-    headers: Mapping[str, str] | None = None,
-) -> tuple[list[str], list[str]]:
-    """Return the tables of `table`, with their titles, and the notes that belong below them."""
     cells, notes = all_cells(rows, columns or [metric], together, ci, compare)
     by_key: dict[_Key, Cell] = {(c.dataset, c.backbone, c.trainer, c.label, c.metric): c for c in cells}
     start = "% " if style.startswith("latex") else ""
