@@ -294,10 +294,14 @@ def assert_all_have_ended(numbers):
 
 
 @pytest.mark.world
-@pytest.mark.parametrize("all_of_them", [True, False])
-def test_an_interrupt_ends_all_processes_with_one_line(all_of_them, data_root, tmp_path):
+@pytest.mark.parametrize("target", ["group", "launcher", "main", "other"])
+def test_an_interrupt_ends_all_processes_with_one_line(target, data_root, tmp_path):
     with long_run(tmp_path, data_root) as (process, children):
-        (os.killpg if all_of_them else os.kill)(process.pid, signal.SIGINT)  # a terminal signals the group
+        if target == "group":  # a terminal signals it
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            numbers = dict(zip(("launcher", "main", "other"), (process.pid, *children), strict=True))
+            os.kill(numbers[target], signal.SIGINT)
         _, error = process.communicate(timeout=60)
         assert process.returncode == 130
         assert [line for line in error.splitlines() if line] == [

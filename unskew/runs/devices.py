@@ -64,6 +64,9 @@ def start(words: Sequence[str], number: int, cfg: CfgNode) -> int:
         words: of the command.
         number: of processes.
         cfg: the run's config.
+
+    Raises:
+        KeyboardInterrupt: this process or one of the group was interrupted.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -87,10 +90,14 @@ def start(words: Sequence[str], number: int, cfg: CfgNode) -> int:
         try:
             elastic_launch(launch, sys.executable)("-m", "unskew", *words)
         except ChildFailedError as error:
-            return _code(error.get_first_failure()[1].exitcode)
+            code = _code(error.get_first_failure()[1].exitcode)
         except SignalException as error:
-            return 128 + int(error.sigval)
-    return 0
+            code = 128 + int(error.sigval)
+        else:
+            code = 0
+    if code == processes.INTERRUPTED:
+        raise KeyboardInterrupt
+    return code
 
 
 def _share_threads(number: int, gpus: int) -> None:

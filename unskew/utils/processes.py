@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-INTERRUPTED = 130  # the exit code; the launcher interrupts all processes, and the main one prints it
+INTERRUPTED = 130  # the exit code
 
 LAUNCHER = "UNSKEW_LAUNCHER"  # environment variable: the process of --devices that started this one
+
+_launcher = 0  # the same process, once this one watches it
 
 # A process may wait long for the main one, which may wait for another run. A process that ends is noticed at once.
 _PATIENCE = datetime.timedelta(days=7)
@@ -58,8 +60,10 @@ def end_with(parent: int) -> None:
     """End this process soon after its parent has ended, for instance because that was killed.
 
     Args:
-        parent: the number of the parent process.
+        parent: the number of the parent process, the launcher of --devices.
     """
+    global _launcher
+    _launcher = parent
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -223,12 +227,16 @@ def post(text: str, code: int) -> None:
 def reports(text: str, code: int) -> bool:
     """Return whether this process prints an error: the main one, or another one whose error the main one lacks.
 
+    An interrupt is printed by the launcher of --devices, or else by the main process.
+
     Args:
         text: the message.
         code: the exit code.
     """
     post(text, code)
-    return is_main() or (code != INTERRUPTED and _posted(0) != (code, text))
+    if code == INTERRUPTED:
+        return is_main() and not _launcher
+    return is_main() or _posted(0) != (code, text)
 
 
 def lost_peer(error: Exception) -> tuple[int, str] | None:
@@ -236,6 +244,9 @@ def lost_peer(error: Exception) -> tuple[int, str] | None:
 
     Args:
         error: the error of this process.
+
+    Raises:
+        KeyboardInterrupt: the lost process was interrupted.
     """
     if count() == 1:
         return None
@@ -248,6 +259,8 @@ def lost_peer(error: Exception) -> tuple[int, str] | None:
         return None
     for number in range(count()):
         if number != rank() and (found := _posted(number)):
+            if found[0] == INTERRUPTED:
+                raise KeyboardInterrupt from error
             return found[0], ""
     return 1, "another process of this run has ended" if is_main() else ""
 
