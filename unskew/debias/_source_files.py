@@ -104,7 +104,9 @@ def read_block(file: RowFile, first: int, last: int) -> Tensor:
 def _unreadable(path: Path, error: BaseException) -> ValueError:
     text = format_error(error)[:300]
     reason = "it holds Python objects; save an array of numbers" if "ython object" in text else text
-    return ValueError(text if f"'{path}'" in text else f"'{path}' cannot be read: {reason}")
+    incomplete = any(word in text for word in ("mmap length", "No data left", "incomplete", "footer", "truncated"))
+    advice = "; it seems incomplete: copy it again" if incomplete else ""
+    return ValueError(text if f"'{path}'" in text else f"'{path}' cannot be read: {reason}{advice}")
 
 
 def _check(shape: tuple[int, ...], dtype: object, floating: bool) -> tuple[int, int]:

@@ -119,7 +119,8 @@ def load(source: Source) -> Tensor:
     """Read all rows, ``[N, C]``."""
     samples, _ = source.shape
     step = max(1, source.block_rows)
-    return torch.cat([source[slice(start, min(start + step, samples))] for start in range(0, samples, step)])
+    blocks = [slice(start, min(start + step, samples)) for start in range(0, samples, step)]
+    return torch.cat([check_block(source, rows, source[rows]) for rows in blocks])
 
 
 def open_stream(
@@ -214,9 +215,10 @@ def _refused(source: Source, rows: tuple[int, int]) -> ValueError:
     logits = source[slice(*rows)]
     finite = logits.isfinite()
     row, column = (~finite).nonzero()[0].tolist()
+    place = source.place(rows[0] + row) if hasattr(source, "place") else ""
     return ValueError(
         f"{int((~finite).sum())} of {logits.numel()} logits in rows {rows[0]}..{rows[1] - 1} are NaN or infinite, the "
-        f"first in row {rows[0] + row}, column {column}"
+        f"first in row {rows[0] + row}, column {column}{place and f': {place}'}"
     )
 
 

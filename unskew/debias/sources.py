@@ -68,6 +68,10 @@ class Source:
             raise ValueError(f"a source is read by slices with a step of 1 (got {step})")
         return self._read(first, max(first, last))
 
+    def place(self, row: int) -> str:
+        """Return where a row comes from, for error messages; "" if there is only one place."""
+        return ""
+
     def _read(self, first: int, last: int) -> Tensor:
         raise NotImplementedError
 
@@ -112,6 +116,11 @@ class ShardedLogits(Source):
     def paths(self) -> list[Path]:
         """The files."""
         return [file.path for file in self._files]
+
+    def place(self, row: int) -> str:
+        """Return the file of a row and its number in it."""
+        number = bisect.bisect_right(self._ends, row)
+        return f"row {row - (self._ends[number - 1] if number else 0)} of '{self._files[number].path}'"
 
     def _read(self, first: int, last: int) -> Tensor:
         parts = []
@@ -196,6 +205,10 @@ class FeatureLogits(Source):
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_weights": None}
+
+    def place(self, row: int) -> str:
+        """Return the file of a row of features and its number in it."""
+        return self._features.place(row) if isinstance(self._features, Source) else ""
 
     def _load(self) -> Tensor:
         """Return the scaled classifier ``[C, D]``."""
@@ -292,7 +305,10 @@ def open_source(
     pairs = [split_features(each) for each in specs]
     classifiers = {classifier for _, classifier in pairs}
     if len(classifiers) > 1:
-        raise ValueError(f"all features need one classifier, as in 'FEATURES@CLASSIFIER' (got {sorted(classifiers)})")
+        found = " and ".join(f"'{name}'" if name else "none" for name in sorted(classifiers))
+        raise ValueError(
+            f"all features need one classifier, as in 'FEATURES@CLASSIFIER' for each file or pattern (got {found})"
+        )
     keys = {split_spec(rows)[1] for rows, _ in pairs}
     if len(keys) > 1:
         raise ValueError(f"all files need one key (got {sorted(keys)})")

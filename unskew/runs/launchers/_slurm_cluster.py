@@ -86,6 +86,11 @@ class SlurmCluster:
                 jobs = executor.submit_array(tasks)
         except (FailedJobError, FailedSubmissionError) as error:
             message = format_error(error).replace("sbatch: error: ", "").replace("sbatch: ", "")
+            if "configuration source" in message or "resolve_ctls" in message:
+                raise ValueError(
+                    "this computer belongs to no SLURM cluster, as sbatch finds no slurm.conf: run the command on a "
+                    "login node, set SLURM_CONF, or choose --launcher local"
+                ) from None
             raise ValueError(f"sbatch refuses the array job: {message} (change --slurm)") from None
         except KeyboardInterrupt:
             self.cancel([script.name.partition("_")[0] for script in folder.glob("*_submission.sh")])

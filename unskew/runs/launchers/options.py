@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from unskew.runs.launchers._slurm_options import parse
 from unskew.runs.launchers.in_process import InProcess
 from unskew.runs.launchers.jobs import Launcher
 
@@ -50,17 +51,20 @@ class Options:
                 raise ValueError(f"--{name.replace('_', '-')} must be 0, or {_LEAST} to {_MOST:,} (got {value})")
         if self.gpus_per_run and self.gpus_per_run > 1 and not float(self.gpus_per_run).is_integer():
             raise ValueError(f"--gpus-per-run above 1 must be a whole number (got {self.gpus_per_run})")
+        parse(self.slurm)
         on_ray = self.launcher == "ray" or (self.launcher == "local" and (self.jobs or 1) > 1)
+        on_ray_only = "--slurm {}=N instead" if self.launcher == "slurm" else "--launcher ray or --jobs N"
         given = {
-            "--cpus-per-run": (self.cpus_per_run is not None, on_ray, "--launcher ray or --jobs N"),
-            "--gpus-per-run": (self.gpus_per_run is not None, on_ray, "--launcher ray or --jobs N"),
+            "--cpus-per-run": (self.cpus_per_run is not None, on_ray, on_ray_only.format("cpus_per_task")),
+            "--gpus-per-run": (self.gpus_per_run is not None, on_ray, on_ray_only.format("gpus_per_node")),
             "--ship": (self.ship, self.launcher == "ray", "--launcher ray"),
             "--slurm": (bool(self.slurm), self.launcher == "slurm", "--launcher slurm"),
             "--detach": (self.detach, self.launcher == "slurm", "--launcher slurm"),
         }
         for flag, (is_given, fits, needed) in given.items():
             if is_given and not fits:
-                raise ValueError(f"{flag} has no effect without {needed}: add it, or omit {flag}")
+                advice = f"use {needed}" if needed.endswith("instead") else f"add {needed}, or omit {flag}"
+                raise ValueError(f"{flag} has no effect with --launcher {self.launcher}: {advice}")
 
 
 def build(options: Options, output: str | Path) -> Launcher:

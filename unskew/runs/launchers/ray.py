@@ -18,6 +18,8 @@ from unskew.utils.files import remove_leftovers, temporary_path, write_error
 
 _MISSING = "--launcher ray and --jobs N need Ray: pip install 'unskew[ray]'"
 
+_TOKEN = Path("~/.ray/auth_token")
+
 # Bytes of Ray's own store on this computer: results are small, and files go in parts.
 _STORE = 256 << 20
 
@@ -34,6 +36,7 @@ def build(options: Any, output: str | Path) -> "OnRay":
     # Ray reads these when it is imported or started.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    _use_token()
     try:
         import ray  # noqa: F401
     except ImportError as error:
@@ -132,7 +135,7 @@ def _connected(options: Any, jobs: int, env: dict) -> Iterator[dict]:
         ray.init(**chosen, runtime_env=env, log_to_driver=False, logging_level=logging.ERROR, namespace="unskew")
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         place = f"to Ray at RAY_ADDRESS={address}" if address else "to a Ray on this computer"
-        raise ValueError(f"cannot connect {place}: {_first_line(error)}") from None
+        raise ValueError(f"cannot connect {place}: {_reason(error)}") from None
     _silence()
     try:
         yield {}
@@ -185,8 +188,20 @@ def _silence() -> None:
         global_worker.gcs_error_subscriber.close()
 
 
-def _first_line(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
+    """Return an error of Ray in one line."""
+    if "AuthToken" in f"{error} {error.__cause__} {error.__context__}":
+        return (
+            "the cluster needs its token: copy the head node's ~/.ray/auth_token to this computer, "
+            "or set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+        )
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _use_token() -> None:
+    """Let Ray send the token of a cluster; since 2.60 `ray start` makes one, which a driver sends only if told to."""
+    if any(map(os.environ.get, ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))) or _TOKEN.expanduser().exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 # --- resources ----------------------------------------------------------------------------------------
@@ -232,8 +247,8 @@ def check_room(demanded: Mapping[str, float], nodes: Sequence[Mapping]) -> None:
     """Raise ``ValueError`` if no node has the resources of a worker."""
     if room(demanded, nodes):
         return
-    largest = [f"{_has(node, 'CPU'):g} CPUs and {_has(node, 'GPU'):g} GPUs" for node in nodes if node["Alive"]]
+    largest = [f"CPUs: {_has(node, 'CPU'):g} and GPUs: {_has(node, 'GPU'):g}" for node in nodes if node["Alive"]]
     raise ValueError(
-        f"no node of the Ray cluster has {demanded['num_cpus']:g} CPUs and {demanded['num_gpus']:g} GPUs for a run "
-        f"(they have {'; '.join(dict.fromkeys(largest)) or 'nothing'}): lower --cpus-per-run or --gpus-per-run"
+        f"a run needs CPUs: {demanded['num_cpus']:g} and GPUs: {demanded['num_gpus']:g}, which no node of Ray has "
+        f"(found {'; '.join(dict.fromkeys(largest)) or 'none'}): lower --cpus-per-run or --gpus-per-run"
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from unskew.runs.launchers._slurm_cluster import Cluster, SlurmCluster, has_ended
+from unskew.runs.launchers._slurm_options import CPUS
 from unskew.runs.launchers._slurm_tasks import Notes, Place, Task, place_of, submitted, write_tasks
 from unskew.runs.launchers.bundles import bundles, split
 from unskew.runs.launchers.jobs import Job, Outcome, Remark, WorkerError, settled
@@ -174,7 +175,10 @@ class Slurm:
         for state, count in Counter(state for state in states.values() if "(" in state).items():
             if state not in self._said:
                 self._said.add(state)
-                _say(f"SLURM says {state} of {count} tasks: if this does not pass, cancel them and change --slurm")
+                _say(
+                    f"SLURM says {state} of tasks: {count}. If this does not pass, they ask for more than a node has: "
+                    f"cancel them, and lower cpus_per_task (default {CPUS}) or change another option of --slurm"
+                )
 
     # --- waiting ------------------------------------------------------------------------------------
 
