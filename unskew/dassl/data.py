@@ -5,7 +5,7 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image
 from torch import Tensor
@@ -78,7 +78,7 @@ class DatasetBase(dataset.DatasetBase):
         ValueError: there are no training images.
     """
 
-    domains: Sequence[str] = ()
+    domains: ClassVar[Sequence[str]] = ()
     train_x, train_u = _kept_in("_train_x"), _kept_in("_train_u")
     val, test = _kept_in("_val"), _kept_in("_test")
     num_classes, lab2cname, classnames = _kept_in("_num_classes"), _kept_in("_lab2cname"), _kept_in("_classnames")
@@ -170,6 +170,8 @@ def _source(name: str, url: str, from_gdrive: bool) -> Source:
 
 def build_dataset(cfg: CfgNode) -> dataset.DatasetBase:
     """Build the dataset registered as ``cfg.DATASET.NAME``."""
+    import unskew.dassl.datasets  # noqa: F401  # registers Dassl's own datasets, which import this module
+
     if cfg.VERBOSE:
         logger.info(f"Loading dataset: {cfg.DATASET.NAME}")
     return dataset.build_dataset(cfg)

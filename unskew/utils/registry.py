@@ -54,6 +54,7 @@ class Registry(Generic[Entry]):
         self._name = name
         self._package = package
         self._table: dict[str, Entry] = {}
+        self._offered: set[str] = set()
         self._skipped: list[tuple[str, Entry]] | None = None
 
     def register(self, name: Any = None, obj: Any = None, force: bool = False) -> Any:
@@ -78,13 +79,21 @@ class Registry(Generic[Entry]):
         module = getattr(obj, "__module__", "")
         if _is_bare(module) and not force:
             raise ValueError(f"'{module}' was imported by its bare name; import 'unskew.{module}' instead")
-        if name in self._table and not force:
+        if name in self._table and not (force or name in self._offered):
             if self._skipped is not None:
                 self._skipped.append((name, obj))
                 return obj
             raise KeyError(f"'{name}' is already in the registry '{self._name}' (by {self._table[name].__module__})")
         self._table[name] = obj
+        self._offered.discard(name)
         return obj
+
+    def offer(self, obj: Entry) -> None:
+        """File an object under its ``__name__`` if the name is free; a later `register` of the name replaces it."""
+        name = obj.__name__  # type: ignore[attr-defined]
+        if name not in self._table:
+            self._table[name] = obj
+            self._offered.add(name)
 
     @contextlib.contextmanager
     def keep_first(self) -> Iterator[list[tuple[str, Entry]]]:
