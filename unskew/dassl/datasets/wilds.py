@@ -4,7 +4,6 @@ import csv
 import logging
 import os
 import pickle
-from collections.abc import Callable
 from typing import Any
 
 from yacs.config import CfgNode
@@ -71,9 +70,14 @@ class WILDSBase(PublishedDataset):
 
     def _read_metadata(self) -> dict[str, list[Datum]]:
         """Read the dataset with the package wilds, which downloads a missing one, and write ``zhou_preloaded.pkl``."""
-        name = os.path.basename(self.dataset_dir).split("_")[0]
-        get_dataset = _wilds_reader(type(self).__name__)
-        dataset = get_dataset(dataset=name, root_dir=os.path.dirname(self.dataset_dir), download=True)
+        root, folder = os.path.split(self.dataset_dir)
+        try:
+            from wilds import get_dataset
+
+            dataset = get_dataset(dataset=folder.split("_")[0], root_dir=root, download=True)
+        except ImportError as error:  # the package imports some of its requirements late
+            advice = "run pip install pandas pytz; pip install --no-deps wilds"
+            raise ValueError(f"{type(self).__name__} needs the package {error.name or error}: {advice}") from error
         self.label_to_name = self.load_classnames()
         splits = {split: self.read_data(dataset.get_subset(split)) for split in ("train", "val", "test")}
         try:
@@ -109,15 +113,6 @@ class WILDSBase(PublishedDataset):
             domains = [numbers[domain] for domain in domains]
         names = [self.label_to_name[label] for label in labels]
         return [Datum(*values) for values in zip(paths, labels, domains, names, strict=True)]
-
-
-def _wilds_reader(name: str) -> Callable[..., Any]:
-    try:
-        from wilds import get_dataset
-    except ImportError as error:
-        advice = "pip install pandas; pip install --no-deps wilds"
-        raise ValueError(f"{name} needs the package wilds: {advice} ({error})") from error
-    return get_dataset
 
 
 class Camelyon17(WILDSBase):
