@@ -84,7 +84,9 @@ def dg_folders(root):
     for folder, domains in (("digits_dg", ("mnist", "svhn", "syn")), ("office_home_dg", ("art", "clipart", "product"))):
         for domain in domains:
             for part in ("train", "val"):
-                class_folders(root / folder / domain / part, ["Bike", "Alarm_Clock"] if "home" in folder else ["0", "1"])
+                class_folders(
+                    root / folder / domain / part, ["Bike", "Alarm_Clock"] if "home" in folder else ["0", "1"]
+                )
 
 
 def cifar(root):
@@ -163,7 +165,21 @@ def fmow(root):
     touch(folder / "RELEASE_v1.1.txt", *(folder / "images" / f"rgb_img_{n}.png" for n in range(6)))
 
 
-WRITERS = (office, visda17, domainnet, cifar_stl, digits, pacs, vlcs, dg_folders, cifar, stl10, camelyon17, iwildcam, fmow)
+WRITERS = (
+    office,
+    visda17,
+    domainnet,
+    cifar_stl,
+    digits,
+    pacs,
+    vlcs,
+    dg_folders,
+    cifar,
+    stl10,
+    camelyon17,
+    iwildcam,
+    fmow,
+)
 
 
 def write_all(root):

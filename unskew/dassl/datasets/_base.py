@@ -6,6 +6,7 @@ Images come in the order of the file system, as in Dassl: a seed draws the same 
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from yacs.config import CfgNode
@@ -48,7 +49,7 @@ class PublishedDataset(DatasetBase):
         archive = os.path.join(root, f"{self.dataset_dir.lower()}.zip")
         self.dataset_dir = os.path.abspath(os.path.join(root, self.dataset_dir))
         if self.data_url and not os.path.exists(self.dataset_dir):
-            with exclusive_lock(root):  # several runs may start at once
+            with exclusive_lock(Path(root)):  # several runs may start at once
                 if not os.path.exists(self.dataset_dir):
                     logger.info(f"there is no '{self.dataset_dir}': extracting '{archive}' from {self.data_url}")
                     self.download_data(self.data_url, archive)

@@ -6,6 +6,8 @@ from typing import ClassVar
 from unskew.dassl.datasets._base import DomainDataset, Images, Splits
 from unskew.dassl.datasets.digit5 import MNIST, MNIST_M, SVHN, SYN, USPS, Digit5, LabelledPaths, labelled_paths
 
+FIRST = 10_000  # training images of each domain but USPS
+
 __all__ = [
     "MNIST",
     "MNIST_M",
@@ -29,7 +31,7 @@ def read_image_list(im_dir: str, n_max: int | None = None, n_repeat: int | None 
 
 def load_mnist(dataset_dir: str, split: str = "train") -> LabelledPaths:
     """Return the first 10,000 training images or all test images of one domain."""
-    return read_image_list(os.path.join(dataset_dir, MNIST[split]), n_max=10_000 if split == "train" else None)
+    return read_image_list(os.path.join(dataset_dir, MNIST[split]), n_max=FIRST if split == "train" else None)
 
 
 load_mnist_m = load_svhn = load_syn = load_mnist
