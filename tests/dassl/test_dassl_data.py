@@ -288,6 +288,11 @@ def test_data_manager(cfg, lines):
     ]
 
 
+def test_the_shots_may_be_none(cfg):
+    cfg.DATASET.NUM_SHOTS = None  # a script that draws no sample may set it
+    assert len(DataManager(cfg).dataset.train_x) == 8
+
+
 def test_custom_transforms_and_wrapper(cfg, lines):
     class Wrapper(DatasetWrapper):
         def __getitem__(self, index):

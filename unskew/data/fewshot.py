@@ -88,7 +88,7 @@ def select(
 
 def expected_shots(cfg: CfgNode) -> dict[str, int]:
     """Return the images per class that a few-shot run draws for train_x and val; nothing for a run on all images."""
-    shots, val_shots = cfg.DATASET.NUM_SHOTS, cfg.DATASET.NUM_VAL_SHOTS
+    shots, val_shots = cfg.DATASET.NUM_SHOTS or -1, cfg.DATASET.NUM_VAL_SHOTS  # scripts for Dassl may set None
     return {} if shots < 1 else {"train_x": shots, "val": min(shots, 4) if val_shots == -1 else val_shots}
 
 
