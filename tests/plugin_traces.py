@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import unskew.dassl.datasets  # noqa: F401  # registers Dassl's datasets in the table that stays
 from unskew.config import plugins as declared
 from unskew.data.dataset import DATASET_REGISTRY
 from unskew.engine.evaluator import EVALUATOR_REGISTRY
@@ -29,6 +30,7 @@ def as_a_process(folder):
             patch.setattr(owner, name, empty)
         for registry in (DATASET_REGISTRY, TRAINER_REGISTRY, EVALUATOR_REGISTRY):
             patch.setattr(registry, "_table", dict(registry._table))
+            patch.setattr(registry, "_offered", set(registry._offered))
         for name in ("path", "meta_path"):
             patch.setattr(sys, name, list(getattr(sys, name)))
         for owner, name in ((torch, "load"), (torch.cuda.amp, "GradScaler"), (torch.cuda.amp, "autocast")):

@@ -347,6 +347,15 @@ def test_a_class_with_a_name_of_ours_is_left_out_and_said(tmp_path, warned):
     ]
 
 
+def test_a_dataset_with_the_name_of_one_of_dassls_replaces_it(tmp_path, warned):
+    from unskew.data.dataset import DATASET_REGISTRY
+
+    plugin = write(tmp_path / "mine.py", DATASET.replace("MyPets", "PACS"))
+    plugins.load([plugin])
+    assert DATASET_REGISTRY.get("PACS").__module__ == "mine"
+    assert (declared.names("datasets"), warned()) == (["PACS"], [])
+
+
 def test_a_plugin_that_registers_nothing_gives_a_warning(tmp_path, warned):
     plugins.load([write(tmp_path / "nothing.py", "x = 1")])
     assert warned() == [f"plugin '{tmp_path / 'nothing.py'}' registers no dataset and no trainer"]

@@ -65,6 +65,7 @@ def load(given: Sequence[str]) -> None:
         compat.apply()
         discover("unskew.trainers")
         discover("unskew.datasets")
+        importlib.import_module("unskew.dassl.datasets")  # else they would count as the first plugin's
     for place in places:
         _check_module(place)
         if place.name not in _loaded:
@@ -128,14 +129,14 @@ def _import(place: _Place) -> declared.Plugin:
     registries: dict[str, Registry] = {
         axis: getattr(importlib.import_module(home), name) for axis, (home, name) in _REGISTRIES.items()
     }
-    before = {axis: set(registry.registered_names()) for axis, registry in registries.items()}
+    before = {axis: {name: table.get(name) for name in table.registered_names()} for axis, table in registries.items()}
     was_loaded = place.name in sys.modules
     module, left_out = _import_module(place, registries)
     new_names = {
         axis: tuple(
             name
             for name in registry.registered_names()
-            if name not in before[axis] or registry.get(name).__module__ == module.__name__
+            if before[axis].get(name) is not registry.get(name) or registry.get(name).__module__ == module.__name__
         )
         for axis, registry in registries.items()
     }
