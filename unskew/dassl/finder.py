@@ -1,52 +1,91 @@
 """An import finder that maps the module names of Dassl to this package's modules."""
 
+import functools
 import importlib
 import importlib.abc
 import importlib.util
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
+
+from unskew.dassl.imported_names import IMPORTED
 
 # The release of Dassl that this package follows.
 API_VERSION = "0.6.3"
 
 
-def _table(ours: dict[str, str]) -> dict[str, str]:
-    """Return ``{Dassl's dotted name: our module}``; each key lists a module of Dassl and then its submodules."""
-    table = {"dassl": ""}
-    for names, module in ours.items():
+def _table(ours: dict[str, str]) -> dict[str, tuple[str, ...]]:
+    """Return ``{Dassl's dotted name: our modules}``.
+
+    Each key lists a module of Dassl and then its submodules. Each value lists modules of this package; of two public
+    names that are equal, the first counts.
+    """
+    table: dict[str, tuple[str, ...]] = {"dassl": ()}
+    for names, modules in ours.items():
         parent, *submodules = names.split()
-        table |= {f"dassl.{name}": module for name in (parent, *(f"{parent}.{name}" for name in submodules))}
+        sources = tuple(f"unskew.dassl.{module}" for module in modules.split())
+        table |= {f"dassl.{name}": sources for name in (parent, *(f"{parent}.{name}" for name in submodules))}
     return table
 
 
 MODULES = _table(
     {
-        "config defaults": "unskew.dassl.config",
-        "data data_manager": "unskew.dassl.data",
-        "data.datasets build": "unskew.dassl.datasets",
-        "data.datasets.base_dataset": "unskew.dassl.data",
-        "data.datasets.da cifarstl domainnet mini_domainnet office31 office_home visda17": "unskew.dassl.datasets.da",
-        "data.datasets.da.digit5": "unskew.dassl.datasets.digit5",
-        "data.datasets.dg cifar_c digits_dg office_home_dg pacs vlcs": "unskew.dassl.datasets.dg",
-        "data.datasets.dg.digit_single": "unskew.dassl.datasets.digit_single",
-        "data.datasets.dg.wilds camelyon17 fmow iwildcam wilds_base": "unskew.dassl.datasets.wilds",
-        "data.datasets.ssl cifar stl10 svhn": "unskew.dassl.datasets.ssl",
-        "data.samplers": "unskew.dassl.samplers",
-        "data.transforms transforms": "unskew.dassl.transforms",
-        "engine build trainer": "unskew.dassl.engine",
-        "evaluation build evaluator": "unskew.dassl.evaluation",
-        "metrics accuracy distance": "unskew.dassl.metrics",
-        "modeling": "unskew.dassl.modeling",
-        "modeling.backbone backbone build": "unskew.dassl.modeling",
-        "modeling.head build mlp": "unskew.dassl.modeling",
-        "modeling.network build": "unskew.dassl.modeling",
+        "config defaults": "config",
+        "data data_manager": "data",
+        "data.datasets build": "datasets",
+        "data.datasets.base_dataset": "data",
+        "data.datasets.da cifarstl domainnet mini_domainnet office31 office_home visda17": "datasets.da",
+        "data.datasets.da.digit5": "datasets.digit5",
+        "data.datasets.dg cifar_c digits_dg office_home_dg pacs vlcs": "datasets.dg",
+        "data.datasets.dg.digit_single": "datasets.digit_single",
+        "data.datasets.dg.wilds camelyon17 fmow iwildcam wilds_base": "datasets.wilds",
+        "data.datasets.ssl cifar stl10 svhn": "datasets.ssl",
+        "data.samplers": "samplers",
+        "data.transforms transforms": "transforms",
+        "engine build trainer": "engine",
+        "evaluation build evaluator": "evaluation",
+        "metrics accuracy distance": "metrics",
+        "modeling": "modeling",
+        "modeling.backbone backbone build": "modeling",
+        "modeling.head build mlp": "modeling",
+        "modeling.network build": "modeling",
         "modeling.ops attention conv cross_entropy dsbn efdmix mixstyle mixup mmd optimal_transport reverse_grad "
-        "sequential2 transnorm utils": "unskew.dassl.ops",
-        "optim lr_scheduler optimizer radam": "unskew.dassl.optim",
-        "utils logger meters registry tools torchtools": "unskew.dassl.utils",
+        "sequential2 transnorm utils": "ops",
+        "optim lr_scheduler optimizer radam": "optim",
+        "utils logger meters registry tools torchtools": "utils",
     }
 )
+
+
+def _public_names(modules: tuple[str, ...]) -> dict[str, Any]:
+    """Return the names in ``__all__`` of our modules with their objects."""
+    names: dict[str, Any] = {}
+    for module in map(importlib.import_module, modules):
+        names = {name: getattr(module, name) for name in module.__all__} | names
+    return names
+
+
+def _other_name(module: str, name: str) -> Any:
+    """Return an object that a module of Dassl imports or keeps private; called for names that it does not define.
+
+    Raises:
+        AttributeError: the name is unknown, is a submodule, or its package is not installed.
+    """
+    error = AttributeError(f"module '{module}' has no attribute '{name}'", name=name, obj=sys.modules.get(module))
+    if f"{module}.{name}" in MODULES or (name.startswith("__") and name.endswith("__")):
+        raise error
+    for ours in map(importlib.import_module, MODULES[module]):
+        if name.startswith("_") and hasattr(ours, name):
+            return getattr(ours, name)
+    source, _, attribute = IMPORTED.get(f"{module}.{name}", IMPORTED.get(name, "")).partition(":")
+    if not source:
+        raise error
+    try:
+        found = importlib.import_module(source)
+    except ImportError:
+        raise error from None
+    return getattr(found, attribute) if attribute else found
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -60,12 +99,16 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return None
 
     def exec_module(self, module: ModuleType) -> None:
-        source = MODULES[module.__name__]
-        if source:
-            ours = importlib.import_module(source)
-            vars(module).update({name: getattr(ours, name) for name in ours.__all__}, __all__=list(ours.__all__))
-        else:
+        package = module.__name__
+        if package == "dassl":
             vars(module)["__version__"] = API_VERSION
+            return
+        names = _public_names(MODULES[package])
+        for name in names:
+            # Importing a submodule sets it as an attribute; the function of the same name (mixup) must replace it.
+            if f"{package}.{name}" in MODULES:
+                importlib.import_module(f"{package}.{name}")
+        vars(module).update(names, __all__=list(names), __getattr__=functools.partial(_other_name, package))
 
 
 def installed() -> str | None:
