@@ -1,4 +1,4 @@
-"""`dassl.modeling.ops`: operations of Dassl's trainers."""
+"""Mixup, cross-entropy, ramp-ups and other small operations."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ from torch.distributions import Beta
 from torch.nn import functional as F
 
 __all__ = [
-    "ReverseGrad",
+    "Sequential2",
     "create_onehot",
     "cross_entropy",
     "ema_model_update",
@@ -40,25 +40,15 @@ def mixup(
     return mix(x1, x2), mix(y1, y2)
 
 
-class _Reversed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, scale: float) -> Tensor:
-        ctx.scale = scale
-        return input.view_as(input)
+class Sequential2(nn.Sequential):
+    """A sequence of modules, each of which may take and return several values."""
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return -ctx.scale * gradient, None
-
-
-class ReverseGrad(nn.Module):
-    """The identity with its gradient multiplied by ``-grad_scaling`` (DANN, arXiv 1505.07818)."""
-
-    def forward(self, x: Tensor, grad_scaling: float = 1.0) -> Tensor:
-        """Return ``x``."""
-        if grad_scaling < 0:
-            raise ValueError(f"grad_scaling must be 0 or more, got {grad_scaling}")
-        return _Reversed.apply(x, grad_scaling)
+    def forward(self, *inputs: Any) -> Any:  # type: ignore[override]
+        """Return the output of the last module."""
+        values: Any = inputs
+        for module in self:
+            values = module(*values) if isinstance(values, tuple) else module(values)
+        return values
 
 
 def cross_entropy(input: Tensor, target: Tensor, label_smooth: float = 0, reduction: str = "mean") -> Tensor:

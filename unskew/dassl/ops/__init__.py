@@ -1,0 +1,77 @@
+"""`dassl.modeling.ops`: operations of Dassl's trainers and backbones."""
+
+from unskew.dassl.ops.basic import (
+    Sequential2,
+    create_onehot,
+    cross_entropy,
+    ema_model_update,
+    linear_rampup,
+    mixup,
+    reverse_index,
+    sharpen_prob,
+    shuffle_index,
+    sigmoid_rampup,
+)
+from unskew.dassl.ops.distances import (
+    MaximumMeanDiscrepancy,
+    MinibatchEnergyDistance,
+    OptimalTransport,
+    SinkhornDivergence,
+)
+from unskew.dassl.ops.dynamic import Attention, Conv2dDynamic
+from unskew.dassl.ops.norms import DSBN1d, DSBN2d, TransNorm1d, TransNorm2d
+from unskew.dassl.ops.reversal import ReverseGrad
+from unskew.dassl.ops.styles import (
+    EFDMix,
+    MixStyle,
+    activate_efdmix,
+    activate_mixstyle,
+    crossdomain_efdmix,
+    crossdomain_mixstyle,
+    deactivate_efdmix,
+    deactivate_mixstyle,
+    random_efdmix,
+    random_mixstyle,
+    run_with_efdmix,
+    run_with_mixstyle,
+    run_without_efdmix,
+    run_without_mixstyle,
+)
+
+__all__ = [
+    "Attention",
+    "Conv2dDynamic",
+    "DSBN1d",
+    "DSBN2d",
+    "EFDMix",
+    "MaximumMeanDiscrepancy",
+    "MinibatchEnergyDistance",
+    "MixStyle",
+    "OptimalTransport",
+    "ReverseGrad",
+    "Sequential2",
+    "SinkhornDivergence",
+    "TransNorm1d",
+    "TransNorm2d",
+    "activate_efdmix",
+    "activate_mixstyle",
+    "create_onehot",
+    "cross_entropy",
+    "crossdomain_efdmix",
+    "crossdomain_mixstyle",
+    "deactivate_efdmix",
+    "deactivate_mixstyle",
+    "ema_model_update",
+    "linear_rampup",
+    "mixup",
+    "random_efdmix",
+    "random_mixstyle",
+    "reverse_index",
+    "run_with_efdmix",
+    "run_with_mixstyle",
+    "run_without_efdmix",
+    "run_without_mixstyle",
+    "sharpen_prob",
+    "shuffle_index",
+    "sigmoid_rampup",
+]
