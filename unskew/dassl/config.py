@@ -6,7 +6,7 @@ from yacs.config import CfgNode
 
 from unskew import config
 
-__all__ = ["clean_cfg", "get_cfg_default"]
+__all__ = ["cfg_default", "clean_cfg", "get_cfg_default"]
 
 # Nodes of Dassl's trainers for domain adaptation, domain generalisation and semi-supervised learning. This package has
 # none of these trainers, but scripts and config files set and read the keys.
@@ -58,3 +58,6 @@ def clean_cfg(cfg: CfgNode, trainer: str) -> None:
     for name, value in list(cfg.TRAINER.items()):
         if isinstance(value, CfgNode) and name != trainer.upper():
             del cfg.TRAINER[name]
+
+
+cfg_default = _C = get_cfg_default()  # under the names of `dassl.config` and `dassl.config.defaults`

@@ -43,6 +43,8 @@ MODULES = _table(
         "data.datasets.ssl cifar stl10 svhn": "datasets.ssl",
         "data.samplers": "samplers",
         "data.transforms transforms": "transforms",
+        "data.transforms.autoaugment": "autoaugment",
+        "data.transforms.randaugment": "image_operations",
         "engine build trainer": "engine",
         "evaluation build evaluator": "evaluation",
         "metrics accuracy distance": "metrics",
@@ -74,7 +76,8 @@ MODULES = _table(
         "modeling.ops.sequential2": "ops.basic",
         "modeling.ops.transnorm": "ops.norms",
         "modeling.ops.utils": "ops.basic",
-        "optim lr_scheduler optimizer radam": "optim",
+        "optim lr_scheduler optimizer": "optim",
+        "optim.radam": "radam",
         "utils logger meters registry tools torchtools": "utils",
     }
 )
@@ -101,7 +104,7 @@ def _other_name(module: str, name: str) -> Any:
         if name.startswith("_") and hasattr(ours, name):
             return getattr(ours, name)
     source, _, attribute = IMPORTED.get(f"{module}.{name}", IMPORTED.get(name, "")).partition(":")
-    if not source:
+    if not source or source == module:
         raise error
     try:
         found = importlib.import_module(source)
@@ -123,7 +126,9 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def exec_module(self, module: ModuleType) -> None:
         package = module.__name__
         if package == "dassl":
-            vars(module)["__version__"] = API_VERSION
+            vars(module).update(
+                __version__=API_VERSION, __author__="Kaiyang Zhou", __homepage__="https://kaiyangzhou.github.io/"
+            )
             return
         names = _public_names(MODULES[package])
         for name in names:

@@ -13,7 +13,7 @@ __all__ = ["compute_accuracy", "compute_distance_matrix", "cosine_distance", "eu
 def euclidean_squared_distance(input1: Tensor, input2: Tensor) -> Tensor:
     """Return ``||x - y||^2``: [M, D], [N, D] -> [M, N]."""
     squares = input1.square().sum(1, keepdim=True) + input2.square().sum(1)
-    return squares - 2 * input1 @ input2.T
+    return torch.addmm(squares, input1, input2.T, alpha=-2)
 
 
 def cosine_distance(input1: Tensor, input2: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def _staged_groups(model: nn.Module | Iterable[nn.Parameter] | None, optim_cfg: 
     return [{"params": base, "lr": optim_cfg.LR * optim_cfg.BASE_LR_MULT}, {"params": new}]
 
 
-class _WarmupScheduler(LRScheduler):
+class _BaseWarmupScheduler(LRScheduler):
     """A schedule with its own rates for ``warmup_epoch`` epochs, then those of ``successor`` from the beginning."""
 
     def __init__(self, optimizer: Optimizer, successor: LRScheduler, warmup_epoch: int, last_epoch: int = -1) -> None:
@@ -102,7 +102,7 @@ class _WarmupScheduler(LRScheduler):
         super().load_state_dict({**state_dict, "successor": self.successor})
 
 
-class ConstantWarmupScheduler(_WarmupScheduler):
+class ConstantWarmupScheduler(_BaseWarmupScheduler):
     """Warm-up at ``cons_lr``. ``verbose`` has no effect: PyTorch's schedulers no longer print."""
 
     def __init__(
@@ -121,7 +121,7 @@ class ConstantWarmupScheduler(_WarmupScheduler):
         return self.cons_lr
 
 
-class LinearWarmupScheduler(_WarmupScheduler):
+class LinearWarmupScheduler(_BaseWarmupScheduler):
     """Warm-up at ``min_lr`` in the first epoch, then linear in the epoch. ``verbose`` has no effect."""
 
     def __init__(

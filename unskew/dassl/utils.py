@@ -33,6 +33,7 @@ __all__ = [
     "Logger",
     "MetricMeter",
     "Registry",
+    "adjust_learning_rate",
     "check_availability",
     "check_isfile",
     "collect_env_info",
@@ -50,6 +51,7 @@ __all__ = [
     "read_json",
     "resume_from_checkpoint",
     "save_checkpoint",
+    "set_bn_to_eval",
     "set_random_seed",
     "setup_logger",
     "tolist_if_not",
@@ -226,6 +228,31 @@ def count_num_param(model: nn.Module | None = None, params: Iterable | None = No
     if params is None:
         raise ValueError("count_num_param needs a model or params")
     return sum((entry["params"] if isinstance(entry, Mapping) else entry).numel() for entry in params)
+
+
+def adjust_learning_rate(
+    optimizer: Optimizer,
+    base_lr: float,
+    epoch: int,
+    stepsize: int = 20,
+    gamma: float = 0.1,
+    linear_decay: bool = False,
+    final_lr: float = 0,
+    max_epoch: int = 100,
+) -> None:
+    """Set the learning rate of an epoch: ``base_lr * gamma ** (epoch // stepsize)``, or linear to ``final_lr``."""
+    if linear_decay:
+        lr = base_lr + (final_lr - base_lr) * epoch / max_epoch
+    else:
+        lr = base_lr * gamma ** (epoch // stepsize)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def set_bn_to_eval(m: nn.Module) -> None:
+    """Set a batch norm to evaluation mode, for ``model.apply``; its weights still learn."""
+    if "BatchNorm" in type(m).__name__:
+        m.eval()
 
 
 def open_all_layers(model: nn.Module) -> None:

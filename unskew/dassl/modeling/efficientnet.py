@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from unskew.dassl.modeling import weights
 from unskew.dassl.modeling.registries import BACKBONE_REGISTRY, Backbone
 
+__version__ = "0.6.4"  # of EfficientNet-PyTorch
+
 # --- settings ----------------------------------------------------------------------------------------
 
 
@@ -59,7 +61,11 @@ class BlockDecoder:
             fields: dict[str, str] = dict(re.findall(r"([a-z]+)([0-9][0-9.]*)", text))
             stages.append(
                 BlockArgs(
-                    *(int(fields[key]) for key in ("k", "r", "i", "o", "e")),
+                    kernel_size=int(fields["k"]),
+                    num_repeat=int(fields["r"]),
+                    input_filters=int(fields["i"]),
+                    output_filters=int(fields["o"]),
+                    expand_ratio=int(fields["e"]),
                     id_skip="noskip" not in text,
                     stride=[int(fields["s"][0])],
                     se_ratio=float(fields["se"]) if "se" in fields else None,
@@ -383,8 +389,9 @@ class EfficientNet(Backbone):
     def set_swish(self, memory_efficient: bool = True) -> None:
         """Use `MemoryEfficientSwish` or `Swish` in all layers."""
         self._swish = MemoryEfficientSwish() if memory_efficient else Swish()
-        for block in self._blocks:
-            block.set_swish(memory_efficient)
+        for module in self._blocks.modules():
+            if isinstance(module, MBConvBlock):
+                module.set_swish(memory_efficient)
 
     def extract_features(self, inputs: Tensor) -> Tensor:
         """Return the features of the last convolution [B, D, H / 32, W / 32]."""
@@ -468,6 +475,7 @@ __all__ = [
     "MemoryEfficientSwish",
     "Swish",
     "SwishImplementation",
+    "__version__",
     "build_efficientnet",
     "calculate_output_image_size",
     "drop_connect",

@@ -15,6 +15,8 @@ class _PreAct(nn.Module):
     """Batch norm and ReLU before each convolution, and a shortcut from after the first of them."""
 
     expansion = 1
+    bn1: nn.Module
+    conv1: nn.Module
     # Kernel and relative width of each convolution; the stride is that of the first 3x3.
     _plan: Sequence[tuple[int, int]] = ()
 

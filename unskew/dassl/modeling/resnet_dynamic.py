@@ -39,6 +39,7 @@ class _DynamicBlock(nn.Module):
     """A residual block whose 3x3 convolutions are dynamic; the block's input decides their templates."""
 
     expansion = 1
+    relu: nn.Module
 
     def __init__(
         self,
@@ -175,14 +176,18 @@ class ResNet(Stages):
         return self.fc(features) if self.has_fc else features
 
 
+def _resnet(arch: str, block: Any, layers: Sequence[int], pretrained: bool, progress: bool, **kwargs) -> ResNet:
+    model = ResNet(block, layers, **kwargs)
+    if pretrained:
+        init_pretrained_weights(model, model_urls[arch])
+    return model
+
+
 def _register(name: str, depth: str, **settings) -> None:
     def build(pretrained: bool = True, **kwargs) -> ResNet:
         static, layers = DEPTHS[depth]
         block = BasicBlockDynamic if static is BasicBlock else BottleneckDynamic
-        model = ResNet(block, layers, has_fc=False, **settings)
-        if pretrained:
-            init_pretrained_weights(model, model_urls[f"{depth}_dynamic"])
-        return model
+        return _resnet(f"{depth}_dynamic", block, layers, pretrained, progress=True, has_fc=False, **settings)
 
     build.__name__ = build.__qualname__ = name
     build.__doc__ = f"Build `{depth}` with dynamic convolutions" + (f" and {settings}." if settings else ".")

@@ -1,12 +1,15 @@
 """Mixup, cross-entropy, ramp-ups and other small operations."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Beta
 from torch.nn import functional as F
+
+from unskew.utils.registry import unknown_name
 
 __all__ = [
     "Sequential2",
@@ -43,7 +46,7 @@ def mixup(
 class Sequential2(nn.Sequential):
     """A sequence of modules, each of which may take and return several values."""
 
-    def forward(self, *inputs: Any) -> Any:  # type: ignore[override]
+    def forward(self, *inputs: Any) -> Any:
         """Return the output of the last module."""
         values: Any = inputs
         for module in self:
@@ -51,9 +54,30 @@ class Sequential2(nn.Sequential):
         return values
 
 
+_REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": torch.mean,
+    "sum": torch.sum,
+    "none": lambda losses: losses,
+}
+
+
 def cross_entropy(input: Tensor, target: Tensor, label_smooth: float = 0, reduction: str = "mean") -> Tensor:
-    """Return PyTorch's cross-entropy of logits [B, C] and labels [B], with Dassl's argument names."""
-    return F.cross_entropy(input, target, label_smoothing=label_smooth, reduction=reduction)
+    """Return the cross-entropy of logits [B, C] and labels [B], with smoothed labels (arXiv 1512.00567, section 7).
+
+    Args:
+        input: logits.
+        target: labels.
+        label_smooth: the share of the uniform distribution.
+        reduction: "mean", "sum" or "none".
+
+    Raises:
+        ValueError: the reduction is unknown.
+    """
+    if reduction not in _REDUCTIONS:
+        raise ValueError(unknown_name("reduction", reduction, _REDUCTIONS))
+    classes = input.shape[1]
+    smooth = (1 - label_smooth) * F.one_hot(target, classes).to(input) + label_smooth / classes
+    return _REDUCTIONS[reduction](-(smooth * input.log_softmax(1)).sum(1))
 
 
 def sharpen_prob(p: Tensor, temperature: float = 2) -> Tensor:
@@ -87,7 +111,8 @@ def linear_rampup(current: float, rampup_length: float) -> float:
 
 def sigmoid_rampup(current: float, rampup_length: float) -> float:
     """Return ``exp(-5 (1 - t)^2)`` for t of `linear_rampup` (Laine and Aila, arXiv 1610.02242)."""
-    return math.exp(-5 * (1 - linear_rampup(current, rampup_length)) ** 2)
+    remaining = 1 - linear_rampup(current, rampup_length)
+    return math.exp(-5 * remaining * remaining)
 
 
 @torch.no_grad()

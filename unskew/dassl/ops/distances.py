@@ -68,7 +68,7 @@ class MaximumMeanDiscrepancy(nn.Module):
     @staticmethod
     def rbf_kernel_mixture(exponent: Tensor, sigmas: Sequence[float] = (1, 5, 10)) -> Tensor:
         """Return ``sum_s exp(-exponent / (2 s^2))``."""
-        return sum((torch.exp(-exponent / (2 * s**2)) for s in sigmas), torch.zeros_like(exponent))
+        return sum((torch.exp(-(1 / (2 * s**2)) * exponent) for s in sigmas), torch.zeros_like(exponent))
 
     remove_self_distance = staticmethod(_without_diagonal)
     euclidean_squared_distance = staticmethod(euclidean_squared_distance)
@@ -120,7 +120,7 @@ class SinkhornDivergence(OptimalTransport):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the divergence of features [M, D] and [N, D]."""
-        return 2 * self.transport_cost(x, y) - self.transport_cost(x, x) - self.transport_cost(y, y)
+        return 2 * self._cost(x, y) - self._cost(x, x) - self._cost(y, y)
 
     def transport_cost(self, x: Tensor, y: Tensor, return_pi: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Return the cost of the plan, and with ``return_pi`` the plan [M, N]."""
@@ -130,6 +130,10 @@ class SinkhornDivergence(OptimalTransport):
             plan = plan.detach()
         cost = (plan * costs).sum()
         return (cost, plan) if return_pi else cost
+
+    def _cost(self, x: Tensor, y: Tensor) -> Tensor:
+        cost = self.transport_cost(x, y)
+        return cost if isinstance(cost, Tensor) else cost[0]
 
     @staticmethod
     def sinkhorn_iterate(C: Tensor, eps: float, max_iter: int, thre: float) -> Tensor:
@@ -159,6 +163,6 @@ class MinibatchEnergyDistance(SinkhornDivergence):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return ``W(x1, y1) + W(x1, y2) + W(x2, y1) + W(x2, y2) - 2 W(x1, x2) - 2 W(y1, y2)``."""
         (x1, x2), (y1, y2) = (batch.split(len(batch) // 2) for batch in (x, y))
-        cost = self.transport_cost
+        cost = self._cost
         between = cost(x1, y1) + cost(x1, y2) + cost(x2, y1) + cost(x2, y2)
         return between - 2 * cost(x1, x2) - 2 * cost(y1, y2)
