@@ -1,20 +1,38 @@
 """Backbones, heads and operations under Dassl's names."""
 
-import copy
 import logging
 import math
 from urllib.error import URLError
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torchvision.models import get_model
 
 from unskew.dassl import modeling, ops
-from unskew.dassl.modeling import BACKBONE_REGISTRY, HEAD_REGISTRY, NETWORK_REGISTRY, Backbone, build_backbone
+from unskew.dassl.modeling import (
+    BACKBONE_REGISTRY,
+    HEAD_REGISTRY,
+    NETWORK_REGISTRY,
+    Backbone,
+    build_backbone,
+    efficientnet,
+    preact_resnet18,
+    resnet,
+    resnet_dynamic,
+    wide_resnet,
+)
 
+RESNETS = {"resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101": 2048, "resnet152": 2048}
+ENDINGS = [f"_{kind}_l{stages}" for kind in ("ms", "efdmix", "dynamic_ms") for stages in ("1", "12", "123")]
+DIGITS = {"cnn_digit5_m3sda": 2048, "cnn_digitsdg": 256, "cnn_digitsingle": 1024, "preact_resnet18": 512}
 WIDTHS = {
-    **{"resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101": 2048, "resnet152": 2048},
+    **RESNETS,
+    **DIGITS,
+    **{name + ending: RESNETS[name] for name in ("resnet18", "resnet50", "resnet101") for ending in ENDINGS},
+    **{f"{name}_dynamic": RESNETS[name] for name in ("resnet18", "resnet50", "resnet101")},
+    **{"wide_resnet_16_4": 256, "wide_resnet_28_2": 128},
     **{"alexnet": 4096, "vgg16": 4096, "mobilenetv2": 1280},
     **{"shufflenet_v2_x0_5": 1024, "shufflenet_v2_x1_0": 1024, "shufflenet_v2_x1_5": 1024, "shufflenet_v2_x2_0": 2048},
     **{"efficientnet_b0": 1280, "efficientnet_b1": 1280, "efficientnet_b2": 1408, "efficientnet_b3": 1536},
@@ -30,7 +48,8 @@ SMALL = "shufflenet_v2_x0_5"
 def test_backbones_give_features_of_their_width(name):
     with torch.device("meta"):  # shapes without numbers
         backbone = build_backbone(name, verbose=False, pretrained=False)
-        features = backbone(torch.empty(2, 3, 224, 224))
+        side = 32 if name in DIGITS else 224
+        features = backbone(torch.empty(2, 3, side, side))
     assert features.shape == (2, backbone.out_features) == (2, WIDTHS[name])
 
 
@@ -120,66 +139,172 @@ def test_bad_heads_and_networks_are_errors():
         modeling.MLP(hidden_layers=3, activation="relo")
     with pytest.raises(ValueError, match=r"'mpl'.*mlp"):
         modeling.build_head("mpl")
-    with pytest.raises(ValueError, match="'fcn'"):
+    with pytest.raises(ValueError, match=r"'fcn'.*fcn_3x32_gctx"):
         modeling.build_network("fcn")
-    assert (HEAD_REGISTRY.registered_names(), NETWORK_REGISTRY.registered_names()) == (["mlp"], [])
+    assert HEAD_REGISTRY.registered_names() == ["mlp"]
+    networks = [f"fcn_3x{width}_gctx{ending}" for ending in ("", "_stn") for width in (32, 64)]
+    assert sorted(NETWORK_REGISTRY.registered_names()) == sorted(networks)
 
 
-# --- operations --------------------------------------------------------------------------------------
+def test_bad_backbones_are_errors():
+    with pytest.raises(ValueError, match=r"32 x 32.*INPUT\.SIZE"):
+        build_backbone("cnn_digitsdg", False)(torch.zeros(1, 3, 28, 28))
+    with pytest.raises(ValueError, match="layer4"):
+        resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], ms_class=ops.MixStyle, ms_layers=["layer4"])
+    with pytest.raises(ValueError, match="ms_class"):
+        resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], ms_layers=["layer1"])
+    with pytest.raises(ValueError, match="6 n"):
+        wide_resnet.WideResNet(27, 2)
+    with pytest.raises(ValueError, match=r"'efficientnet-b9'.*efficientnet-b0"):
+        efficientnet.EfficientNet.from_name("efficientnet-b9")
 
 
-def test_mixup_mixes_images_and_labels_by_one_share_each():
+# --- the blocks, in float64 from their equations -------------------------------------------------------
+
+
+def double(module):
+    """Return the module in float64 and evaluation mode, with random statistics of batch norms."""
+    module = module.double().eval()
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.normal_()
+            part.running_var.uniform_(0.5, 2)
+            nn.init.normal_(part.weight)
+            nn.init.normal_(part.bias)
+    return module
+
+
+def norm(part, x):
+    mean, var, weight, bias = (v.view(-1, 1, 1) for v in (part.running_mean, part.running_var, part.weight, part.bias))
+    return (x - mean) / (var + part.eps).sqrt() * weight + bias
+
+
+def conv(weight, x, stride=1, padding=0):
+    """Return the sum over the kernel's places of shifted images."""
+    height, width = weight.shape[2:]
+    x = F.pad(x, [padding] * 4)
+    rows, columns = (x.shape[2] - height) // stride + 1, (x.shape[3] - width) // stride + 1
+    return sum(
+        torch.einsum(
+            "bihw,oi->bohw", x[:, :, i : i + stride * rows : stride, j : j + stride * columns : stride][:, :, :rows], k
+        )
+        for i in range(height)
+        for j in range(width)
+        for k in [weight[:, :, i, j]]
+    )
+
+
+def test_preactivated_blocks():
+    x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    block = double(preact_resnet18.PreActBlock(4, 5, stride=2))
+    first = norm(block.bn1, x).relu()
+    out = conv(block.conv1.weight, first, 2, 1)
+    out = conv(block.conv2.weight, norm(block.bn2, out).relu(), 1, 1)
+    assert torch.allclose(block(x), out + conv(block.shortcut[0].weight, first, 2))
+    block = double(preact_resnet18.PreActBottleneck(4, 1))
+    out = conv(block.conv1.weight, norm(block.bn1, x).relu())
+    out = conv(block.conv2.weight, norm(block.bn2, out).relu(), 1, 1)
+    assert torch.allclose(block(x), x + conv(block.conv3.weight, norm(block.bn3, out).relu()))
+
+
+def test_wide_blocks():
+    x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    for width, stride in ((4, 1), (5, 2)):
+        block = double(wide_resnet.BasicBlock(4, width, stride))
+        first = F.leaky_relu(norm(block.bn1, x), 0.01)
+        out = F.leaky_relu(norm(block.bn2, conv(block.conv1.weight, first, stride, 1)), 0.01)
+        shortcut = x if width == 4 else conv(block.convShortcut.weight, first, stride)
+        assert torch.allclose(block(x), shortcut + conv(block.conv2.weight, out, 1, 1))
+
+
+def test_dynamic_blocks():
+    x = torch.randn(2, 64, 4, 4, dtype=torch.float64)
+    block = double(resnet_dynamic.BottleneckDynamic(64, 16))
+    weights = block.conv2.attention(x)
+    out = norm(block.bn1, conv(block.conv1.weight, x)).relu()
+    parts = block.conv2.kernel_templates
+    mixed = block.conv2.conv(out) + sum(
+        weights[:, k].view(-1, 1, 1, 1) * part(out) for k, part in enumerate(parts.values())
+    )
+    expected = (norm(block.bn3, conv(block.conv3.weight, norm(block.bn2, mixed).relu())) + x).relu()
+    assert torch.allclose(block(x), expected)
+
+
+def test_efficient_blocks():
+    x = torch.randn(2, 8, 5, 5, dtype=torch.float64)
+    args = efficientnet.BlockArgs(3, 1, 8, 8, 6, True, 1, 0.25)
+    block = double(efficientnet.MBConvBlock(args, efficientnet.efficientnet()[1]))
+
+    def swish(v):
+        return v / (1 + torch.exp(-v))
+
+    out = swish(norm(block._bn0, conv(block._expand_conv.weight, x)))
+    depth = torch.cat([conv(w[None], out[:, i : i + 1], 1, 1) for i, w in enumerate(block._depthwise_conv.weight)], 1)
+    out = swish(norm(block._bn1, depth))
+    squeezed = out.mean((2, 3)) @ block._se_reduce.weight[:, :, 0, 0].T + block._se_reduce.bias
+    gate = swish(squeezed) @ block._se_expand.weight[:, :, 0, 0].T + block._se_expand.bias
+    out = out / (1 + torch.exp(-gate))[:, :, None, None]
+    assert torch.allclose(block(x), x + norm(block._bn2, conv(block._project_conv.weight, out)))
+
+
+def test_same_padding_is_tensorflows():
+    """An odd pixel of padding is at the right and at the bottom."""
+    for size, kernel, stride in ((7, 3, 2), (8, 3, 2), (9, 5, 2), (6, 3, 1)):
+        total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+        x = torch.randn(1, 2, size, size, dtype=torch.float64)
+        padded = torch.zeros(1, 2, size + total, size + total, dtype=torch.float64)
+        padded[:, :, total // 2 : total // 2 + size, total // 2 : total // 2 + size] = x
+        for make in (efficientnet.get_same_padding_conv2d(), efficientnet.get_same_padding_conv2d(size)):
+            layer = make(2, 3, kernel_size=kernel, stride=stride, bias=False).double()
+            assert torch.allclose(layer(x), conv(layer.weight, padded, stride))
+
+
+def test_swish_gradient_and_drop_connect():
+    x = torch.randn(50, dtype=torch.float64, requires_grad=True)
+    gradients = [
+        torch.autograd.grad(swish(x).pow(2).sum(), x)[0] for swish in (efficientnet.MemoryEfficientSwish(), F.silu)
+    ]
+    assert torch.allclose(*gradients)
     torch.manual_seed(0)
-    x1, x2 = torch.ones(500, 2, 3, 3), torch.zeros(500, 2, 3, 3)
-    y1, y2 = F.one_hot(torch.zeros(500, dtype=torch.long), 2).float(), F.one_hot(torch.ones(500).long(), 2).float()
-    x, y = ops.mixup(x1, x2, y1, y2, beta=0.75)
-    share = x[:, 0, 0, 0]
-    assert torch.equal(x, share.view(-1, 1, 1, 1).expand_as(x))
-    assert torch.allclose(y, torch.stack([share, 1 - share], 1))
-    assert share.mean() == pytest.approx(0.5, abs=0.08)
-    assert share.var() == pytest.approx(1 / (4 * (2 * 0.75 + 1)), rel=0.15)  # of Beta(b, b)
-    ordered, _ = ops.mixup(x1, x2, y1, y2, 0.75, preserve_order=True)
-    assert ordered.min() >= 0.5
+    kept = efficientnet.drop_connect(torch.ones(2000, 1, 1, 1), 0.2, training=True).flatten()
+    assert set(kept.tolist()) == {0.0, 1.25}
+    assert kept.mean().item() == pytest.approx(1, abs=5 * 0.5 / math.sqrt(2000))
+    assert torch.equal(efficientnet.drop_connect(x, 0.2, training=False), x)
 
 
-def test_reversed_gradient():
-    x = torch.randn(3, requires_grad=True)
-    y = ops.ReverseGrad()(x, grad_scaling=0.3)
-    assert torch.equal(x, y)
-    y.sum().backward()
-    assert torch.allclose(x.grad, torch.full((3,), -0.3))
-    with pytest.raises(ValueError, match="grad_scaling"):
-        ops.ReverseGrad()(x, -1)
+def test_efficientnets_strings_of_blocks():
+    blocks, settings = efficientnet.get_model_params("efficientnet-b3", {"num_classes": 10})
+    assert (settings.width_coefficient, settings.image_size, settings.num_classes) == (1.2, 300, 10)
+    assert blocks[1] == efficientnet.BlockArgs(3, 2, 16, 24, 6, True, [2], 0.25)
+    assert efficientnet.BlockDecoder.decode(efficientnet.BlockDecoder.encode(blocks)) == blocks
+    assert [efficientnet.round_filters(width, settings) for width in (32, 16, 24)] == [40, 24, 32]
+    assert efficientnet.round_repeats(2, settings) == 3
 
 
-def test_small_operations():
-    logits, labels = torch.randn(4, 3), torch.tensor([0, 2, 1, 2])
-    onehot = ops.create_onehot(labels, 3)
-    assert onehot.tolist() == torch.eye(3)[labels].tolist()
-    smooth = 0.9 * onehot + 0.1 / 3
-    losses = -(smooth * logits.log_softmax(1)).sum(1)
-    assert torch.allclose(ops.cross_entropy(logits, labels, 0.1, "none"), losses)
-    assert torch.allclose(ops.cross_entropy(logits, labels, label_smooth=0.1), losses.mean())
-    assert torch.allclose(ops.sharpen_prob(torch.tensor([[0.25, 0.75]])), torch.tensor([[0.1, 0.9]]))
-    data, label = ops.reverse_index(logits, labels)
-    assert torch.equal(data[0], logits[3]) and label.tolist() == [2, 1, 2, 0]
-    data, label = ops.shuffle_index(torch.arange(50), torch.arange(50))
-    assert torch.equal(data, label) and sorted(data.tolist()) == list(range(50)) != data.tolist()
+def test_perturbing_network():
+    torch.manual_seed(0)
+    network = modeling.build_network("fcn_3x32_gctx", verbose=False)
+    x = torch.rand(2, 3, 16, 16)
+    perturbed, perturbation = network(x, lmda=0.3, return_p=True)
+    assert torch.allclose(perturbed, x + 0.3 * perturbation)
+    assert perturbation.abs().max() <= 1 and perturbation.std() > 0
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d) and layer.weight.numel() > 1000:
+            assert layer.weight.std().item() == pytest.approx(0.02, rel=0.05)
 
 
-def test_rampups():
-    assert [ops.linear_rampup(step, 4) for step in (-1, 0, 1, 4, 9)] == [0, 0, 0.25, 1, 1]
-    assert [ops.sigmoid_rampup(step, 4) for step in (0, 2, 9)] == pytest.approx([math.exp(-5), math.exp(-1.25), 1])
-    with pytest.raises(ValueError, match="rampup_length"):
-        ops.sigmoid_rampup(1, 0)
-
-
-def test_moving_average_of_a_model():
-    model = torch.nn.Linear(2, 2)
-    average = copy.deepcopy(model)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(1)
-    expected = [0.9 * a + 0.1 * p for a, p in zip(average.parameters(), model.parameters(), strict=True)]
-    ops.ema_model_update(model, average, 0.9)
-    assert all(torch.allclose(a, e) for a, e in zip(average.parameters(), expected, strict=True))
+def test_spatial_transformer_starts_at_tanh_of_the_identity():
+    network = modeling.build_network("fcn_3x32_gctx_stn", verbose=False).eval()
+    x = torch.rand(1, 3, 32, 32)
+    perturbed, perturbation, transformed = network(x, return_stn_output=True)
+    assert torch.allclose(perturbed, transformed + perturbation)
+    scale = math.tanh(1)
+    places = (torch.arange(32) + 0.5) / 16 - 1  # centres of pixels in [-1, 1]
+    pixels = (places * scale + 1) * 16 - 0.5
+    low = pixels.floor().long()
+    share = pixels - low
+    rows = x[0][:, low] * (1 - share)[:, None] + x[0][:, (low + 1).clamp(max=31)] * share[:, None]
+    expected = rows[:, :, low] * (1 - share) + rows[:, :, (low + 1).clamp(max=31)] * share
+    assert torch.allclose(transformed[0], expected, atol=1e-5)
+    with pytest.raises(ValueError, match="stn=True"):
+        modeling.build_network("fcn_3x32_gctx", verbose=False).stn(x)
