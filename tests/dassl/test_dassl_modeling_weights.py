@@ -58,6 +58,8 @@ def test_weights_draws_and_outputs_are_dassls(name):
         random.seed(4)
         with torch.no_grad():
             output = model(torch.rand(4, 3, side_of(name), side_of(name)))
+        if name in BACKBONE_REGISTRY:
+            assert output.shape == (4, model.out_features)
         assert output.double().abs().mean().item() == pytest.approx(expected, rel=1e-4)
 
 
