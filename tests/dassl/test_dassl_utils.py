@@ -168,3 +168,18 @@ def test_orthogonal_weights_and_an_unknown_kind():
     torch.testing.assert_close(model[0].weight @ model[0].weight.T, 4 * torch.eye(8))
     with pytest.raises(ValueError, match="'xavier'"):
         utils.init_network_weights(model, "xavierr")
+
+
+def test_learning_rates_by_epoch():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))], lr=1)
+    utils.adjust_learning_rate(optimizer, 0.1, 45, stepsize=20, gamma=0.5)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.025)
+    utils.adjust_learning_rate(optimizer, 0.1, 25, linear_decay=True, final_lr=0.02, max_epoch=100)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.08)
+
+
+def test_batch_norms_in_evaluation_mode():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2), torch.nn.Dropout())
+    model.apply(utils.set_bn_to_eval)
+    assert [module.training for module in model] == [True, False, True]
+    assert model[1].weight.requires_grad
