@@ -120,3 +120,16 @@ def test_a_closure_and_bad_settings(steps):
     for settings in ({"lr": -1}, {"betas": (0.9, 1.0)}, {"eps": -1}):
         with pytest.raises(ValueError, match="betas"):
             radam.RAdam([parameter], **settings)
+
+
+def test_radam_of_a_config_is_dassls():
+    module = torch.nn.Sequential()
+    module.body, module.head = torch.nn.Linear(2, 3), torch.nn.Linear(3, 2)
+    cfg = optim_cfg(NAME="radam", WEIGHT_DECAY=0.2, ADAM_BETA1=0.7)
+    optimizer = build_optimizer(module, cfg)
+    assert type(optimizer) is radam.RAdam
+    (group,) = optimizer.param_groups
+    assert (group["lr"], group["weight_decay"], group["betas"]) == (0.1, 0.2, (0.7, 0.999))
+    assert len(group["params"]) == 4
+    staged = build_optimizer(module, optim_cfg(NAME="radam", STAGED_LR=True, NEW_LAYERS="head", BASE_LR_MULT=0.1))
+    assert [group["lr"] for group in staged.param_groups] == pytest.approx([0.01, 0.1])

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from yacs.config import CfgNode
 
+from unskew.dassl.radam import RAdam
 from unskew.engine.optim import AVAI_OPTIMS, AVAI_SCHEDS, build_lr_scheduler, make_optimizer
 from unskew.engine.optim import build_optimizer as build_unstaged
 from unskew.utils.registry import unknown_name
@@ -44,11 +45,19 @@ def build_optimizer(
         ValueError: an unknown optimizer or layer, or ``STAGED_LR`` without a module.
     """
     if not optim_cfg.STAGED_LR:
-        return build_unstaged(model, optim_cfg, param_groups)
-    if param_groups is not None:
+        optimizer = build_unstaged(model, optim_cfg, param_groups)
+    elif param_groups is not None:
         logger.warning("OPTIM.STAGED_LR is ignored: the trainer gave its own parameter groups")
-        return make_optimizer(param_groups, optim_cfg)
-    return make_optimizer(_staged_groups(model, optim_cfg), optim_cfg)
+        optimizer = make_optimizer(param_groups, optim_cfg)
+    else:
+        optimizer = make_optimizer(_staged_groups(model, optim_cfg), optim_cfg)
+    return optimizer if optim_cfg.NAME != "radam" else _dassls_radam(optimizer)
+
+
+def _dassls_radam(optimizer: Optimizer) -> RAdam:
+    """Return Dassl's `RAdam` with the groups of PyTorch's, from which it differs by rounding."""
+    keys = ("params", "lr", "betas", "eps", "weight_decay")
+    return RAdam([{key: group[key] for key in keys} for group in optimizer.param_groups], optimizer.defaults["lr"])
 
 
 def _staged_groups(model: nn.Module | Iterable[nn.Parameter] | None, optim_cfg: CfgNode) -> list[dict[str, Any]]:

@@ -36,10 +36,11 @@ class _PreAct(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return features [B, ``expansion`` * planes, H / stride, W / stride]."""
         activated = F.relu(self.bn1(x))
+        shortcut = self.shortcut(activated) if hasattr(self, "shortcut") else x
         out = self.conv1(activated)
         for number in range(2, len(self._plan) + 1):
             out = getattr(self, f"conv{number}")(F.relu(getattr(self, f"bn{number}")(out)))
-        return out + (self.shortcut(activated) if hasattr(self, "shortcut") else x)
+        return out + shortcut
 
 
 class PreActBlock(_PreAct):

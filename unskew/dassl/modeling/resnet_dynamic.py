@@ -69,8 +69,8 @@ class _DynamicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features [B, ``expansion`` * planes, H / stride, W / stride]."""
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return self.relu(self._residual(x) + shortcut)
+        out = self._residual(x)
+        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
 
 
 class BasicBlockDynamic(_DynamicBlock):

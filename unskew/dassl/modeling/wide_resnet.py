@@ -35,8 +35,8 @@ class BasicBlock(nn.Module):
         out = self.relu2(self.bn2(self.conv1(activated)))
         if self.droprate > 0:
             out = F.dropout(out, p=self.droprate, training=self.training)
-        shortcut = x if self.convShortcut is None else self.convShortcut(activated)
-        return shortcut + self.conv2(out)
+        out = self.conv2(out)
+        return (x if self.convShortcut is None else self.convShortcut(activated)) + out
 
 
 class NetworkBlock(nn.Module):
