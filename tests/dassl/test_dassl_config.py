@@ -1,120 +1,12 @@
 """Dassl's configuration: every key with its default, and the calls that scripts make."""
 
 import pytest
+from dassl_keys import DEFAULTS, own_defaults
 from yacs.config import CfgNode
 
 from unskew.config import flatten
-from unskew.dassl.config import clean_cfg, get_cfg_default
-
-# By node; the values are facts of Dassl 0.6.3.
-DEFAULTS = {
-    "": {"VERSION": 1, "OUTPUT_DIR": "./output", "RESUME": "", "SEED": -1, "USE_CUDA": True, "VERBOSE": True},
-    "INPUT": {
-        "SIZE": (224, 224),
-        "INTERPOLATION": "bilinear",
-        "TRANSFORMS": (),
-        "NO_TRANSFORM": False,
-        "PIXEL_MEAN": [0.485, 0.456, 0.406],
-        "PIXEL_STD": [0.229, 0.224, 0.225],
-        "CROP_PADDING": 4,
-        "RRCROP_SCALE": (0.08, 1.0),
-        "CUTOUT_N": 1,
-        "CUTOUT_LEN": 16,
-        "GN_MEAN": 0.0,
-        "GN_STD": 0.15,
-        "RANDAUGMENT_N": 2,
-        "RANDAUGMENT_M": 10,
-        "COLORJITTER_B": 0.4,
-        "COLORJITTER_C": 0.4,
-        "COLORJITTER_S": 0.4,
-        "COLORJITTER_H": 0.1,
-        "RGS_P": 0.2,
-        "GB_P": 0.5,
-        "GB_K": 21,
-    },
-    "DATASET": {
-        "ROOT": "",
-        "NAME": "",
-        "SOURCE_DOMAINS": (),
-        "TARGET_DOMAINS": (),
-        "NUM_LABELED": -1,
-        "NUM_SHOTS": -1,
-        "VAL_PERCENT": 0.1,
-        "STL10_FOLD": -1,
-        "CIFAR_C_TYPE": "",
-        "CIFAR_C_LEVEL": 1,
-        "ALL_AS_UNLABELED": False,
-    },
-    "DATALOADER": {"NUM_WORKERS": 4, "K_TRANSFORMS": 1, "RETURN_IMG0": False},
-    "DATALOADER.TRAIN_X": {"SAMPLER": "RandomSampler", "BATCH_SIZE": 32, "N_DOMAIN": 0, "N_INS": 16},
-    "DATALOADER.TRAIN_U": {"SAME_AS_X": True, "SAMPLER": "RandomSampler", "BATCH_SIZE": 32, "N_DOMAIN": 0, "N_INS": 16},
-    "DATALOADER.TEST": {"SAMPLER": "SequentialSampler", "BATCH_SIZE": 32},
-    "MODEL": {"INIT_WEIGHTS": ""},
-    "MODEL.BACKBONE": {"NAME": "", "PRETRAINED": True},
-    "MODEL.HEAD": {"NAME": "", "HIDDEN_LAYERS": (), "ACTIVATION": "relu", "BN": True, "DROPOUT": 0.0},
-    "OPTIM": {
-        "NAME": "adam",
-        "LR": 0.0003,
-        "WEIGHT_DECAY": 0.0005,
-        "MOMENTUM": 0.9,
-        "SGD_DAMPNING": 0,
-        "SGD_NESTEROV": False,
-        "RMSPROP_ALPHA": 0.99,
-        "ADAM_BETA1": 0.9,
-        "ADAM_BETA2": 0.999,
-        "STAGED_LR": False,
-        "NEW_LAYERS": (),
-        "BASE_LR_MULT": 0.1,
-        "LR_SCHEDULER": "single_step",
-        "STEPSIZE": (-1,),
-        "GAMMA": 0.1,
-        "MAX_EPOCH": 10,
-        "WARMUP_EPOCH": -1,
-        "WARMUP_TYPE": "linear",
-        "WARMUP_CONS_LR": 1e-05,
-        "WARMUP_MIN_LR": 1e-05,
-        "WARMUP_RECOUNT": True,
-    },
-    "TRAIN": {"CHECKPOINT_FREQ": 0, "PRINT_FREQ": 10, "COUNT_ITER": "train_x"},
-    "TEST": {
-        "EVALUATOR": "Classification",
-        "PER_CLASS_RESULT": False,
-        "COMPUTE_CMAT": False,
-        "NO_TEST": False,
-        "SPLIT": "test",
-        "FINAL_MODEL": "last_step",
-    },
-    "TRAINER": {"NAME": ""},
-    "TRAINER.MCD": {"N_STEP_F": 4},
-    "TRAINER.MME": {"LMDA": 0.1},
-    "TRAINER.CDAC": {
-        "CLASS_LR_MULTI": 10,
-        "RAMPUP_COEF": 30,
-        "RAMPUP_ITRS": 1000,
-        "TOPK_MATCH": 5,
-        "P_THRESH": 0.95,
-        "STRONG_TRANSFORMS": (),
-    },
-    "TRAINER.SE": {"EMA_ALPHA": 0.999, "CONF_THRE": 0.95, "RAMPUP": 300},
-    "TRAINER.M3SDA": {"LMDA": 0.5, "N_STEP_F": 4},
-    "TRAINER.DAEL": {"WEIGHT_U": 0.5, "CONF_THRE": 0.95, "STRONG_TRANSFORMS": ()},
-    "TRAINER.CROSSGRAD": {"EPS_F": 1.0, "EPS_D": 1.0, "ALPHA_F": 0.5, "ALPHA_D": 0.5},
-    "TRAINER.DDAIG": {
-        "G_ARCH": "",
-        "LMDA": 0.3,
-        "CLAMP": False,
-        "CLAMP_MIN": -1.0,
-        "CLAMP_MAX": 1.0,
-        "WARMUP": 0,
-        "ALPHA": 0.5,
-    },
-    "TRAINER.DAELDG": {"WEIGHT_U": 0.5, "CONF_THRE": 0.95, "STRONG_TRANSFORMS": ()},
-    "TRAINER.DOMAINMIX": {"TYPE": "crossdomain", "ALPHA": 1.0, "BETA": 1.0},
-    "TRAINER.ENTMIN": {"LMDA": 0.001},
-    "TRAINER.MEANTEACHER": {"WEIGHT_U": 1.0, "EMA_ALPHA": 0.999, "RAMPUP": 5},
-    "TRAINER.MIXMATCH": {"WEIGHT_U": 100.0, "TEMP": 2.0, "MIXUP_BETA": 0.75, "RAMPUP": 20000},
-    "TRAINER.FIXMATCH": {"WEIGHT_U": 1.0, "CONF_THRE": 0.95, "STRONG_TRANSFORMS": ()},
-}
+from unskew.dassl import data, engine, evaluation, transforms
+from unskew.dassl.config import clean_cfg, complete, get_cfg_default
 
 
 def test_every_key_has_dassls_default():
@@ -150,3 +42,51 @@ def test_clean_cfg_leaves_one_trainers_node():
     clean_cfg(cfg, "FixMatch")
     assert [name for name, value in cfg.TRAINER.items() if isinstance(value, CfgNode)] == ["FIXMATCH"]
     assert cfg.TRAINER.NAME == "FixMatch"
+
+
+# --- trees of scripts --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_missing_keys_get_their_defaults_and_others_keep_their_values(frozen):
+    cfg = own_defaults()
+    cfg.OPTIM.LR, cfg.DATASET.SUBSAMPLE_CLASSES = 7.0, "base"
+    del cfg["TEST"], cfg.DATALOADER["K_TRANSFORMS"]  # an older release
+    if frozen:
+        cfg.freeze()
+    assert complete(cfg) is cfg
+    assert (cfg.OPTIM.LR, cfg.DATASET.SUBSAMPLE_CLASSES) == (7.0, "base")
+    assert (cfg.TRAIN.ACCUMULATE, cfg.TEST.CROPS, cfg.DATALOADER.K_TRANSFORMS, cfg.TRAIN.KEEP) == (1, 1, 1, -1)
+    assert {key for key, _ in flatten(get_cfg_default())} == {key for key, _ in flatten(cfg)}
+    assert cfg.is_frozen() == cfg.TEST.is_frozen() == cfg.TRAIN.is_frozen() == frozen
+
+
+def test_a_complete_tree_is_unchanged():
+    cfg = get_cfg_default()
+    del cfg.TRAINER["MCD"]  # as in a run of our own
+    before = list(flatten(cfg))
+    assert list(flatten(complete(cfg))) == before
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        data.build_dataset,
+        data.DataManager,
+        lambda cfg: data.DatasetWrapper(cfg, []),
+        lambda cfg: data.build_data_loader(cfg, data_source=[data.Datum("a.png")]),
+        engine.build_trainer,
+        engine.TrainerX,
+        evaluation.build_evaluator,
+        evaluation.Classification,
+        transforms.build_transform,
+    ],
+)
+def test_every_function_that_takes_a_config_completes_it(build):
+    cfg = own_defaults()
+    cfg.USE_CUDA = False
+    try:
+        build(cfg)
+    except ValueError as error:  # the tree names neither a dataset nor a trainer
+        assert "''" in str(error)
+    assert (cfg.TRAIN.ACCUMULATE, cfg.TEST.CROPS) == (1, 1)

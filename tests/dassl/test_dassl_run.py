@@ -97,11 +97,11 @@ def runs(tmp_path_factory):
     old = [(str(images / name / f"{n:02d}.png"), label, name) for label, name in enumerate(CLASSES) for n in (1, 2, 3)]
     dump_fewshot(images.parent / "split_fewshot" / "shot_3-seed_1.pkl", train=old, val=old[:6])
 
-    def run(name, *flags, seed=1, precision="fp32", before=(), path=()):
+    def run(name, *flags, seed=1, precision="fp32", before=(), script="train.py", path=()):
         files = ("--dataset-config-file", "configs/dataset.yaml", "--config-file", "configs/trainer.yaml")
         own = ("--root", folder / "data", "--output-dir", folder / name, "--trainer", "CoOp", "--seed", seed)
         pairs = ("DATASET.NUM_SHOTS", 3, "USE_CUDA", False, "TRAINER.COOP.PREC", precision)
-        return start(*before, "train.py", *own, *files, *flags, *pairs, path=path, TINYCLIP=str(folder))
+        return start(*before, script, *own, *files, *flags, *pairs, path=path, TINYCLIP=str(folder))
 
     # Without a GPU PyTorch's own mixed precision computes in full precision, so that both are the same run.
     whole, killed = run("whole"), run("resumed", precision="amp")
@@ -114,9 +114,10 @@ def runs(tmp_path_factory):
     before = (folder / "resumed" / "log.txt").read_text()
     epoch = torch.load(note.with_name(note.read_text().strip()), weights_only=True)["epoch"]
     resumed, outputs = run("resumed", precision="amp"), {"whole": finish(whole)}
+    keys = run("keys", script="train_own_defaults.py", path=[Path(__file__).parents[1]])
     tested = ("--eval-only", "--model-dir", folder / "whole")
     tested = run("tested", *tested, seed=7, before=["--force"], path=[write_real_dassl(folder / "real")])
-    outputs |= {"resumed": finish(resumed), "tested": finish(tested)}
+    outputs |= {"resumed": finish(resumed), "tested": finish(tested), "keys": finish(keys)}
     logs = {name: (folder / name / "log.txt").read_text() for name in outputs}
     facts = {"killed": killed.returncode, "epoch": epoch, "before": before}
     return SimpleNamespace(folder=folder, outputs=outputs, logs=logs, **facts)
@@ -164,6 +165,13 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_run(runs):
     ]
     assert torch.equal(states[0]["state_dict"]["ctx"], states[1]["state_dict"]["ctx"])
     assert states[0]["epoch"] == EPOCHS
+
+
+def test_a_script_with_its_own_copy_of_dassls_keys_gets_the_same_losses(runs):
+    assert batches_of(runs.logs["keys"]) == batches_of(runs.logs["whole"])
+    assert accuracy_of(runs.logs["keys"]) == accuracy_of(runs.logs["whole"])
+    printed = runs.logs["keys"].partition("** System info **")[0]
+    assert "COUNT_ITER" in printed and "ACCUMULATE" not in printed
 
 
 def test_scripts_can_parse_the_results(runs):

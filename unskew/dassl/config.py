@@ -45,11 +45,16 @@ TRAINERS: dict[str, dict[str, Any]] = {
 
 def get_cfg_default() -> CfgNode:
     """Return a config with every key of Dassl and of this package, with default values."""
+    cfg = _without_trainers()
+    for name, values in TRAINERS.items():
+        cfg.TRAINER[name] = CfgNode(dict(values))
+    return cfg
+
+
+def _without_trainers() -> CfgNode:
     cfg = config.get_cfg_default()
     cfg.SEED = -1
     cfg.TRAIN.KEEP = -1  # Dassl keeps all checkpoints
-    for name, values in TRAINERS.items():
-        cfg.TRAINER[name] = CfgNode(dict(values))
     return cfg
 
 
@@ -58,6 +63,28 @@ def clean_cfg(cfg: CfgNode, trainer: str) -> None:
     for name, value in list(cfg.TRAINER.items()):
         if isinstance(value, CfgNode) and name != trainer.upper():
             del cfg.TRAINER[name]
+
+
+def complete(cfg: CfgNode) -> CfgNode:
+    """Add the keys that a config tree of a script lacks, with their default values, and return the tree.
+
+    A script's copy of Dassl's defaults lacks this package's keys, and that of an older release lacks some of Dassl's.
+    Every function that takes a script's config completes it. Existing keys keep their values; no trainer's node is
+    added.
+    """
+    add_missing(cfg, _without_trainers())
+    return cfg
+
+
+def add_missing(cfg: CfgNode, defaults: CfgNode) -> None:
+    """Add the missing keys of another tree to ``cfg`` in place, even if it is frozen."""
+    for key, value in defaults.items():
+        if key not in cfg:
+            if isinstance(value, CfgNode) and isinstance(cfg, CfgNode) and cfg.is_frozen():
+                value.freeze()
+            cfg[key] = value
+        elif isinstance(cfg[key], dict) and isinstance(value, CfgNode):
+            add_missing(cfg[key], value)
 
 
 cfg_default = _C = get_cfg_default()  # under the names of `dassl.config` and `dassl.config.defaults`

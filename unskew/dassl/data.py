@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 from yacs.config import CfgNode
 
+from unskew.dassl.config import complete
 from unskew.dassl.samplers import build_sampler
 from unskew.dassl.transforms import INTERPOLATION_MODES, build_transform
 from unskew.data import dataset, loaders
@@ -172,7 +173,7 @@ def build_dataset(cfg: CfgNode) -> dataset.DatasetBase:
     """Build the dataset registered as ``cfg.DATASET.NAME``."""
     import unskew.dassl.datasets  # noqa: F401  # registers Dassl's own datasets, which import this module
 
-    if cfg.VERBOSE:
+    if complete(cfg).VERBOSE:
         logger.info(f"Loading dataset: {cfg.DATASET.NAME}")
     return dataset.build_dataset(cfg)
 
@@ -185,7 +186,7 @@ class DatasetWrapper(loaders.DatasetWrapper):
     """
 
     def __init__(self, cfg: CfgNode, data_source: Sequence[Any], transform: Any = None, is_train: bool = False) -> None:
-        super().__init__(cfg, data_source, transform, is_train)
+        super().__init__(complete(cfg), data_source, transform, is_train)
         self.upright |= cfg.DATASET.NAME in USER_DATASETS  # a script's config may lack our layer of these datasets
         self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
@@ -219,7 +220,7 @@ def build_data_loader(
     """Build a loader that draws from PyTorch's global generator; see `unskew.data.loaders.build_data_loader`."""
     sampling = (sampler_type, data_source, batch_size, n_domain, n_ins)
     wrapper = dataset_wrapper or DatasetWrapper
-    return loaders.build_data_loader(cfg, *sampling, tfm, is_train, wrapper, own_generator=False)
+    return loaders.build_data_loader(complete(cfg), *sampling, tfm, is_train, wrapper, own_generator=False)
 
 
 class DataManager(loaders.DataManager):

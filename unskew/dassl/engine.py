@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from yacs.config import CfgNode
 
+from unskew.dassl.config import complete
 from unskew.dassl.data import DataManager
 from unskew.dassl.evaluation import EvaluatorBase, build_evaluator
 from unskew.dassl.modeling import build_backbone, build_head
@@ -41,7 +42,7 @@ def build_trainer(cfg: CfgNode) -> loop.TrainerBase:
     Raises:
         ValueError: the trainer is not registered.
     """
-    trainer_class = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    trainer_class = TRAINER_REGISTRY.get(complete(cfg).TRAINER.NAME)
     if cfg.VERBOSE:
         logger.info(f"Loading trainer: {cfg.TRAINER.NAME}")
     return trainer_class(cfg)
@@ -145,6 +146,9 @@ class SimpleTrainer(TrainerBase, trainer.SimpleTrainer):
     show_progress = False  # scripts print their own lines
     _build_data: Callable[..., DataManager] = staticmethod(DataManager)
     _build_evaluator: Callable[..., EvaluatorBase] = staticmethod(build_evaluator)
+
+    def __init__(self, cfg: CfgNode, **options: Any) -> None:
+        super().__init__(complete(cfg), **options)  # type: ignore[call-arg]  # the other base's
 
     def build_model(self) -> None:
         """Build a `SimpleNet` and its optimizer."""

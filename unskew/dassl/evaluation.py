@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from yacs.config import CfgNode
 
+from unskew.dassl.config import complete
 from unskew.engine import evaluator
 from unskew.engine.evaluator import EVALUATOR_REGISTRY, EvaluatorBase
 
@@ -28,7 +29,7 @@ class Classification(evaluator.Classification):
     def __init__(self, cfg: CfgNode, lab2cname: Mapping[int, str] | None = None, **kwargs: Any) -> None:
         # Before super().__init__, because reset() of a subclass reads it.
         self._per_class_res: defaultdict[int, list[int]] | None = (
-            defaultdict(list) if cfg.TEST.PER_CLASS_RESULT else None
+            defaultdict(list) if complete(cfg).TEST.PER_CLASS_RESULT else None
         )
         super().__init__(cfg, lab2cname, **kwargs)
 
@@ -82,7 +83,7 @@ class Classification(evaluator.Classification):
 
 def build_evaluator(cfg: CfgNode, **kwargs: Any) -> EvaluatorBase:
     """Build the evaluator that ``cfg.TEST.EVALUATOR`` names; "Classification" has Dassl's attributes."""
-    kind = EVALUATOR_REGISTRY.get(cfg.TEST.EVALUATOR)
+    kind = EVALUATOR_REGISTRY.get(complete(cfg).TEST.EVALUATOR)
     if cfg.VERBOSE:
         logger.info(f"Loading evaluator: {cfg.TEST.EVALUATOR}")
     return (Classification if kind is evaluator.Classification else kind)(cfg, **kwargs)

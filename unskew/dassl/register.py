@@ -27,6 +27,7 @@ except ModuleNotFoundError as error:
 from unskew import config
 from unskew.config import plugins
 from unskew.dassl import samplers, transforms  # noqa: F401 - our trainers may use Dassl's names for them
+from unskew.dassl.config import add_missing
 from unskew.dassl.utils import show_log_lines
 from unskew.data.dataset import DATASET_REGISTRY, DatasetBase, Datum
 from unskew.data.published import openai_templates
@@ -52,7 +53,7 @@ def extend_cfg(cfg: CfgNode) -> None:
         print("unskew: no trainers added: `dassl` is unskew's engine here; use `unskew train`")
         return
     _register_trainers()
-    _add_missing(cfg, config.all_defaults())
+    add_missing(cfg, config.all_defaults())
     _DEFAULTS.clear()
     _DEFAULTS.update((key, _plain(value)) for key, value in config.flatten(cfg))
 
@@ -67,14 +68,6 @@ def _register_trainers() -> None:
             taken.append(name)
     if taken:
         print(f"unskew: skipping {', '.join(taken)}: the script has its own trainers with these names")
-
-
-def _add_missing(cfg: CfgNode, ours: CfgNode) -> None:
-    for key, value in ours.items():
-        if key not in cfg:
-            cfg[key] = value
-        elif isinstance(cfg[key], CfgNode) and isinstance(value, CfgNode):
-            _add_missing(cfg[key], value)
 
 
 def _factory(name: str) -> Callable[[CfgNode], SimpleTrainer]:

@@ -12,6 +12,7 @@ from torchvision.transforms import functional as F
 from yacs.config import CfgNode
 
 from unskew.dassl.autoaugment import CIFAR10Policy, ImageNetPolicy, SVHNPolicy
+from unskew.dassl.config import complete
 from unskew.dassl.image_operations import RandAugment, RandAugment2, RandAugmentFixMatch, hole_mask
 from unskew.dassl.randaugment import FIXMATCH, RANDAUGMENT2, RandomOperations
 from unskew.data import transforms
@@ -166,6 +167,7 @@ def build_transform(cfg: CfgNode, is_train: bool = True, choices: Sequence[str] 
     Raises:
         ValueError: a transform or an interpolation is unknown.
     """
+    complete(cfg)
     choices = list(cfg.INPUT.TRANSFORMS if choices is None else choices)
     for choice in choices:
         if choice not in AVAI_CHOICES:

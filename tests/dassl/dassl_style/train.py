@@ -76,7 +76,7 @@ def main(args):
         trainer.train()
 
 
-if __name__ == "__main__":
+def parse():
     parser = argparse.ArgumentParser()
     parser.add_argument("--root", type=str, default="")
     parser.add_argument("--output-dir", type=str, default="")
@@ -91,4 +91,8 @@ if __name__ == "__main__":
     parser.add_argument("--load-epoch", type=int)
     parser.add_argument("--no-train", action="store_true")
     parser.add_argument("opts", default=None, nargs=argparse.REMAINDER)
-    main(parser.parse_args())
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main(parse())
