@@ -148,7 +148,7 @@ class SimpleTrainer(TrainerBase, trainer.SimpleTrainer):
     _build_evaluator: Callable[..., EvaluatorBase] = staticmethod(build_evaluator)
 
     def __init__(self, cfg: CfgNode, **options: Any) -> None:
-        super().__init__(complete(cfg), **options)  # type: ignore[call-arg]  # the other base's
+        super().__init__(complete(cfg), **options)
 
     def build_model(self) -> None:
         """Build a `SimpleNet` and its optimizer."""

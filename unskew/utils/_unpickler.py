@@ -23,6 +23,16 @@ class TooLargeError(ValueError):
     """A pickle asks for more elements than a file of its size can hold."""
 
 
+def _length(value: object) -> int:
+    """Return the length of a container, a string, an array or a tensor; 0 for other values."""
+    if type(value).__name__ == "TypedStorage":  # its bytes were counted; len() warns
+        return 0
+    try:
+        return len(value) if isinstance(value, Sized) else 0
+    except TypeError:  # a tensor without dimensions
+        return 0
+
+
 class _SizedFile:
     """The rest of a file; reading more bytes than it has raises an ``EOFError``, before memory is taken for them."""
 
@@ -110,7 +120,7 @@ class BoundedUnpickler(_Unpickler):
         elif function is slice and not all(isinstance(value, _NUMBERS) for value in arguments):
             raise pickle.UnpicklingError("it holds a slice of other values than numbers")
         for value in arguments:
-            self._spend(len(value) + 1 if isinstance(value, Sized) else 1)
+            self._spend(_length(value) + 1)
             if isinstance(value, list | tuple | deque):  # these may become keys, or elements of a set
                 self._spend(sum(map(self._elements, value)))
 
@@ -140,8 +150,9 @@ class BoundedUnpickler(_Unpickler):
         self.append(self.create(cls, *arguments))
 
     def load_build(self) -> None:
-        if len(self.stack) > 1 and callable(self.stack[-2]):
-            raise pickle.UnpicklingError("it changes a class or a function")
+        target: Any = self.stack[-2] if len(self.stack) > 1 else None
+        if callable(target) or type(target).__module__.partition(".")[0] in ("numpy", "torch"):
+            raise pickle.UnpicklingError("it changes a class, a function, an array or a tensor")
         super().load_build()
 
     def load_frozenset(self) -> None:

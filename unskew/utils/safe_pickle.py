@@ -6,14 +6,16 @@ that asks for any other name is refused.
 
 import io
 import re
+import sys
 import zipfile
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from unskew.utils import _tensors
 from unskew.utils._unpickler import BoundedUnpickler, TooLargeError
 from unskew.utils.errors import DAMAGE, check_regular, format_error
 
@@ -92,17 +94,25 @@ def _entries(path: str | Path, items: object) -> list[tuple[str, int, str]]:
 # --- arrays --------------------------------------------------------------------------------------------
 
 
-def _buffer(dtype: object, content: object) -> np.ndarray:
-    """Return pickled bytes as a flat array of numbers."""
-    if not isinstance(dtype, _Dtype):
+def _dtype(stand_in: object) -> np.dtype:
+    if not isinstance(stand_in, _Dtype):
         raise ValueError("it holds an array without a type")
-    code = dtype.arguments[0]
-    if not re.fullmatch("[biuf][1248]", code):
+    code = stand_in.arguments[0]
+    if not re.fullmatch("[biuf][1248]|c8|c16|[SU][0-9]+", code):
         raise ValueError(f"it holds an array of '{code}'")
+    return np.dtype(stand_in.state[1] + code)
+
+
+def _buffer(dtype: object, content: object) -> np.ndarray:
+    """Return pickled bytes as a flat array of numbers or texts."""
+    kind = _dtype(dtype)
     content = content.encode("latin1") if isinstance(content, str) else content  # Python 2 wrote str
     if not isinstance(content, bytes | bytearray):
         raise ValueError("it holds an array without bytes")
-    return np.frombuffer(content, dtype.state[1] + code)
+    values = np.frombuffer(content, kind)
+    if kind.kind == "U" and values.size and values.view(f"{kind.byteorder}u4").max() > sys.maxunicode:
+        raise ValueError("it holds an array of damaged text")
+    return values
 
 
 def _array(stand_in: _Array) -> np.ndarray:
@@ -187,6 +197,8 @@ def _with_arrays(value: Any, done: dict[object, tuple]) -> Any:
             if done.setdefault(("bytes", id(content)), (value,))[0] is not value and len(content) > _SHARED_BYTES:
                 raise ValueError("several of its arrays share their bytes")  # a copy of each could fill the memory
             result = _array(value).copy()  # writable
+        case _Dtype():
+            result = _dtype(value)
         case dict():
             for key in list(value):
                 value[key] = _with_arrays(value[key], done)
@@ -241,8 +253,7 @@ def check_torch_file(path: str | Path) -> None:
             else:
                 file.seek(0)
                 pickles = [file] * _PICKLES
-            for source in pickles:
-                _DryUnpickler(source).load()
+            _check_pickles(pickles)
     except TooLargeError as error:
         raise ValueError(f"'{path}' was not read: {error}; save it again with torch.save") from error
     except zipfile.BadZipFile as error:
@@ -252,6 +263,16 @@ def check_torch_file(path: str | Path) -> None:
             raise
 
 
+def _check_pickles(sources: Sequence[BinaryIO]) -> None:
+    for source in sources:
+        _DryUnpickler(source).load()
+
+
+def _check_storage(content: bytes) -> None:
+    """Check the bytes of a storage, a file of torch.save's old format."""
+    _check_pickles([io.BytesIO(content)] * _PICKLES)
+
+
 def _pickles_of_archive(archive: zipfile.ZipFile, size: int) -> list[BinaryIO]:
     if sum(member.file_size for member in archive.infolist()) > size:
         raise TooLargeError("it is compressed, and torch.save compresses nothing")
@@ -259,7 +280,7 @@ def _pickles_of_archive(archive: zipfile.ZipFile, size: int) -> list[BinaryIO]:
 
 
 def read_plain(file: BinaryIO, datum: type, **options: Any) -> Any:
-    """Read the next pickle of an open file: containers, plain values, arrays of numbers, and any codebase's Datum.
+    """Read the next pickle of an open file: containers, plain values, arrays, tensors, and any codebase's Datum.
 
     Args:
         file: a file with a name, open for reading bytes.
@@ -272,11 +293,17 @@ def read_plain(file: BinaryIO, datum: type, **options: Any) -> Any:
     """
     start = file.tell()
     try:
-        unpickler = BoundedUnpickler(
-            file, lambda module, name: datum if name == "Datum" else _PLAIN.get((module, name)), **options
-        )
-        return _with_arrays(unpickler.load(), {})
+        return _with_arrays(BoundedUnpickler(file, _permitted_with(datum), **options).load(), {})
     except DAMAGE as error:
         if isinstance(error, EOFError) and start and file.tell() == start:  # a file may hold several pickles
             raise
-        raise _unreadable(file.name, "containers, plain values, arrays of numbers and Datum", error) from error
+        raise _unreadable(file.name, "containers, plain values, arrays, tensors and Datum", error) from error
+
+
+def _permitted_with(datum: type) -> Callable[[str, str], object | None]:
+    def permitted(module: str, name: str) -> object | None:
+        if name == "Datum":
+            return datum
+        return _PLAIN.get((module, name)) or _tensors.permitted(module, name, _check_storage)
+
+    return permitted
