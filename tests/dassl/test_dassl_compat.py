@@ -69,6 +69,16 @@ def test_arrays_of_numbers_are_loaded(applied, tmp_path, protocol):
     loaded["logits"] += 1  # not read-only
 
 
+@pytest.mark.parametrize("array", [np.array(["cat", "ü"]), np.array([b"x"]), np.ones(2, "c8"), np.array([], "U2")])
+def test_arrays_of_text_and_complex_numbers_are_loaded(applied, tmp_path, array):
+    path = dump({"x": array, "type": array.dtype}, tmp_path / "names.pkl")
+    applied()
+    with path.open("rb") as file:
+        loaded = pickle.load(file)
+    assert loaded["x"].tolist() == array.tolist()
+    assert loaded["x"].dtype == loaded["type"] == array.dtype
+
+
 class Made:
     """An object that pickles as any call and any state."""
 
@@ -106,7 +116,8 @@ def test_a_forged_array_with_a_valid_state_is_loaded(applied, tmp_path):
         (made_array("i8", PLAIN_STATE, shape=(3,)), "reshape"),
         (made_array("i8", PLAIN_STATE, content=[1] * 10), "bytes"),
         (np.array([{}]), "'O8'"),
-        (np.array(["cat"]), "'U3'"),
+        (np.zeros(2, "M8[s]"), "'M8'"),
+        (made_array("U1", PLAIN_STATE, content=b"\xff" * 40), "text"),
     ],
 )
 def test_a_forged_array_is_refused(applied, tmp_path, array, fact):
@@ -204,6 +215,103 @@ def test_files_of_a_script_are_read_back(applied, tmp_path, protocol):
         assert pickle.load(file) == [content]
         with pytest.raises(EOFError):
             pickle.load(file)
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_prototypes_of_a_script_are_read_back(applied, tmp_path, protocol):
+    features = torch.arange(12.0).reshape(3, 4)
+    content = {
+        "features": features,
+        "again": features,
+        "views": [features.T, features[1:], torch.ones(1).expand(3, 4), torch.tensor(3), torch.empty(0, 5)],
+        "kinds": (features.half(), features.bfloat16(), torch.tensor([True]), torch.ones(2, dtype=torch.complex64)),
+        "layer": torch.nn.Linear(2, 3).state_dict(),
+        "weight": torch.nn.Parameter(torch.tensor(2.0)),
+        "fixed": torch.nn.Parameter(torch.ones(2), requires_grad=False),
+        "facts": [features.shape, features.dtype, features.device],
+    }
+    with open(tmp_path / "a.pkl", "wb") as file:
+        pickle.dump(content, file, protocol=protocol)
+    applied()
+    with open(tmp_path / "a.pkl", "rb") as file:
+        loaded = pickle.load(file)
+    pairs = [(loaded[name], content[name]) for name in ("features", "weight", "fixed")]
+    for name in ("views", "kinds"):
+        pairs += zip(loaded[name], content[name], strict=True)
+    pairs += [(loaded["layer"][key], value) for key, value in content["layer"].items()]
+    for ours, theirs in pairs:
+        assert (type(ours), ours.dtype, ours.stride()) == (type(theirs), theirs.dtype, theirs.stride())
+        assert ours.requires_grad == theirs.requires_grad and torch.equal(ours, theirs)
+    assert loaded["facts"] == content["facts"]
+    assert type(loaded["facts"][0]) is torch.Size
+    assert loaded["again"] is loaded["features"]
+
+
+STORAGE = torch.ones(4)._typed_storage().__reduce__()
+REBUILD = torch._utils._rebuild_tensor_v2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fact"),
+    [
+        ((Made(*STORAGE), 0, (5,), (1,), False, OrderedDict()), "4 numbers"),
+        ((Made(*STORAGE), 3, (2,), (1,), False, OrderedDict()), "4 numbers"),
+        ((Made(*STORAGE), 0, (1 << 40,), (1,), False, OrderedDict()), "4 numbers"),
+        ((Made(*STORAGE), -1, (1,), (1,), False, OrderedDict()), "shape"),
+        ((Made(*STORAGE), 0, (1, 1), (1,), False, OrderedDict()), "shape"),
+        ((Made(*STORAGE), 0, (1,), (1.0,), False, OrderedDict()), "shape"),
+        (([1.0], 0, (1,), (1,), False, OrderedDict()), "storage"),
+        ((Made(STORAGE[0], ("text",)), 0, (1,), (1,), False, OrderedDict()), "storage"),
+        ((Made(STORAGE[0], (b"\x80\x02.",)), 0, (1,), (1,), False, OrderedDict()), "a.pkl"),
+    ],
+)
+def test_a_forged_tensor_is_refused(applied, tmp_path, arguments, fact, recwarn):
+    path = dump({"x": Made(REBUILD, arguments)}, tmp_path / "a.pkl")
+    applied()
+    with path.open("rb") as file, pytest.raises(ValueError, match=rf"a\.pkl.*{fact}"):
+        pickle.load(file)
+
+
+def test_a_storage_runs_no_code(applied, tmp_path):
+    mark = tmp_path / "was called"
+    content = io.BytesIO()
+    torch.save(Made(os.mkdir, (str(mark),)), content, _use_new_zipfile_serialization=False)
+    path = dump(Made(REBUILD, (Made(STORAGE[0], (content.getvalue(),)), 0, (1,), (1,), False, {})), tmp_path / "a.pkl")
+    applied()
+    with path.open("rb") as file, pytest.raises(ValueError, match=r"\w+\.mkdir"):
+        pickle.load(file)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("value", [torch.ones(2), np.ones(2)])
+def test_the_state_of_a_tensor_or_an_array_is_not_changed(applied, tmp_path, value):
+    function, arguments = value.__reduce_ex__(5)[:2]
+    path = dump(Made(function, arguments, {"x": 1}), tmp_path / "a.pkl")
+    if isinstance(value, np.ndarray):
+        with path.open("wb") as file:
+            pickle.dump(Made(*value.__reduce_ex__(5)[:2], (1,)), file, 5)
+    applied()
+    with path.open("rb") as file, pytest.raises(ValueError, match=r"a\.pkl.*changes"):
+        pickle.load(file)
+
+
+def test_a_trusted_file_alone_may_run_code(applied, tmp_path, monkeypatch):
+    monkeypatch.setattr(compat, "_trusted", set())
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine.pkl", "theirs.pkl"):
+        dump(warnings.warn, tmp_path / name)
+    for name in ("mine.pt", "theirs.pt"):
+        torch.save({"hook": warnings.warn}, tmp_path / name)
+    (tmp_path / "link.pkl").symlink_to("mine.pkl")
+    applied(["mine.pkl", tmp_path / "mine.pt"])
+    for path in ("mine.pkl", tmp_path / "mine.pkl", "link.pkl"):
+        with open(path, "rb") as file:
+            assert pickle.load(file) is warnings.warn
+    assert torch.load("mine.pt")["hook"] is warnings.warn
+    with open("theirs.pkl", "rb") as file, pytest.raises(ValueError, match=r"warn.*--trust theirs\.pkl"):
+        pickle.load(file)
+    with pytest.raises(ValueError, match=r"warn.*--trust theirs\.pt"):
+        torch.load("theirs.pt")
 
 
 def test_a_truncated_few_shot_file_is_an_error(applied, tmp_path):

@@ -205,11 +205,11 @@ def test_fewshot_files_go_both_ways(runs):
 @pytest.fixture
 def script(tmp_path):
     """Return a function that runs a script with an installed Dassl, so that torch is not loaded."""
-    write_real_dassl(tmp_path)
+    installed = write_real_dassl(tmp_path / "installed")
 
     def run(text, *arguments, **extra):
         (tmp_path / "script.py").write_text(text)
-        process = start("script.py", *arguments, cwd=tmp_path, **extra)
+        process = start("script.py", *arguments, cwd=tmp_path, path=[installed], **extra)
         return process.communicate(timeout=60)[0], process.returncode
 
     return run
@@ -246,7 +246,9 @@ def test_errors_of_the_engine_are_one_line_and_errors_of_the_script_have_a_trace
 
 def test_without_a_script(tmp_path):
     process = start(cwd=tmp_path)
-    assert process.communicate(timeout=60)[0].startswith("usage: python -m unskew.dassl [--force] script.py ARGS...\n")
+    assert process.communicate(timeout=60)[0].startswith(
+        "usage: python -m unskew.dassl [--force | --theirs] [--trust FILE]"
+    )
     assert process.returncode == 2
     process = start("no.py", cwd=tmp_path)
     assert process.communicate(timeout=60)[0] == "unskew: error: there is no script 'no.py'\n"

@@ -284,15 +284,26 @@ def test_a_script_with_packages_beside_it_brings_what_these_register(tmp_path, p
     assert config.load("MorePets", "micro", "Tiny").TRAINER.TINY.WIDTH == 1
 
 
-def test_an_installed_package_with_the_name_of_theirs_is_named(tmp_path, monkeypatch):
+def test_a_package_with_the_name_of_another_plugins_is_named(tmp_path):
+    for file in ("first/datasets/__init__.py", "first/datasets/pets.py", "second/datasets/more.py"):
+        write(tmp_path / file, "")
+    first = write(tmp_path / "first" / "a.py", "import datasets.pets")
+    second = write(tmp_path / "second" / "b.py", "import datasets.more")
+    with pytest.raises(ValueError, match=r"b\.py' needs its own package 'datasets'.*first"):
+        plugins.load([first, second])
+
+
+def test_an_installed_package_with_the_name_of_theirs_may_be_loaded(tmp_path, monkeypatch):
     """As the package `datasets` of Hugging Face, if the process has imported it before CoOp's."""
     installed = ModuleType("datasets")
     installed.__file__ = str(tmp_path / "installed" / "datasets.py")
     monkeypatch.setitem(sys.modules, "datasets", installed)
-    write(tmp_path / "theirs" / "datasets" / "more.py", "")
-    script = write(tmp_path / "theirs" / "train.py", "import datasets.more")
-    with pytest.raises(ValueError, match=r"own package 'datasets'.*installed"):
-        plugins.load([script])
+    write(tmp_path / "theirs" / "datasets" / "more.py", "NAME = 'theirs'")
+    plugins.load([write(tmp_path / "theirs" / "train.py", "import datasets.more")])
+    assert sys.modules["train"].datasets.more.NAME == "theirs"
+    import datasets
+
+    assert datasets is installed
 
 
 @pytest.mark.parametrize("given", ["theirs/datasets/more.py", "theirs/datasets/", "theirs.datasets.more"])

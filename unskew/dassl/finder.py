@@ -6,6 +6,7 @@ import importlib.abc
 import importlib.util
 import sys
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -142,6 +143,24 @@ def installed() -> str | None:
     """Return the file of an installed Dassl, or ``None``."""
     spec = importlib.util.find_spec("dassl")
     return None if spec is None else spec.origin  # a folder named dassl has no origin
+
+
+def bundled(folder: str | Path) -> Path | None:
+    """Return the folder to import the Dassl from that a codebase brings, such as ``Dassl.pytorch``, or ``None``.
+
+    Args:
+        folder: the folder of the script. Its subfolders are searched, then its parent, and in a Git repository the
+            subfolders of its parent.
+    """
+    here = Path(folder).resolve()
+    places = [here, *_subfolders(here), here.parent]
+    if not (here / ".git").exists() and (here.parent / ".git").exists():
+        places += _subfolders(here.parent)
+    return next((place for place in places if (place / "dassl" / "__init__.py").is_file()), None)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir())
 
 
 def install(force: bool = False) -> bool:

@@ -162,6 +162,10 @@ def _dropped_mapping(*args) -> OrderedDict:
     return OrderedDict()
 
 
+class ForeignObjectsError(ValueError):
+    """A file holds objects of classes that are not read from files."""
+
+
 def load_checkpoint(path: str | os.PathLike | None) -> dict[str, Any]:
     """Read a checkpoint onto the CPU, without running code from it.
 
@@ -217,7 +221,7 @@ def _load_foreign(path: Path) -> dict[str, Any]:
         raise _broken(path) from error
     refused = sorted(n for n in names if n not in _DROPPED_NAMES and not n.startswith(_DROPPED_MODULES))
     if refused:
-        raise ValueError(
+        raise ForeignObjectsError(
             f"'{path}' was not loaded: it holds objects of {', '.join(refused)}; save only tensors and plain values "
             "in a checkpoint"
         )

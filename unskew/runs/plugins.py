@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import NamedTuple, TypeVar
 
 from unskew.config import plugins as declared
+from unskew.dassl import separation
 from unskew.utils.files import expand
 from unskew.utils.registry import Registry, discover
 
@@ -67,6 +68,7 @@ def load(given: Sequence[str]) -> None:
         discover("unskew.datasets")
         importlib.import_module("unskew.dassl.datasets")  # else they would count as the first plugin's
     for place in places:
+        separation.separate(place.root)
         _check_module(place)
         if place.name not in _loaded:
             declared.add(_import(place))
@@ -163,12 +165,10 @@ def _bases(trainers: Registry, name: str) -> list[str]:
 
 def _import_module(place: _Place, registries: dict[str, Registry]) -> tuple[ModuleType, bool]:
     """Import a plugin's module; also return whether classes were left out because their names were taken."""
-    if sys.path[:1] != [str(place.root)]:
-        sys.path.insert(0, str(place.root))
     importlib.invalidate_caches()
     with contextlib.ExitStack() as stack:
         left_out = {axis: stack.enter_context(registry.keep_first()) for axis, registry in registries.items()}
-        module = _call(place, importlib.import_module, place.name)
+        module = _call(place, separation.import_theirs, place.name)
     _check_module(place)  # a package `mine` beside mine.py comes first
     for axis, pairs in left_out.items():
         for name, cls in pairs:

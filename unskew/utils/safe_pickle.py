@@ -29,10 +29,8 @@ def _load(path: str | Path, permitted: Callable[[str, str], object | None], kind
             raise _unreadable(path, kind, error) from error
 
 
-def _unreadable(path: str | Path, kind: str, error: Exception) -> ValueError:
-    return ValueError(
-        f"'{path}' was not read: {format_error(error)}; it must hold {kind} and nothing else; replace or delete it"
-    )
+def _unreadable(path: str | Path, kind: str, error: Exception, advice: str = "replace or delete it") -> ValueError:
+    return ValueError(f"'{path}' was not read: {format_error(error)}; it must hold {kind} and nothing else; {advice}")
 
 
 class _StandIn:
@@ -279,12 +277,13 @@ def _pickles_of_archive(archive: zipfile.ZipFile, size: int) -> list[BinaryIO]:
     return [io.BytesIO(archive.read(name)) for name in archive.namelist() if name.endswith(".pkl")]
 
 
-def read_plain(file: BinaryIO, datum: type, **options: Any) -> Any:
+def read_plain(file: BinaryIO, datum: type, advice: str, **options: Any) -> Any:
     """Read the next pickle of an open file: containers, plain values, arrays, tensors, and any codebase's Datum.
 
     Args:
         file: a file with a name, open for reading bytes.
         datum: the class to use for every class called Datum.
+        advice: the end of the error message for a file that is not read.
         **options: options of `pickle.load`.
 
     Raises:
@@ -297,7 +296,7 @@ def read_plain(file: BinaryIO, datum: type, **options: Any) -> Any:
     except DAMAGE as error:
         if isinstance(error, EOFError) and start and file.tell() == start:  # a file may hold several pickles
             raise
-        raise _unreadable(file.name, "containers, plain values, arrays, tensors and Datum", error) from error
+        raise _unreadable(file.name, "containers, plain values, arrays, tensors and Datum", error, advice) from error
 
 
 def _permitted_with(datum: type) -> Callable[[str, str], object | None]:
