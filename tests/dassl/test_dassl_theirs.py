@@ -1,15 +1,18 @@
 """Codebases that bring a modified Dassl, and files that a script trusts."""
 
 import re
+import sys
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from items import dump
+from plugin_traces import as_a_process
 from test_dassl_run import finish, start
 
 from unskew.dassl import finder
+from unskew.runs import plugins
 
 # A very small toolbox in the style of Dassl for PyTorch 1. Its schedule holds another one, and its dataset package
 # imports a package that is seldom installed.
@@ -36,10 +39,6 @@ class Warmup(_LRScheduler):
             self._last_lr = self.after.get_last_lr()
         else:
             super().step(epoch)
-
-    def load_state_dict(self, state):
-        super().load_state_dict(state)
-        self.after.optimizer = self.optimizer  # the file has a copy
 """,
     "engine.py": """
 import os
@@ -116,6 +115,7 @@ def test_their_dassl_is_named_and_not_used(toolbox, tmp_path):
     assert "version 0.6.3\n" in output
 
 
+@pytest.mark.world
 def test_their_dassl_trains_and_resumes_with_its_schedule(tmp_path):
     root = write_codebase(tmp_path / "code")
     for folder in ("whole", "resumed"):
@@ -129,6 +129,16 @@ def test_their_dassl_trains_and_resumes_with_its_schedule(tmp_path):
     assert len(lines_of(whole)) == 5
     states = [torch.load(tmp_path / name / "model.pth.tar", weights_only=False) for name in ("whole", "resumed")]
     assert torch.equal(states[0]["state_dict"]["weight"], states[1]["state_dict"]["weight"])
+
+
+def test_a_plugin_with_a_dassl_is_named(tmp_path, warned):
+    root = write_codebase(tmp_path)
+    (root / "mine.py").write_text("import dassl\nVERSION = dassl.__version__")
+    with as_a_process(tmp_path):
+        plugins.load([str(root / "mine.py")] * 2)
+        assert sys.modules["mine"].VERSION == "0.6.3"
+    said = [line for line in warned() if "--theirs" in line]
+    assert len(said) == 1 and str(root / "Dassl.pytorch") in said[0]
 
 
 def test_an_installed_dassl_is_repaired_too(tmp_path):

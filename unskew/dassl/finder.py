@@ -4,6 +4,7 @@ import functools
 import importlib
 import importlib.abc
 import importlib.util
+import os
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -156,11 +157,11 @@ def bundled(folder: str | Path) -> Path | None:
     places = [here, *_subfolders(here), here.parent]
     if not (here / ".git").exists() and (here.parent / ".git").exists():
         places += _subfolders(here.parent)
-    return next((place for place in places if (place / "dassl" / "__init__.py").is_file()), None)
+    return next((place for place in places if os.path.isfile(place / "dassl" / "__init__.py")), None)
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir())
+    return sorted(folder / name for name in os.listdir(folder) if os.path.isdir(folder / name))
 
 
 def install(force: bool = False) -> bool:

@@ -118,8 +118,23 @@ def _pkg_resources() -> Mapping[str, Any]:
 
 
 def repair_dassl() -> None:
-    """Let a real Dassl start without ``wilds``, which it imports for three of its datasets."""
+    """Let a real Dassl start without ``wilds``, which it imports for three of its datasets, and resume its schedules.
+
+    Dassl's warm-up holds another schedule, whose checkpoint holds a copy of the optimizer: after a resume, its steps
+    would change the learning rate of the copy.
+    """
     _MODULES["wilds"] = lambda: {"get_dataset": _get_wilds}
+    schedule: Any = lr_scheduler.LRScheduler
+    load = schedule.load_state_dict
+
+    @functools.wraps(load)
+    def load_state_dict(self: Any, state_dict: Any) -> None:
+        load(self, state_dict)
+        for value in vars(self).values():
+            if isinstance(value, schedule):
+                value.optimizer = self.optimizer
+
+    schedule.load_state_dict = load_state_dict
 
 
 def _get_wilds(*_: object, **__: object) -> None:

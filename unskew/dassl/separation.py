@@ -37,7 +37,7 @@ def separate(folder: str | Path) -> list[str]:
     if sys.path[:1] != [str(folder)]:
         sys.path.insert(0, str(folder))
     if root not in _roots:
-        names = frozenset(name for name in _packages(root) if _elsewhere(name, root))
+        names = frozenset(name for name in _top_names(root) if _elsewhere(name, root) and _is_module(root, name))
         hidden = names.difference(*_roots.values())  # the others are of an earlier codebase
         _roots[root] = names
         if names:
@@ -52,18 +52,22 @@ def import_theirs(name: str) -> ModuleType:
         return _import_module(name)
 
 
-def _packages(root: str) -> list[str]:
-    """Return the names of the modules and packages in a folder; a folder of .py files is a package too."""
-    found = []
-    with os.scandir(root) as entries:
-        for entry in entries:
-            name, suffix = os.path.splitext(entry.name)
-            if entry.is_dir() and entry.name.isidentifier():
-                if any(file.endswith(".py") for file in os.listdir(entry.path)):
-                    found.append(entry.name)
-            elif suffix == ".py" and name.isidentifier():
-                found.append(name)
-    return found
+def _top_names(root: str) -> list[str]:
+    """Return the names of the modules and folders in a folder."""
+    names = set()
+    for entry in os.listdir(root):
+        name, suffix = os.path.splitext(entry)
+        if name.isidentifier() and (suffix == ".py" or (not suffix and os.path.isdir(os.path.join(root, entry)))):
+            names.add(name)
+    return sorted(names)
+
+
+def _is_module(root: str, name: str) -> bool:
+    """Return whether code may import a name from a folder; a folder of .py files is a package too."""
+    path = os.path.join(root, name)
+    with contextlib.suppress(OSError):
+        return os.path.isfile(f"{path}.py") or any(file.endswith(".py") for file in os.listdir(path))
+    return False
 
 
 def _elsewhere(name: str, root: str) -> bool:
@@ -85,7 +89,7 @@ def _installed_path(*roots: str) -> list[str]:
 
 def _hide(names: frozenset[str]) -> None:
     """Move the loaded modules of these names to the installed side."""
-    for module in [module for module in sys.modules if module.partition(".")[0] in names]:
+    for module in [module for module in list(sys.modules) if module.partition(".")[0] in names]:
         _installed[module] = sys.modules.pop(module)
 
 
@@ -103,6 +107,8 @@ def _is_below(file: str, root: str) -> bool:
 
 @functools.cache
 def _is_code_of_theirs(file: str) -> bool:
+    if not os.path.isabs(file):  # the script; all imported modules have absolute paths
+        return True
     path = os.path.realpath(file)
     installed = {"site-packages", "dist-packages"} & set(Path(path).parts)
     return not installed and not path.startswith(_OURS + os.sep) and any(_is_below(path, root) for root in _roots)
@@ -116,7 +122,7 @@ def _wants_theirs(importer: Mapping[str, Any] | None) -> bool:
 
 @contextlib.contextmanager
 def _side(theirs: bool) -> Iterator[None]:
-    """Bring the modules of one side into ``sys.modules``, and its folders onto ``sys.path``."""
+    """Bring the modules of one side into ``sys.modules``."""
     with _lock:
         before = _is_theirs
         _switch(theirs)
@@ -127,7 +133,6 @@ def _side(theirs: bool) -> Iterator[None]:
 
 
 _hidden: dict[str, ModuleType] = {}  # modules of the codebase while the installed side is in use
-_path: list[str] = []  # sys.path of the codebase's side, then
 
 
 def _switch(theirs: bool) -> None:
@@ -136,15 +141,10 @@ def _switch(theirs: bool) -> None:
         return
     leaving, coming = (_hidden, _installed) if _is_theirs else (_installed, _hidden)
     names = _names()
-    for module in [module for module in sys.modules if module.partition(".")[0] in names]:
+    for module in [module for module in list(sys.modules) if module.partition(".")[0] in names]:
         leaving[module] = sys.modules.pop(module)
     sys.modules.update(coming)
     coming.clear()
-    if theirs:
-        sys.path[:] = _path
-    else:
-        _path[:] = sys.path
-        sys.path[:] = _installed_path()
     _is_theirs = theirs
 
 
@@ -186,10 +186,15 @@ def _hook() -> None:
 
 
 class _Folders(importlib.abc.MetaPathFinder):
-    """A finder that prefers the codebase's folders without ``__init__.py`` to installed packages."""
+    """A finder of the separated names in the folders of the present side.
+
+    Python itself prefers an installed package to a codebase's folder without ``__init__.py``.
+    """
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        if not _is_theirs or fullname not in _names():
+        if fullname not in _names():
             return None
+        if not _is_theirs:
+            return PathFinder.find_spec(fullname, _installed_path())
         roots = [root for root, names in _roots.items() if fullname in names]
         return PathFinder.find_spec(fullname, roots[-1:])

@@ -69,6 +69,7 @@ def load(given: Sequence[str]) -> None:
         importlib.import_module("unskew.dassl.datasets")  # else they would count as the first plugin's
     for place in places:
         separation.separate(place.root)
+        _report_bundled(place)
         _check_module(place)
         if place.name not in _loaded:
             declared.add(_import(place))
@@ -108,6 +109,17 @@ def _locate(given: str) -> _Place:
     while (root / "__init__.py").is_file():
         parts, root = [root.name, *parts], root.parent
     return _Place(given, ".".join(parts).removesuffix(".__init__"), root, file)
+
+
+def _report_bundled(place: _Place) -> None:
+    """Warn of a Dassl that comes with the plugin, whose trainers may need its modifications."""
+    from unskew.dassl import finder
+
+    if place.file and place.name not in _loaded and (bundled := finder.bundled(place.root)):
+        logger.warning(
+            f"plugin '{place.given}': the Dassl in '{bundled}', which may be modified, is not used; to use it, run the "
+            "script of the plugin with python -m unskew.dassl --theirs"
+        )
 
 
 def _check_module(place: _Place) -> None:
