@@ -1,10 +1,16 @@
-"""Dassl's samplers of domains and classes, added to the loaders' table when this module is imported."""
+"""Dassl's samplers of domains and classes, added to the loaders' table when this module is imported.
 
+Without a generator they draw from Python's and NumPy's global generators exactly as Dassl does, so that a script visits
+the same images.
+"""
+
+import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import islice
-from typing import TypeVar
+from itertools import chain, islice
+from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import RandomSampler, Sampler, SequentialSampler
 
@@ -21,40 +27,46 @@ __all__ = [
 ]
 
 
-Item = TypeVar("Item")
+class _Draws:
+    """A source of random draws with the methods of Python's and NumPy's generators that the samplers call."""
 
-
-def _shuffled(items: Sequence[Item], generator: torch.Generator) -> list[Item]:
-    return [items[i] for i in torch.randperm(len(items), generator=generator).tolist()]
+    def __init__(self, generator: torch.Generator | None) -> None:
+        self.python: Any = random
+        self.numpy: Any = np.random
+        if generator is not None:
+            seeds = torch.randint(2**32, (2,), generator=generator).tolist()
+            self.python, self.numpy = random.Random(seeds[0]), np.random.RandomState(seeds[1])
 
 
 class _BatchSampler(Sampler[int]):
     """Indices of whole batches. Passes over the data follow each other until ``len`` is reached.
 
     The number of batches in a pass can depend on its random draws, but the length of a loader must be exact. So the
-    length is that of one pass with a separate generator.
+    length is that of a first pass, drawn here.
     """
 
     def __init__(self, data_source: Sequence[Datum], group: str, generator: torch.Generator | None) -> None:
-        self.generator = torch.default_generator if generator is None else generator
+        self.generator = generator
         self.groups: dict[int, list[int]] = defaultdict(list)
         for index, item in enumerate(data_source):
             self.groups[getattr(item, group)].append(index)
         self.length = 0
 
-    def _batches(self, generator: torch.Generator) -> Iterator[list[int]]:
+    def _batches(self, draws: _Draws) -> Iterator[list[int]]:
         """Yield the batches of one pass."""
         raise NotImplementedError
 
     def _measure(self, needed: str) -> None:
-        self.length = sum(len(batch) for batch in self._batches(torch.Generator().manual_seed(0)))
+        # A generator belongs to the epochs, so the length comes from another one.
+        draws = _Draws(None if self.generator is None else torch.Generator().manual_seed(0))
+        self.length = sum(len(batch) for batch in self._batches(draws))
         if not self.length:
             raise ValueError(f"{type(self).__name__} cannot fill a batch: it needs {needed}")
 
     def _endless(self) -> Iterator[int]:
+        draws = _Draws(self.generator)
         while True:
-            for batch in self._batches(self.generator):
-                yield from batch
+            yield from chain.from_iterable(list(self._batches(draws)))  # a whole pass at once: transforms draw, too
 
     def __iter__(self) -> Iterator[int]:
         return islice(self._endless(), self.length)
@@ -66,7 +78,7 @@ class _BatchSampler(Sampler[int]):
 class RandomDomainSampler(_BatchSampler):
     """Batches of ``batch_size / n_domain`` images from each of ``n_domain`` random domains (0: all domains).
 
-    A pass ends when a drawn domain has too few images left.
+    A pass ends when a drawn domain has too few images left for another batch.
     """
 
     def __init__(
@@ -82,16 +94,23 @@ class RandomDomainSampler(_BatchSampler):
         self.share = batch_size // self.n_domain
         self._measure(f"{self.share} images in each domain")
 
-    def _choose(self, generator: torch.Generator) -> list[int]:
-        return _shuffled(list(self.groups), generator)[: self.n_domain]
+    def _choose(self, draws: _Draws) -> list[int]:
+        return draws.python.sample(list(self.groups), self.n_domain)
 
-    def _batches(self, generator: torch.Generator) -> Iterator[list[int]]:
-        pools = {domain: _shuffled(indices, generator) for domain, indices in self.groups.items()}
-        while True:
-            chosen = self._choose(generator)
-            if any(len(pools[domain]) < self.share for domain in chosen):
-                return
-            yield [pools[domain].pop() for domain in chosen for _ in range(self.share)]
+    def _batches(self, draws: _Draws) -> Iterator[list[int]]:
+        pools = {domain: list(indices) for domain, indices in self.groups.items()}
+        if min(map(len, pools.values())) < self.share:
+            return
+        is_enough = True
+        while is_enough:
+            batch: list[int] = []
+            for domain in self._choose(draws):
+                drawn = draws.python.sample(pools[domain], self.share)
+                batch += drawn
+                taken = set(drawn)
+                pools[domain] = [index for index in pools[domain] if index not in taken]
+                is_enough &= len(pools[domain]) >= self.share
+            yield batch
 
 
 class SeqDomainSampler(RandomDomainSampler):
@@ -100,7 +119,7 @@ class SeqDomainSampler(RandomDomainSampler):
     def __init__(self, data_source: Sequence[Datum], batch_size: int, generator: torch.Generator | None = None) -> None:
         super().__init__(data_source, batch_size, 0, generator)
 
-    def _choose(self, generator: torch.Generator) -> list[int]:
+    def _choose(self, draws: _Draws) -> list[int]:
         return sorted(self.groups)
 
 
@@ -119,17 +138,18 @@ class RandomClassSampler(_BatchSampler):
         self.n_ins, self.n_classes = n_ins, batch_size // n_ins
         self._measure(f"{self.n_classes} classes and there are {len(self.groups)}; lower BATCH_SIZE or raise N_INS")
 
-    def _batches(self, generator: torch.Generator) -> Iterator[list[int]]:
-        pools = {}
+    def _batches(self, draws: _Draws) -> Iterator[list[int]]:
+        pools: dict[int, list[list[int]]] = {}
         for label, indices in self.groups.items():
-            order = _shuffled(indices, generator)
+            order = list(indices)
             if len(order) < self.n_ins:
-                order = [order[i] for i in torch.randint(len(order), (self.n_ins,), generator=generator).tolist()]
+                order = draws.numpy.choice(order, size=self.n_ins, replace=True).tolist()
+            draws.python.shuffle(order)
             pools[label] = [order[i : i + self.n_ins] for i in range(0, len(order) - self.n_ins + 1, self.n_ins)]
         while len(pools) >= self.n_classes:
             batch: list[int] = []
-            for label in _shuffled(list(pools), generator)[: self.n_classes]:
-                batch += pools[label].pop()
+            for label in draws.python.sample(list(pools), self.n_classes):
+                batch += pools[label].pop(0)
                 if not pools[label]:
                     del pools[label]
             yield batch
