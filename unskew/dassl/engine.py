@@ -1,5 +1,6 @@
 """`dassl.engine`: the trainers of our engine, with the behaviour that scripts written for Dassl rely on."""
 
+import importlib
 import logging
 import random
 from collections import OrderedDict
@@ -42,7 +43,9 @@ def build_trainer(cfg: CfgNode) -> loop.TrainerBase:
     Raises:
         ValueError: the trainer is not registered.
     """
-    trainer_class = TRAINER_REGISTRY.get(complete(cfg).TRAINER.NAME)
+    if complete(cfg).TRAINER.NAME not in TRAINER_REGISTRY:
+        importlib.import_module("unskew.dassl.trainers")  # Dassl's own trainers, which import this module
+    trainer_class = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
     if cfg.VERBOSE:
         logger.info(f"Loading trainer: {cfg.TRAINER.NAME}")
     return trainer_class(cfg)
@@ -251,20 +254,39 @@ class TrainerXU(SimpleTrainer):
     train_loader_x: DataLoader
     train_loader_u: DataLoader
 
-    def run_epoch(self) -> None:
-        """Train on as many batches as ``TRAIN.COUNT_ITER`` says: of train_x, train_u or smaller_one."""
+    def count_batches(self) -> int:
+        """Return the batches of an epoch: as many as ``TRAIN.COUNT_ITER`` says, of train_x, train_u or smaller_one.
+
+        Raises:
+            ValueError: there are no unlabelled images, or ``TRAIN.COUNT_ITER`` is unknown.
+        """
+        if self.train_loader_u is None:
+            raise ValueError(
+                f"{self.cfg.TRAINER.NAME} needs unlabelled images (train_u), and '{self.cfg.DATASET.NAME}' has none: "
+                "choose a dataset for domain adaptation or semi-supervised learning"
+            )
         lengths = {"train_x": len(self.train_loader_x), "train_u": len(self.train_loader_u)}
         lengths["smaller_one"] = min(lengths.values())
         count = self.cfg.TRAIN.COUNT_ITER
         if count not in lengths:
             raise ValueError(f"TRAIN.COUNT_ITER must be train_x, train_u or smaller_one, got '{count}'")
-        self.num_batches = lengths[count]
+        return lengths[count]
+
+    def run_epoch(self) -> None:
+        """Train on `count_batches` pairs of batches."""
+        self.num_batches = self.count_batches()
         pairs = zip(_endless(self.train_loader_x), _endless(self.train_loader_u), strict=False)
         self._run_batches(pair for _, pair in zip(range(self.num_batches), pairs, strict=False))
 
+    def forward_backward(  # type: ignore[override]  # Dassl's signature
+        self, batch_x: dict[str, Any], batch_u: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        """Take one step on a labelled and an unlabelled batch; return values to log, if any."""
+        raise NotImplementedError
+
     def parse_batch_train(  # type: ignore[override]  # Dassl's signature
         self, batch_x: dict[str, Any], batch_u: dict[str, Any]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Return labelled images, their labels and unlabelled images on the device."""
         images, labels, unlabelled = (
             tensor.to(self.device, non_blocking=True) for tensor in (batch_x["img"], batch_x["label"], batch_u["img"])

@@ -17,9 +17,21 @@ _MODULES = (
     "T=torchvision.transforms model_zoo=torch.utils.model_zoo"
 )
 
+# Dassl's trainers by the module that has them; `dassl.engine` offers them, too.
+_TRAINERS = {
+    "da": "ADDA CDAC DAEL DANN M3SDA MCD MME SE AdaBN SourceOnly",
+    "dg": "DAELDG DDAIG CrossGrad DomainMix Vanilla",
+    "ssl": "EntMin FixMatch MeanTeacher MixMatch SupBaseline",
+}
+
 # Each name with its module, or with "module:attribute". A key "module.name" is an exception for one module of Dassl.
 IMPORTED: dict[str, str] = {
     **{name.partition("=")[0]: name.rpartition("=")[2] for name in _MODULES.split()},
+    **{
+        f"dassl.engine.{name}": f"dassl.engine.{kind}:{name}"
+        for kind, names in _TRAINERS.items()
+        for name in names.split()
+    },
     "dassl.data.transforms.transforms.F": "torchvision.transforms.functional",
     **_by_name(
         {
