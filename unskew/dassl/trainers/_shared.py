@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -134,12 +135,17 @@ def build_weak_and_strong_loaders(trainer: SimpleTrainer, strong: Sequence[str])
     ``img`` has the augmentation of ``INPUT.TRANSFORMS``, ``img2`` that of ``strong``.
     """
     cfg = trainer.cfg
-    transforms = [build_transform(cfg, is_train=True), build_transform(cfg, is_train=True, choices=strong)]
+    transforms: Any = [build_transform(cfg, is_train=True), build_transform(cfg, is_train=True, choices=strong)]
     dm = trainer.dm = DataManager(cfg, custom_tfm_train=transforms)
     trainer.train_loader_x, trainer.train_loader_u = dm.train_loader_x, dm.train_loader_u
     trainer.val_loader, trainer.test_loader = dm.val_loader, dm.test_loader
     trainer.num_classes, trainer.num_source_domains = dm.num_classes, dm.num_source_domains
     trainer.lab2cname = dm.lab2cname
+
+
+def numbers(**values: Tensor | float) -> dict[str, float]:
+    """Return losses and accuracies as floats, whose means then equal Dassl's to the last digit."""
+    return {name: float(value) for name, value in values.items()}
 
 
 def finish_batch(trainer: SimpleTrainer) -> None:

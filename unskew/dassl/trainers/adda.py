@@ -4,11 +4,11 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from unskew.dassl.engine import SimpleNet, TrainerXU
-from unskew.dassl.trainers._shared import build_critic, finish_batch, require_source_weights
+from unskew.dassl.trainers._shared import build_critic, finish_batch, numbers, require_source_weights
 from unskew.dassl.utils import open_specified_layers
 from unskew.engine.trainer import TRAINER_REGISTRY
 
@@ -34,7 +34,7 @@ class ADDA(TrainerXU):
         self.source_model = copy.deepcopy(self.model).eval().requires_grad_(False)
         build_critic(self, self.model.fdim, [self.model.fdim, self.model.fdim // 2])
 
-    def forward_backward(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> dict[str, Tensor]:  # type: ignore[override]
+    def forward_backward(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> dict[str, float]:  # type: ignore[override]
         """Take one step with the critic, then one with the target's network (equation 9)."""
         open_specified_layers(self.model, self.open_layers)
         images, _, images_u = self.parse_batch_train(batch_x, batch_u)
@@ -50,4 +50,4 @@ class ADDA(TrainerXU):
         loss_model = F.binary_cross_entropy_with_logits(logits_u, torch.ones_like(logits_u))
         self.model_backward_and_update(loss_model, "model")
         finish_batch(self)
-        return {"loss_critic": loss_critic.detach(), "loss_model": loss_model.detach()}
+        return numbers(loss_critic=loss_critic, loss_model=loss_model)

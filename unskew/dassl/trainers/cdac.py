@@ -15,6 +15,7 @@ from unskew.dassl.trainers._shared import (
     build_part,
     build_weak_and_strong_loaders,
     feature_network,
+    numbers,
     pseudo_label_quality,
     require,
     require_one_step_per_batch,
@@ -81,7 +82,7 @@ class CDAC(TrainerXU):
             group["lr"] *= factor
         return LambdaLR(optim, lambda step: custom_scheduler(step, self.max_iter))
 
-    def forward_backward(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> dict[str, Tensor]:  # type: ignore[override]
+    def forward_backward(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> dict[str, float]:  # type: ignore[override]
         """Take a step on the labelled images (equation 2), then one on the three losses of the unlabelled ones."""
         images, labels, weak, strong, strong2, labels_u = self.parse_batch_train(batch_x, batch_u)
         node = self.node
@@ -107,13 +108,10 @@ class CDAC(TrainerXU):
         self.model_backward_and_update(loss_u)
         self.update_lr()
         raw, kept, share = pseudo_label_quality(guessed, labels_u, mask)
-        losses = {"loss_u": loss_u, "aac_loss": loss_aac, "pl_loss": loss_pl, "cons_loss": loss_cons}
-        return {
-            "loss_x": loss_x.detach(),
-            "acc_x": compute_accuracy(logits, labels)[0],
-            **{name: loss.detach() for name, loss in losses.items()},
-            **{"p_u_pred_acc": raw, "p_u_pred_acc_thre": kept, "p_u_pred_keep": share},
-        }
+        losses = numbers(aac_loss=loss_aac, pl_loss=loss_pl, cons_loss=loss_cons)
+        quality = numbers(p_u_pred_acc=raw, p_u_pred_acc_thre=kept, p_u_pred_keep=share)
+        accuracy = compute_accuracy(logits, labels)[0]
+        return numbers(loss_x=loss_x, acc_x=accuracy, loss_u=loss_u) | losses | quality
 
     def parse_batch_train(  # type: ignore[override]  # Dassl's signature
         self, batch_x: dict[str, Any], batch_u: dict[str, Any]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unskew.dassl.engine import TrainerX
-from unskew.dassl.trainers._shared import build_part, feature_network, finish_batch
+from unskew.dassl.trainers._shared import build_part, feature_network, finish_batch, numbers
 from unskew.engine.trainer import TRAINER_REGISTRY
 
 
@@ -29,7 +29,7 @@ class CrossGrad(TrainerX):
         build_part(self, "F", feature_network(self, self.num_classes))
         build_part(self, "D", feature_network(self, self.num_source_domains))
 
-    def forward_backward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def forward_backward(self, batch: dict[str, Any]) -> dict[str, float]:
         """Take one step of algorithm 1 with each classifier."""
         images, labels, domains = self.parse_batch_train(batch)
         node = self.node
@@ -46,7 +46,7 @@ class CrossGrad(TrainerX):
         loss_d = (1 - node.ALPHA_D) * plain + node.ALPHA_D * moved
         self.model_backward_and_update(loss_d, "D")
         finish_batch(self)
-        return {"loss_f": loss_f.detach(), "loss_d": loss_d.detach()}
+        return numbers(loss_f=loss_f, loss_d=loss_d)
 
     def model_inference(self, input: Tensor) -> Tensor:
         """Return the logits [B, C] of ``F``."""

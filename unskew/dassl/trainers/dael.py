@@ -16,6 +16,7 @@ from unskew.dassl.trainers._shared import (
     feature_network,
     finish_batch,
     mean_of,
+    numbers,
     require,
     require_domain_batches,
     require_own_unlabelled_loader,
@@ -109,12 +110,12 @@ def _source_parts(trainer: _Ensemble, batch: dict[str, Any]) -> tuple[Tensor, Te
 class DAELDG(_Ensemble, TrainerX):
     """Domain adaptive ensemble learning for domain generalisation, without target images."""
 
-    def forward_backward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def forward_backward(self, batch: dict[str, Any]) -> dict[str, float]:
         """Take one step."""
         loss_x, accuracy, loss_cr = self.source_losses(self.source_features(*self.parse_batch_train(batch)))
         self.model_backward_and_update(loss_x + loss_cr)
         finish_batch(self)
-        return {"loss_x": loss_x.detach(), "acc": accuracy, "loss_cr": loss_cr.detach()}
+        return numbers(loss_x=loss_x, acc=accuracy, loss_cr=loss_cr)
 
     def parse_batch_train(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return weak views, strong views, one-hot labels and domains."""
@@ -138,7 +139,7 @@ class DAEL(_Ensemble, TrainerXU):
         labels = labels.gather(1, expert[:, None])[:, 0]
         return create_onehot(labels, self.num_classes), (confidence >= self.node.CONF_THRE).float()
 
-    def forward_backward(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> dict[str, Tensor]:  # type: ignore[override]
+    def forward_backward(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> dict[str, float]:  # type: ignore[override]
         """Take one step on the source losses and, for the target, the loss of equation 4."""
         weak, strong, labels, domains, weak_u, strong_u = self.parse_batch_train(batch_x, batch_u)
         labels_u, mask = self.pseudo_labels(weak_u)
@@ -148,8 +149,7 @@ class DAEL(_Ensemble, TrainerXU):
         loss_u = (cross_entropy_of(self.all_experts(features_u).mean(1), labels_u) * mask).mean()
         self.model_backward_and_update(loss_x + loss_cr + loss_u * self.node.WEIGHT_U)
         finish_batch(self)
-        losses = {"loss_cr": loss_cr.detach(), "loss_u": loss_u.detach()}
-        return {"loss_x": loss_x.detach(), "acc_x": accuracy, **losses}
+        return numbers(loss_x=loss_x, acc_x=accuracy, loss_cr=loss_cr, loss_u=loss_u)
 
     def parse_batch_train(  # type: ignore[override]  # Dassl's signature
         self, batch_x: dict[str, Any], batch_u: dict[str, Any]

@@ -4,13 +4,13 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from unskew.dassl.engine import SimpleNet, TrainerXU
 from unskew.dassl.metrics import compute_accuracy
 from unskew.dassl.ops import ReverseGrad
-from unskew.dassl.trainers._shared import build_critic, finish_batch
+from unskew.dassl.trainers._shared import build_critic, finish_batch, numbers
 from unskew.engine.trainer import TRAINER_REGISTRY
 
 
@@ -27,7 +27,7 @@ class DANN(TrainerXU):
         build_critic(self, self.model.fdim, [self.model.fdim, self.model.fdim])
         self.revgrad = ReverseGrad()
 
-    def forward_backward(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> dict[str, Tensor]:  # type: ignore[override]
+    def forward_backward(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> dict[str, float]:  # type: ignore[override]
         """Take one step of equations 13 to 15, with the weight of the reversed gradient of section 5.2.2."""
         images, labels, images_u = self.parse_batch_train(batch_x, batch_u)
         progress = (self.batch_idx + self.epoch * self.num_batches) / (self.max_epoch * self.num_batches)
@@ -41,5 +41,4 @@ class DANN(TrainerXU):
         loss_d = loss_d + F.binary_cross_entropy_with_logits(target, torch.zeros_like(target))
         self.model_backward_and_update(loss_x + loss_d)
         finish_batch(self)
-        accuracy = compute_accuracy(logits, labels)[0]
-        return {"loss_x": loss_x.detach(), "acc_x": accuracy, "loss_d": loss_d.detach()}
+        return numbers(loss_x=loss_x, acc_x=compute_accuracy(logits, labels)[0], loss_d=loss_d)

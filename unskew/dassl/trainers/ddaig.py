@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from unskew.dassl.engine import TrainerX
 from unskew.dassl.modeling import build_network
-from unskew.dassl.trainers._shared import build_part, feature_network, finish_batch
+from unskew.dassl.trainers._shared import build_part, feature_network, finish_batch, numbers
 from unskew.engine.trainer import TRAINER_REGISTRY
 
 
@@ -34,7 +34,7 @@ class DDAIG(TrainerX):
         moved = self.G(images, lmda=self.node.LMDA)
         return moved.clamp(self.node.CLAMP_MIN, self.node.CLAMP_MAX) if self.node.CLAMP else moved
 
-    def forward_backward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def forward_backward(self, batch: dict[str, Any]) -> dict[str, float]:
         """Take one step with each network (algorithm 1)."""
         images, labels, domains = self.parse_batch_train(batch)
         node = self.node
@@ -56,7 +56,7 @@ class DDAIG(TrainerX):
         loss_d = F.cross_entropy(self.D(images), domains)
         self.model_backward_and_update(loss_d, "D")
         finish_batch(self)
-        return {"loss_g": loss_g.detach(), "loss_f": loss_f.detach(), "loss_d": loss_d.detach()}
+        return numbers(loss_g=loss_g, loss_f=loss_f, loss_d=loss_d)
 
     def model_inference(self, input: Tensor) -> Tensor:
         """Return the logits [B, C] of ``F``."""

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from unskew.dassl.engine import TrainerX
 from unskew.dassl.metrics import compute_accuracy
-from unskew.dassl.trainers._shared import finish_batch, require
+from unskew.dassl.trainers._shared import finish_batch, numbers, require
 from unskew.engine.trainer import TRAINER_REGISTRY
 
 
@@ -28,14 +28,14 @@ class DomainMix(TrainerX):
             f"TRAINER.DOMAINMIX.TYPE must be crossdomain or random, got '{kind}'",
         )
 
-    def forward_backward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def forward_backward(self, batch: dict[str, Any]) -> dict[str, float]:
         """Take one step on the mean of both labels' losses, weighted as the images."""
         images, labels_a, labels_b, share = self.parse_batch_train(batch)
         logits = self.model(images)
         loss = (share * F.cross_entropy(logits, labels_a) + (1 - share) * F.cross_entropy(logits, labels_b)).mean()
         self.model_backward_and_update(loss)
         finish_batch(self)
-        return {"loss": loss.detach(), "acc": compute_accuracy(logits, labels_a)[0]}
+        return numbers(loss=loss, acc=compute_accuracy(logits, labels_a)[0])
 
     def parse_batch_train(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return `domain_mix` of the batch on the device."""

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from unskew.dassl.engine import SimpleTrainer, TrainerX, TrainerXU
 from unskew.dassl.metrics import compute_accuracy
-from unskew.dassl.trainers._shared import finish_batch
+from unskew.dassl.trainers._shared import finish_batch, numbers
 from unskew.engine.trainer import TRAINER_REGISTRY
 
 
@@ -18,19 +18,19 @@ def _images_and_labels(trainer: SimpleTrainer, batch: dict[str, Any]) -> tuple[T
     return batch["img"].to(trainer.device), batch["label"].to(trainer.device)
 
 
-def _step(trainer: SimpleTrainer, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def _step(trainer: SimpleTrainer, images: Tensor, labels: Tensor) -> dict[str, float]:
     logits = trainer.model(images)
     loss = F.cross_entropy(logits, labels)
     trainer.model_backward_and_update(loss)
     finish_batch(trainer)
-    return {"loss": loss.detach(), "acc": compute_accuracy(logits, labels)[0]}
+    return numbers(loss=loss, acc=compute_accuracy(logits, labels)[0])
 
 
 @TRAINER_REGISTRY.register()
 class Vanilla(TrainerX):
     """Training on the images of all source domains with cross-entropy."""
 
-    def forward_backward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def forward_backward(self, batch: dict[str, Any]) -> dict[str, float]:
         """Take one step."""
         return _step(self, *self.parse_batch_train(batch))
 
@@ -42,7 +42,7 @@ class Vanilla(TrainerX):
 class _Supervised(TrainerXU):
     """Training on the labelled images only, in a loop over labelled and unlabelled batches."""
 
-    def forward_backward(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> dict[str, Tensor]:  # type: ignore[override]
+    def forward_backward(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> dict[str, float]:  # type: ignore[override]
         """Take one step on the labelled batch."""
         return _step(self, *self.parse_batch_train(batch_x, batch_u))
 

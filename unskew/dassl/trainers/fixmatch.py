@@ -11,6 +11,7 @@ from unskew.dassl.metrics import compute_accuracy
 from unskew.dassl.trainers._shared import (
     build_weak_and_strong_loaders,
     finish_batch,
+    numbers,
     pseudo_label_quality,
     require_strong_transforms,
 )
@@ -29,7 +30,7 @@ class FixMatch(TrainerXU):
         """Build loaders of two augmentations per image."""
         build_weak_and_strong_loaders(self, self.node.STRONG_TRANSFORMS)
 
-    def forward_backward(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> dict[str, Tensor]:  # type: ignore[override]
+    def forward_backward(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> dict[str, float]:  # type: ignore[override]
         """Take one step on the losses of equations 3 and 4. Labelled images are among the unlabelled ones, too."""
         weak_x, strong_x, labels, weak_u, strong_u, labels_u = self.parse_batch_train(batch_x, batch_u)
         count = len(weak_x)
@@ -43,9 +44,8 @@ class FixMatch(TrainerXU):
         loss_u = (loss_u * mask).mean()
         self.model_backward_and_update(loss_x + loss_u * self.node.WEIGHT_U)
         finish_batch(self)
-        quality = {"y_u_pred_acc_raw": raw, "y_u_pred_acc_thre": kept, "y_u_pred_keep": share}
-        accuracy = compute_accuracy(logits, labels)[0]
-        return {"loss_x": loss_x.detach(), "acc_x": accuracy, "loss_u": loss_u.detach(), **quality}
+        quality = numbers(y_u_pred_acc_raw=raw, y_u_pred_acc_thre=kept, y_u_pred_keep=share)
+        return numbers(loss_x=loss_x, acc_x=compute_accuracy(logits, labels)[0], loss_u=loss_u) | quality
 
     def parse_batch_train(  # type: ignore[override]  # Dassl's signature
         self, batch_x: dict[str, Any], batch_u: dict[str, Any]

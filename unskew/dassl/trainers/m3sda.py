@@ -14,6 +14,7 @@ from unskew.dassl.trainers._shared import (
     feature_network,
     finish_batch,
     mean_of,
+    numbers,
     require_domain_batches,
     require_one_step_per_batch,
     require_own_unlabelled_loader,
@@ -84,7 +85,7 @@ class M3SDA(TrainerXU):
         """Return the mean discrepancy of each domain's pair on the target's features."""
         return mean_of([discrepancy(*self.C[domain](features)) for domain, *_ in parts])
 
-    def forward_backward(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> dict[str, Tensor]:  # type: ignore[override]
+    def forward_backward(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> dict[str, float]:  # type: ignore[override]
         """Take the three steps of M3SDA-beta (section 4.2); the last one ``N_STEP_F`` times."""
         images, labels, domains, images_u = self.parse_batch_train(batch_x, batch_u)
         parts = list(by_domain(domains, images, labels))
@@ -102,7 +103,7 @@ class M3SDA(TrainerXU):
             loss_c = self._discrepancy(parts, self.F(images_u))
             self.model_backward_and_update(loss_c, "F")
         finish_batch(self)
-        return {"loss_step_A": loss_a.detach(), "loss_step_B": loss_b.detach(), "loss_step_C": loss_c.detach()}
+        return numbers(loss_step_A=loss_a, loss_step_B=loss_b, loss_step_C=loss_c)
 
     def parse_batch_train(  # type: ignore[override]  # Dassl's signature
         self, batch_x: dict[str, Any], batch_u: dict[str, Any]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unskew.dassl.engine import SimpleNet, TrainerXU
-from unskew.dassl.trainers._shared import build_part, feature_network, finish_batch, require_one_step_per_batch
+from unskew.dassl.trainers._shared import build_part, feature_network, finish_batch, numbers, require_one_step_per_batch
 from unskew.engine.trainer import TRAINER_REGISTRY
 
 
@@ -40,7 +40,7 @@ class MCD(TrainerXU):
     def _discrepancy(self, features: Tensor) -> Tensor:
         return discrepancy(self.C1(features), self.C2(features))
 
-    def forward_backward(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> dict[str, Tensor]:  # type: ignore[override]
+    def forward_backward(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> dict[str, float]:  # type: ignore[override]
         """Take the steps A, B and C of section 3.3; step C ``N_STEP_F`` times."""
         images, labels, images_u = self.parse_batch_train(batch_x, batch_u)
         loss_a = self._source_loss(self.F(images), labels)
@@ -55,7 +55,7 @@ class MCD(TrainerXU):
             loss_c = self._discrepancy(self.F(images_u))
             self.model_backward_and_update(loss_c, "F")
         finish_batch(self)
-        return {"loss_step_A": loss_a.detach(), "loss_step_B": loss_b.detach(), "loss_step_C": loss_c.detach()}
+        return numbers(loss_step_A=loss_a, loss_step_B=loss_b, loss_step_C=loss_c)
 
     def model_inference(self, input: Tensor) -> Tensor:
         """Return the logits [B, C] of ``C1``."""

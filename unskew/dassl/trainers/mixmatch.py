@@ -7,7 +7,7 @@ from torch import Tensor
 
 from unskew.dassl.engine import TrainerXU
 from unskew.dassl.ops import create_onehot, linear_rampup, mixup, sharpen_prob, shuffle_index
-from unskew.dassl.trainers._shared import cross_entropy_of, finish_batch, mean_of, require
+from unskew.dassl.trainers._shared import cross_entropy_of, finish_batch, mean_of, numbers, require
 from unskew.engine.trainer import TRAINER_REGISTRY
 
 
@@ -26,7 +26,7 @@ class MixMatch(TrainerXU):
         mean = mean_of([self.model(view).softmax(1) for view in views])
         return sharpen_prob(mean, self.node.TEMP)
 
-    def forward_backward(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> dict[str, Tensor]:  # type: ignore[override]
+    def forward_backward(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> dict[str, float]:  # type: ignore[override]
         """Take one step on the losses of equations 2 to 5."""
         images, labels, views = self.parse_batch_train(batch_x, batch_u)
         step = self.batch_idx + self.epoch * self.num_batches
@@ -44,7 +44,7 @@ class MixMatch(TrainerXU):
         loss_u = (labels_u - self.model(images_u).softmax(1)).square().mean()
         self.model_backward_and_update(loss_x + loss_u * weight)
         finish_batch(self)
-        return {"loss_x": loss_x.detach(), "loss_u": loss_u.detach()}
+        return numbers(loss_x=loss_x, loss_u=loss_u)
 
     def parse_batch_train(  # type: ignore[override]  # Dassl's signature
         self, batch_x: dict[str, Any], batch_u: dict[str, Any]

@@ -13,6 +13,7 @@ from unskew.dassl.trainers._shared import (
     cross_entropy_of,
     feature_network,
     finish_batch,
+    numbers,
     require_one_step_per_batch,
 )
 from unskew.engine.trainer import TRAINER_REGISTRY
@@ -49,7 +50,7 @@ class MME(TrainerXU):
         build_part(self, "F", feature_network(self))
         build_part(self, "C", lambda: Prototypes(self.F.fdim, self.num_classes))
 
-    def forward_backward(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> dict[str, Tensor]:  # type: ignore[override]
+    def forward_backward(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> dict[str, float]:  # type: ignore[override]
         """Take a step on the labelled images, then one on the entropy (equation 4)."""
         images, labels, images_u = self.parse_batch_train(batch_x, batch_u)
         logits = self.C(self.F(images))
@@ -60,8 +61,7 @@ class MME(TrainerXU):
         loss_u = -cross_entropy_of(probabilities, probabilities).mean()
         self.model_backward_and_update(loss_u * self.node.LMDA)
         finish_batch(self)
-        accuracy = compute_accuracy(logits, labels)[0]
-        return {"loss_x": loss_x.detach(), "acc_x": accuracy, "loss_u": loss_u.detach()}
+        return numbers(loss_x=loss_x, acc_x=compute_accuracy(logits, labels)[0], loss_u=loss_u)
 
     def model_inference(self, input: Tensor) -> Tensor:
         """Return the logits [B, C]."""

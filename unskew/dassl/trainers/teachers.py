@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from unskew.dassl.engine import TrainerXU
 from unskew.dassl.metrics import compute_accuracy
 from unskew.dassl.ops import ema_model_update, sigmoid_rampup
-from unskew.dassl.trainers._shared import finish_batch, require
+from unskew.dassl.trainers._shared import finish_batch, numbers, require
 from unskew.engine.trainer import TRAINER_REGISTRY
 
 
@@ -51,7 +51,7 @@ class _Taught(TrainerXU):
 class MeanTeacher(_Taught):
     """The model follows its teacher's predictions of the unlabelled images."""
 
-    def forward_backward(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> dict[str, Tensor]:  # type: ignore[override]
+    def forward_backward(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> dict[str, float]:  # type: ignore[override]
         """Take one step on cross-entropy and the consistency cost (section 2), which ramps up by epoch."""
         images, labels, images_u = self.parse_batch_train(batch_x, batch_u)
         logits = self.model(images)
@@ -62,8 +62,7 @@ class MeanTeacher(_Taught):
         self.model_backward_and_update(loss_x + loss_u * weight)
         self.update_teacher()
         finish_batch(self)
-        accuracy = compute_accuracy(logits, labels)[0]
-        return {"loss_x": loss_x.detach(), "acc_x": accuracy, "loss_u": loss_u.detach()}
+        return numbers(loss_x=loss_x, acc_x=compute_accuracy(logits, labels)[0], loss_u=loss_u)
 
 
 @TRAINER_REGISTRY.register()
@@ -75,7 +74,7 @@ class SE(_Taught):
         count = cfg.DATALOADER.K_TRANSFORMS
         require(count == 2, f"SE compares two augmentations: set DATALOADER.K_TRANSFORMS to 2 (got {count})")
 
-    def forward_backward(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> dict[str, Tensor]:  # type: ignore[override]
+    def forward_backward(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> dict[str, float]:  # type: ignore[override]
         """Take one step; the teacher's confidence above ``CONF_THRE`` (section 3.3) or, if 0, a ramp-up weighs it."""
         images, labels, view1, view2 = self.parse_batch_train(batch_x, batch_u)
         logits = self.model(images)
@@ -89,8 +88,7 @@ class SE(_Taught):
         self.model_backward_and_update(loss_x + loss_u)
         self.update_teacher()
         finish_batch(self)
-        accuracy = compute_accuracy(logits, labels)[0]
-        return {"loss_x": loss_x.detach(), "acc_x": accuracy, "loss_u": loss_u.detach()}
+        return numbers(loss_x=loss_x, acc_x=compute_accuracy(logits, labels)[0], loss_u=loss_u)
 
     def parse_batch_train(  # type: ignore[override]  # Dassl's signature
         self, batch_x: dict[str, Any], batch_u: dict[str, Any]
