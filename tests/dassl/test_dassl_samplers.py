@@ -1,5 +1,6 @@
 """Dassl's samplers and several views of an image."""
 
+import random
 from collections import Counter
 
 import numpy as np
@@ -66,6 +67,47 @@ def test_class_batches_are_balanced_and_short_classes_are_filled(items):
     (order,), length = draw("RandomClassSampler", items, batch_size=8, n_ins=4)
     for start in range(0, length, 8):
         assert sorted(Counter(items[i].label for i in order[start : start + 8]).values()) == [4, 4]
+
+
+def test_domain_batches_draw_as_dassls_from_pythons_generator(items):
+    for kind, is_random in (("RandomDomainSampler", True), ("SeqDomainSampler", False)):
+        random.seed(4)
+        sampler = build_sampler(kind, data_source=items, batch_size=6)
+        found = [list(sampler), list(sampler), random.random()]
+        random.seed(4)
+        expected = []
+        for _ in range(3):  # the constructor draws a pass, too, to know the length
+            pools = {domain: [i for i, item in enumerate(items) if item.domain == domain] for domain in (0, 1)}
+            order = []
+            while min(map(len, pools.values())) >= 3:
+                for domain in random.sample([0, 1], 2) if is_random else (0, 1):
+                    drawn = random.sample(pools[domain], 3)
+                    order += drawn
+                    pools[domain] = [i for i in pools[domain] if i not in drawn]
+            expected.append(order)
+        assert found == [*expected[1:], random.random()]
+
+
+def test_class_batches_draw_as_dassls_from_the_global_generators(items):
+    items = [*items, Datum("one.png", 3, 0, "class 3")]
+    seed = lambda: (random.seed(4), np.random.seed(4))  # noqa: E731, NPY002
+    seed()
+    sampler = build_sampler("RandomClassSampler", data_source=items, batch_size=8, n_ins=4)
+    found = [list(sampler), random.random()]
+    seed()
+    for _ in range(2):
+        pools = {}
+        for label in range(4):
+            order = [i for i, item in enumerate(items) if item.label == label]
+            if len(order) < 4:
+                order = list(np.random.choice(order, size=4))  # noqa: NPY002
+            random.shuffle(order)
+            pools[label] = [order[start : start + 4] for start in range(0, len(order) - 3, 4)]
+        order = []
+        while sum(map(bool, pools.values())) >= 2:
+            for label in random.sample([label for label in pools if pools[label]], 2):
+                order += pools[label].pop(0)
+    assert found == [order, random.random()]
 
 
 @pytest.mark.parametrize(

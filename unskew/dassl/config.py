@@ -8,8 +8,7 @@ from unskew import config
 
 __all__ = ["cfg_default", "clean_cfg", "get_cfg_default"]
 
-# Nodes of Dassl's trainers for domain adaptation, domain generalisation and semi-supervised learning. This package has
-# none of these trainers, but scripts and config files set and read the keys.
+# Nodes of Dassl's trainers for domain adaptation, domain generalisation and semi-supervised learning.
 TRAINERS: dict[str, dict[str, Any]] = {
     "MCD": {"N_STEP_F": 4},
     "MME": {"LMDA": 0.1},

@@ -145,7 +145,7 @@ def build_weak_and_strong_loaders(trainer: SimpleTrainer, strong: Sequence[str])
 
 def numbers(**values: Tensor | float) -> dict[str, float]:
     """Return losses and accuracies as floats, whose means then equal Dassl's to the last digit."""
-    return {name: float(value) for name, value in values.items()}
+    return {name: value.item() if isinstance(value, Tensor) else value for name, value in values.items()}
 
 
 def finish_batch(trainer: SimpleTrainer) -> None:

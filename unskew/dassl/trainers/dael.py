@@ -70,8 +70,8 @@ class _Ensemble(SimpleTrainer):
     def source_losses(self, batch: list[tuple[int, Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
         """Return the experts' loss, their accuracy and the consistency loss, as means over the domains.
 
-        Each expert learns the weakly augmented images of its domain (equation 1). The mean of the other experts on
-        strongly augmented images follows the prediction of the domain's expert (equation 3).
+        Each expert learns the weakly augmented images of its domain. The mean of the other experts on
+        strongly augmented images follows the prediction of the domain's expert.
 
         Args:
             batch: (domain, features of weak views [B, D], features of strong views [B, D], one-hot labels [B, C]).
@@ -96,7 +96,7 @@ class _Ensemble(SimpleTrainer):
         return [(part[0], f, g, part[3]) for part, f, g in zip(parts, features, strong_features, strict=True)]
 
     def model_inference(self, input: Tensor) -> Tensor:
-        """Return the mean probabilities [B, C] of the experts (equation 5)."""
+        """Return the mean probabilities [B, C] of the experts."""
         return self.all_experts(self.F(input)).mean(1)
 
 
@@ -140,7 +140,7 @@ class DAEL(_Ensemble, TrainerXU):
         return create_onehot(labels, self.num_classes), (confidence >= self.node.CONF_THRE).float()
 
     def forward_backward(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> dict[str, float]:  # type: ignore[override]
-        """Take one step on the source losses and, for the target, the loss of equation 4."""
+        """Take one step on the source losses and on the ensemble's cross-entropy with pseudo-labels of the target."""
         weak, strong, labels, domains, weak_u, strong_u = self.parse_batch_train(batch_x, batch_u)
         labels_u, mask = self.pseudo_labels(weak_u)
         source = self.source_features(weak, strong, labels, domains)

@@ -30,29 +30,29 @@ class DDAIG(TrainerX):
         build_part(self, "G", lambda: build_network(self.node.G_ARCH, verbose=self.cfg.VERBOSE))
 
     def generate(self, images: Tensor) -> Tensor:
-        """Return ``images + LMDA * G(images)`` (equation 1), clamped with ``CLAMP``."""
+        """Return ``images + LMDA * G(images)``, clamped with ``CLAMP``."""
         moved = self.G(images, lmda=self.node.LMDA)
         return moved.clamp(self.node.CLAMP_MIN, self.node.CLAMP_MAX) if self.node.CLAMP else moved
 
     def forward_backward(self, batch: dict[str, Any]) -> dict[str, float]:
-        """Take one step with each network (algorithm 1)."""
+        """Take one step with each network."""
         images, labels, domains = self.parse_batch_train(batch)
         node = self.node
 
-        # G keeps the label and hides the domain (equation 2).
+        # G keeps the label and hides the domain (DoTNet, the paper's domain transformation network).
         moved = self.generate(images)
         loss_g = F.cross_entropy(self.F(moved), labels) - F.cross_entropy(self.D(moved), domains)
         self.model_backward_and_update(loss_g, "G")
         with torch.no_grad():
             moved = self.generate(images)
 
-        # F learns both kinds of images (equation 3).
+        # F learns both kinds of images.
         loss_f = F.cross_entropy(self.F(images), labels)
         if self.epoch + 1 > node.WARMUP:
             loss_f = (1 - node.ALPHA) * loss_f + node.ALPHA * F.cross_entropy(self.F(moved), labels)
         self.model_backward_and_update(loss_f, "F")
 
-        # D learns the domains of the images (equation 4).
+        # D learns the domains of the images.
         loss_d = F.cross_entropy(self.D(images), domains)
         self.model_backward_and_update(loss_d, "D")
         finish_batch(self)

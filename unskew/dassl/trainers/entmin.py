@@ -15,7 +15,7 @@ class EntMin(TrainerXU):
     """Cross-entropy of labelled images plus ``LMDA`` times the entropy of predictions of unlabelled ones."""
 
     def forward_backward(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> dict[str, float]:  # type: ignore[override]
-        """Take one step on the minimum entropy criterion (equation 6)."""
+        """Take one step on the criterion of minimum entropy."""
         images, labels, unlabelled = self.parse_batch_train(batch_x, batch_u)
         logits = self.model(images)
         loss_x = F.cross_entropy(logits, labels)

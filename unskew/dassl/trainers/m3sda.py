@@ -86,7 +86,7 @@ class M3SDA(TrainerXU):
         return mean_of([discrepancy(*self.C[domain](features)) for domain, *_ in parts])
 
     def forward_backward(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> dict[str, float]:  # type: ignore[override]
-        """Take the three steps of M3SDA-beta (section 4.2); the last one ``N_STEP_F`` times."""
+        """Take the three steps of M3SDA-beta; the last one ``N_STEP_F`` times."""
         images, labels, domains, images_u = self.parse_batch_train(batch_x, batch_u)
         parts = list(by_domain(domains, images, labels))
         features = [self.F(x) for _, x, _ in parts]

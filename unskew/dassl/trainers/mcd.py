@@ -12,7 +12,7 @@ from unskew.engine.trainer import TRAINER_REGISTRY
 
 
 def discrepancy(logits1: Tensor, logits2: Tensor) -> Tensor:
-    """Return the mean absolute difference of two classifiers' probabilities [B, C] (MCD, equation 9)."""
+    """Return the mean absolute difference of two classifiers' probabilities [B, C] (MCD, section 3)."""
     return (logits1.softmax(1) - logits2.softmax(1)).abs().mean()
 
 
@@ -41,7 +41,7 @@ class MCD(TrainerXU):
         return discrepancy(self.C1(features), self.C2(features))
 
     def forward_backward(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> dict[str, float]:  # type: ignore[override]
-        """Take the steps A, B and C of section 3.3; step C ``N_STEP_F`` times."""
+        """Take the steps A, B and C of the paper; step C ``N_STEP_F`` times."""
         images, labels, images_u = self.parse_batch_train(batch_x, batch_u)
         loss_a = self._source_loss(self.F(images), labels)
         self.model_backward_and_update(loss_a)

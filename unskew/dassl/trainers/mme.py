@@ -20,7 +20,7 @@ from unskew.engine.trainer import TRAINER_REGISTRY
 
 
 class Prototypes(nn.Module):
-    """Logits ``W f / (temp ||f||)`` of features (MME, section 3.1): [B, D] -> [B, C]."""
+    """Logits ``W f / (temp ||f||)`` of features (MME, section 3): [B, D] -> [B, C]."""
 
     def __init__(self, fdim: int, num_classes: int, temp: float = 0.05) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class MME(TrainerXU):
         build_part(self, "C", lambda: Prototypes(self.F.fdim, self.num_classes))
 
     def forward_backward(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> dict[str, float]:  # type: ignore[override]
-        """Take a step on the labelled images, then one on the entropy (equation 4)."""
+        """Take a step on the labelled images, then one on the entropy (section 3)."""
         images, labels, images_u = self.parse_batch_train(batch_x, batch_u)
         logits = self.C(self.F(images))
         loss_x = F.cross_entropy(logits, labels)

@@ -75,7 +75,7 @@ class SE(_Taught):
         require(count == 2, f"SE compares two augmentations: set DATALOADER.K_TRANSFORMS to 2 (got {count})")
 
     def forward_backward(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> dict[str, float]:  # type: ignore[override]
-        """Take one step; the teacher's confidence above ``CONF_THRE`` (section 3.3) or, if 0, a ramp-up weighs it."""
+        """Take one step; the teacher's confidence above ``CONF_THRE`` or, if 0, a ramp-up weighs it."""
         images, labels, view1, view2 = self.parse_batch_train(batch_x, batch_u)
         logits = self.model(images)
         loss_x = F.cross_entropy(logits, labels)
