@@ -40,8 +40,8 @@ PHASES = {
     "groups": ("unskew.engine.dataset_groups:dataset_groups",),
     "files": (
         "unskew.utils.files:write_atomically",
-        "unskew.runs.results:write_results",
-        "unskew.runs.results:results_of",
+        "unskew.engine.results:write_results",
+        "unskew.engine.results:results_of",
     ),
 }
 NAMES = ("imports", *PHASES, "rest", "exit")

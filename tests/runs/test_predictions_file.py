@@ -12,11 +12,10 @@ from safetensors.torch import load_file, save_file
 import unskew
 from unskew.data.dataset import Datum
 from unskew.debias.io import read_tensor
-from unskew.engine import testing
+from unskew.engine import prediction_file, testing
 from unskew.engine.evaluator import build_evaluator
 from unskew.engine.prediction import Prediction
 from unskew.engine.trainer import build_trainer
-from unskew.runs import predictions
 from unskew.runs.run import execute
 from unskew.utils import derived_tensors
 
@@ -113,7 +112,7 @@ def test_among_some_classes_too_no_tensor_is_held_twice():
         ),
         "test",
     )
-    held, formulas = derived_tensors.split(predictions.collect(evaluator, "float32"))
+    held, formulas = derived_tensors.split(prediction_file.collect(evaluator, "float32"))
     assert formulas == {"gla": "logits", "ensemble": "ft + zs", "debiased": "zs + debiased.term"}
     labels = torch.tensor([0, 1, 0, 1, 0, 1], dtype=torch.int16)
     chosen = {name: part[:, [1, 3]] for name, part in {"logits": zs - ft, **parts}.items()}
@@ -144,7 +143,7 @@ def judge(parts, sums, dtype="float32"):
     evaluator = build_evaluator(unskew.Run("digits", "ZeroshotCLIP").config)
     evaluator.process(logits, labels, extra=parts)
     evaluator.sums = sums
-    return predictions.collect(evaluator, dtype), logits
+    return prediction_file.collect(evaluator, dtype), logits
 
 
 def test_only_exact_sums_are_left_out():
@@ -171,16 +170,16 @@ def test_numbers_that_float16_cannot_hold_stay(make):
 SCRIPT = """
 import sys, torch
 from pathlib import Path
-from unskew.runs import predictions
+from unskew.engine import prediction_file
 
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 
 content = {name: torch.ones(10_000, 2_000) for name in ("logits", "zs", "ft")}  # 76 MiB each
-predictions.write(Path(sys.argv[1]), {"logits": torch.ones(2, 2)})
+prediction_file.write(Path(sys.argv[1]), {"logits": torch.ones(2, 2)})
 open("/proc/self/clear_refs", "w").write("5")
 before = peak()
-predictions.write(Path(sys.argv[1]), {**content, "gla": content["logits"]})
+prediction_file.write(Path(sys.argv[1]), {**content, "gla": content["logits"]})
 print((peak() - before) // 1024)
 """
 
@@ -197,8 +196,8 @@ def test_no_part_is_lost_when_an_evaluator_changes_shapes_or_sums_depend_on_sums
     tensors = {"logits": ft, "zs": zs, "a": zs + ft, "b": (zs + ft) + row, "cut": (zs + row)[:, :2], "few": zs[:2]}
     sums = {"a": ("zs", "logits"), "b": ("a", row), "cut": ("zs", row), "few": ("zs", "logits"), "lost": ("few", row)}
     evaluator = SimpleNamespace(predictions=lambda: tensors, sums=sums)
-    predictions.write(tmp_path / "a.safetensors", predictions.collect(evaluator, "float32"))
-    found = predictions.read(tmp_path / "a.safetensors")
+    prediction_file.write(tmp_path / "a.safetensors", prediction_file.collect(evaluator, "float32"))
+    found = prediction_file.read(tmp_path / "a.safetensors")
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
 
@@ -207,4 +206,4 @@ def test_a_sum_of_tensors_of_other_shapes_is_no_sum():
     parts = {"zs": torch.ones(6, 4), "s": torch.ones(6, 2)}
     for terms in (("zs", torch.ones(3)), ("zs", "few")):
         evaluator = SimpleNamespace(predictions=lambda: {**parts, "few": torch.ones(2, 4)}, sums={"s": terms})
-        assert predictions.collect(evaluator, "float32").keys() == {"zs", "s", "few"}
+        assert prediction_file.collect(evaluator, "float32").keys() == {"zs", "s", "few"}

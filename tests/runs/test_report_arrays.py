@@ -13,7 +13,7 @@ from safetensors.torch import save_file as save_torch
 
 from unskew.debias import classification_metrics, prior_groups
 from unskew.debias.metrics import class_accuracies
-from unskew.runs import predictions
+from unskew.engine import prediction_file
 from unskew.runs.report import arrays, write_report
 from unskew.runs.report.arrays import Predictions, calibration_error, reliability
 from unskew.runs.report.bias_figures import thirds
@@ -28,7 +28,7 @@ def file(tmp_path):
 @pytest.mark.parametrize("part", ["logits", "gla", "zs", "ft", "ensemble", "debiased"])
 def test_each_part_is_that_of_the_library(file, part, monkeypatch):
     monkeypatch.setattr(arrays, "_BLOCK", 7 * len(CLASSES))  # many blocks, of which the last is smaller
-    ours, theirs = Predictions(file), predictions.read(file)
+    ours, theirs = Predictions(file), prediction_file.read(file)
     logits, labels = theirs[part], theirs["labels"]
     assert ours.has(part)
     assert np.array_equal(ours.predicted(part), logits.argmax(1).numpy())

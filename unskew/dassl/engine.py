@@ -20,6 +20,7 @@ from unskew.dassl.data import DataManager
 from unskew.dassl.evaluation import EvaluatorBase, build_evaluator
 from unskew.dassl.modeling import build_backbone, build_head
 from unskew.dassl.optim import build_lr_scheduler, build_optimizer
+from unskew.dassl.results import write_files_of
 from unskew.dassl.utils import count_num_param, load_pretrained_weights
 from unskew.engine import loop, trainer
 from unskew.engine.trainer import TRAINER_REGISTRY
@@ -38,7 +39,7 @@ logger = logging.getLogger("unskew")
 
 
 def build_trainer(cfg: CfgNode) -> loop.TrainerBase:
-    """Build the trainer that ``cfg.TRAINER.NAME`` names.
+    """Build the trainer that ``cfg.TRAINER.NAME`` names. Its ``train()`` writes the files of a run, see `results`.
 
     Raises:
         ValueError: the trainer is not registered.
@@ -48,7 +49,9 @@ def build_trainer(cfg: CfgNode) -> loop.TrainerBase:
     trainer_class = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
     if cfg.VERBOSE:
         logger.info(f"Loading trainer: {cfg.TRAINER.NAME}")
-    return trainer_class(cfg)
+    built = trainer_class(cfg)
+    write_files_of(built, cfg)
+    return built
 
 
 class SimpleNet(nn.Module):

@@ -28,6 +28,7 @@ from unskew import config
 from unskew.config import plugins
 from unskew.dassl import samplers, transforms  # noqa: F401 - our trainers may use Dassl's names for them
 from unskew.dassl.config import add_missing
+from unskew.dassl.results import write_files_of
 from unskew.dassl.utils import show_log_lines
 from unskew.data.dataset import DATASET_REGISTRY, DatasetBase, Datum
 from unskew.data.published import openai_templates
@@ -81,7 +82,9 @@ def _factory(name: str) -> Callable[[CfgNode], SimpleTrainer]:
         dataset, stem = build_dataset(cfg), _stem(cfg.DATASET.NAME)
         borrowed = BorrowedDataset(dataset, DATASET_REGISTRY.get(stem) if stem else None)
         DATASET_REGISTRY.register(cfg.DATASET.NAME, lambda _: borrowed, force=True)
-        return build_trainer(trainer_config(name, cfg))
+        trainer = build_trainer(trainer_config(name, cfg))
+        write_files_of(trainer, trainer.cfg)
+        return trainer
 
     build.__name__ = name
     return build
@@ -97,9 +100,15 @@ def trainer_config(name: str, cfg: CfgNode) -> CfgNode:
     command line names it. A dataset whose class has the name of one of ours gets our config layers; others get none.
 
     Raises:
-        ValueError: a value has the wrong type, or neither the user nor the dataset's layer names a backbone.
+        ValueError: a value has the wrong type, neither the user nor the dataset's layer names a backbone, or the user
+            names a backbone for a trainer with members.
     """
     given = _set_by_user(cfg, dict(config.flatten(config.all_defaults())))
+    if config.has_members(name) and "MODEL.BACKBONE.NAME" in given and "TRAINER.BACKDOOR.MEMBERS" not in given:
+        raise ValueError(
+            f"{name} has several backbones, so it ignores MODEL.BACKBONE.NAME ({cfg.MODEL.BACKBONE.NAME}): set "
+            "TRAINER.BACKDOOR.MEMBERS \"['ViT-B/16', 'RN50']\", or omit --backbone for the default members"
+        )
     plugins.declare("datasets", cfg.DATASET.NAME)
     opts = [part for pair in given.items() for part in pair]
     ours = config.load(

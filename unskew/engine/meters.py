@@ -7,6 +7,11 @@ import torch
 from torch import Tensor
 
 
+def _precision(device: torch.device | None) -> torch.dtype:
+    """Return double precision, as Python's numbers have; Apple's GPUs lack it."""
+    return torch.float32 if device is not None and device.type == "mps" else torch.float64
+
+
 class AverageMeter:
     """Current value and mean. `update` does not wait for the device of a tensor; reading ``val`` or ``avg`` does.
 
@@ -28,7 +33,7 @@ class AverageMeter:
     def update(self, val: float | Tensor, n: int = 1) -> None:
         """Add a value with weight ``n``."""
         if isinstance(val, Tensor):
-            val = val.detach().float().reshape(())
+            val = val.detach().to(_precision(val.device)).reshape(())
         self._val = val
         self._sum = self._sum + val * n
         self.count += n
@@ -83,7 +88,8 @@ class MetricMeter:
         """
         raw = [number for meter in self.meters.values() for number in meter.raw()]
         device = next((number.device for number in raw if isinstance(number, Tensor)), None)
-        numbers = [torch.as_tensor(number, dtype=torch.float32, device=device) for number in raw]
+        dtype = _precision(device)
+        numbers = [torch.as_tensor(number, dtype=dtype, device=device) for number in raw]
         values = reduce(torch.stack(numbers)).tolist() if numbers else []
         return {name: (values[2 * i], values[2 * i + 1]) for i, name in enumerate(self.meters)}
 

@@ -167,8 +167,12 @@ class RunDir:
                 self.log.unlink(missing_ok=True)
         return self.path
 
-    def prepare(self, cfg: CfgNode) -> None:
-        """Create the folder and save the config; delete the checkpoints of an unfinished run of another config.
+    def prepare(self, cfg: CfgNode, drop_others: bool = True) -> None:
+        """Create the folder, delete the results in it and save the config.
+
+        Args:
+            cfg: the run's config.
+            drop_others: delete the checkpoints of an unfinished run of another config.
 
         Raises:
             ValueError: the folder cannot be created or cleared.
@@ -177,7 +181,8 @@ class RunDir:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._clear()
-            self._drop_other_checkpoints(cfg)
+            if drop_others:
+                self._drop_other_checkpoints(cfg)
         except OSError as error:
             raise ValueError(
                 f"the output folder '{self.path}' cannot be written ({error.strerror}); choose another"

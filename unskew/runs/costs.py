@@ -23,18 +23,15 @@ class Costs:
         self._images, self._resettable = images, resettable
 
     def of(self, trainer: Any) -> dict[str, object]:
-        """Return the costs by name, after the training; a trainer written for Dassl may lack some.
+        """Return the costs by name, after the training, with those of `counts_of`.
 
-        ``labelled_images`` is the mean number of images per class whose labels the trainer uses, in train and val.
         ``peak_memory_mb`` is in millions of bytes; ``peak_memory_of`` names the memory. That of a GPU is the memory of
         PyTorch's tensors. On a CPU it is the resident memory of the process, during this run where the system can
         reset it (Linux), else since the process has started.
         """
-        costs: dict[str, object] = dict(_peak(trainer, self._resettable))
-        if hasattr(trainer, "trained_parameters"):
-            costs["trained_parameters"] = trainer.trained_parameters()
-        if hasattr(trainer, "labelled_items"):
-            costs["labelled_images"] = round(len(trainer.labelled_items()) / trainer.num_classes, 2)
+        from unskew.engine.results import counts_of
+
+        costs = {**_peak(trainer, self._resettable), **counts_of(trainer)}
         if not self._images.is_empty:
             costs |= {"images_encoded": self._images.encoded, "images_cached": self._images.cached}
         return costs

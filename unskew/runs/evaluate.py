@@ -11,9 +11,9 @@ from unskew import config
 from unskew.data.snapshot import with_snapshot
 from unskew.data.transfer import read_source, saved_config
 from unskew.engine import fingerprint
+from unskew.engine.results import results_of, write_results
 from unskew.engine.run_dir import RunDir, dataset_label
 from unskew.runs import tables
-from unskew.runs.results import results_of, write_results
 from unskew.runs.run import Run, check_root, with_threads
 from unskew.utils import processes
 
@@ -172,7 +172,7 @@ def _test(cfg: CfgNode, model_dir: str, epoch: int | None) -> tuple[dict, dict]:
         other = ", ".join(f"{key} {saved.get(key)}" for key in keys if key.startswith(_WEIGHTS))
         raise ValueError(f"{error}; the run in '{model_dir}' has {other}" if other else str(error)) from error
     trainer.test()
-    return results_of(trainer, cfg, **(_origin(trainer, cfg) if model_dir else {}))
+    return results_of(trainer, cfg, trainer.results, **(_origin(trainer, cfg) if model_dir else {}))
 
 
 def _origin(trainer: "SimpleTrainer", cfg: CfgNode) -> dict[str, object]:

@@ -15,6 +15,7 @@ from yacs.config import CfgNode
 import unskew
 from unskew import config
 from unskew.data.snapshot import with_snapshot
+from unskew.engine.results import results_of, write_results
 from unskew.engine.run_dir import (
     USER_DATASETS,
     RunDir,
@@ -23,7 +24,6 @@ from unskew.engine.run_dir import (
 )
 from unskew.runs import costs, libraries, model, plugins, tables
 from unskew.runs.predicting import Predicting
-from unskew.runs.results import results_of, write_results
 from unskew.utils import processes, threads
 from unskew.utils.errors import DAMAGE, format_error
 from unskew.utils.files import expand
@@ -126,11 +126,11 @@ class Run(Predicting):
     @property
     def predictions(self) -> "dict[str, Tensor]":
         """The finished run's ``logits`` [N, C] and ``labels`` [N] of the test images, and what else it saved."""
-        from unskew.runs import predictions
+        from unskew.engine import prediction_file
 
         file = self._file("predictions")
         try:
-            return predictions.read(file)
+            return prediction_file.read(file)
         except PermissionError:
             raise
         except DAMAGE as error:
@@ -355,7 +355,7 @@ def _train_and_test(cfg: CfgNode, folder: RunDir | None) -> "tuple[dict, dict[st
             if folder:
                 write_prior(folder.prior, trainer)
         seconds = round(time.perf_counter() - started, 2)
-        results = results_of(trainer, cfg, seconds=seconds, **cost.of(trainer))
+        results = results_of(trainer, cfg, trainer.results, seconds=seconds, **cost.of(trainer))
     described = model.describe(trainer, cfg)  # in all processes, which predict together
     with processes.together():
         if folder and described:

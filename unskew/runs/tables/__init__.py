@@ -9,6 +9,7 @@ The modules of this package:
 - ``protocol_rows``, ``published``, ``labelled`` and ``records``: the rows, notes and records behind them.
 """
 
+from unskew.engine.results import write_metrics
 from unskew.runs.tables.metrics import (
     check_columns,
     collect,
@@ -24,7 +25,6 @@ from unskew.runs.tables.metrics import (
     select,
     source_folder,
     state_of_training,
-    write_metrics,
 )
 
 __all__ = [

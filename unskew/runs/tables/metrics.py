@@ -1,6 +1,5 @@
 """Metrics of finished runs: their files, and a data frame of all runs below a folder."""
 
-import json
 import logging
 import os
 import re
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 from unskew.engine.run_dir import RunDir
 from unskew.runs import costs
 from unskew.utils.errors import format_error
-from unskew.utils.files import read_json, write_atomically
+from unskew.utils.files import read_json
 from unskew.utils.registry import unknown_name
 
 if TYPE_CHECKING:
@@ -151,12 +150,6 @@ def read_metrics(path: Path) -> dict:
     except ValueError as error:
         raise ValueError(f"{error}; delete the folder '{path.parent}' and run again") from error
     return metrics
-
-
-def write_metrics(path: Path, metrics: Mapping[str, object]) -> None:
-    """Write metrics as a JSON object with one line for each key."""
-    lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in metrics.items())
-    write_atomically(path, f"{{\n{lines}\n}}\n")
 
 
 def check_columns(columns: Sequence[str], others: bool = False) -> None:

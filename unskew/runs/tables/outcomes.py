@@ -92,9 +92,9 @@ def _predicted_and_labels(file: Path, part: str) -> tuple[NDArray, NDArray]:
             images, classes = logits.get_shape()
             blocks = row_blocks(images, classes, _BLOCK)
             return np.concatenate([logits[rows].argmax(1) for rows in blocks]), tensors.get_tensor("labels")
-    from unskew.runs import predictions  # imports PyTorch, for sums of other tensors and types that NumPy lacks
+    from unskew.engine import prediction_file  # imports PyTorch, for sums of other tensors and types that NumPy lacks
 
-    whole = predictions.read(file)
+    whole = prediction_file.read(file)
     return whole[part].argmax(1).numpy(), whole["labels"].numpy()
 
 
