@@ -78,7 +78,7 @@ def _describe(cfg: CfgNode) -> dict:
         "dataset": dataset_label(cfg),
         "trainer": trainer_label(cfg),
         "backbone": backbone_label(cfg),
-        "shots": cfg.DATASET.NUM_SHOTS,
+        "shots": -1 if cfg.DATASET.NUM_SHOTS is None else cfg.DATASET.NUM_SHOTS,  # None in some scripts
         "longtail": cfg.DATASET.LONGTAIL,
         "seed": cfg.SEED,
         **({} if half == "all" else {"subsample": half}),
