@@ -58,7 +58,7 @@ class ResultsOwnLoop(ResultsLinear):
     def train(self):
         for self.epoch in range(2):
             self.num_batches = len(self.train_loader_x)
-            for self.batch_idx, batch in enumerate(self.train_loader_x):
+            for self.batch_idx, batch in enumerate(self.train_loader_x):  # noqa: B020 - as published scripts do
                 self.forward_backward(batch)
         self.save_model(1, self.output_dir)
         self.test("val")

@@ -56,7 +56,7 @@ class WILDSBase(PublishedDataset):
 
     def _read_preloaded(self) -> dict[str, list[Datum]]:
         with open(self.preloaded, "rb") as file:
-            splits = read_plain(file, Datum)
+            splits = read_plain(file, Datum, "delete it")
         self.label_to_name = self.load_classnames()
         match splits:
             case {"train": list(), "val": list(), "test": list()}:
