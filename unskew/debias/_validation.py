@@ -227,10 +227,10 @@ def check_labels(labels: Any, logits: Tensor) -> Tensor:
         ValueError: The labels are not N integers in 0..C-1.
     """
     labels = to_tensor(labels).to(logits.device)
-    if labels.ndim == 1 and len(labels) != len(logits):
-        raise ValueError(f"there are {len(labels):,} labels for {len(logits):,} rows of logits")
     if labels.shape != logits.shape[:1] or labels.is_floating_point():
-        raise ValueError(f"labels must be integers [{len(logits)}] (got {labels.dtype} {list(labels.shape)})")
+        kind = str(labels.dtype).removeprefix("torch.")
+        found = f"{len(labels)}" if labels.ndim == 1 and kind.startswith("int") else f"{kind} {list(labels.shape)}"
+        raise ValueError(f"labels must be {len(logits)} integers, one for each row of logits (got {found})")
     low, high, classes = int(labels.min()), int(labels.max()), logits.shape[1]
     if low < 0 or high >= classes:
         raise ValueError(f"labels must be in 0..{classes - 1}, the columns of logits (got {low}..{high})")
