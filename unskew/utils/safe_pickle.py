@@ -19,6 +19,8 @@ from unskew.utils import _tensors
 from unskew.utils._unpickler import BoundedUnpickler, TooLargeError
 from unskew.utils.errors import DAMAGE, check_regular, format_error
 
+_ADVICE = "replace or delete it"
+
 
 def _load(path: str | Path, permitted: Callable[[str, str], object | None], kind: str, encoding: str = "ASCII") -> Any:
     check_regular(path)
@@ -29,7 +31,7 @@ def _load(path: str | Path, permitted: Callable[[str, str], object | None], kind
             raise _unreadable(path, kind, error) from error
 
 
-def _unreadable(path: str | Path, kind: str, error: Exception, advice: str = "replace or delete it") -> ValueError:
+def _unreadable(path: str | Path, kind: str, error: Exception, advice: str = _ADVICE) -> ValueError:
     return ValueError(f"'{path}' was not read: {format_error(error)}; it must hold {kind} and nothing else; {advice}")
 
 
@@ -277,7 +279,7 @@ def _pickles_of_archive(archive: zipfile.ZipFile, size: int) -> list[BinaryIO]:
     return [io.BytesIO(archive.read(name)) for name in archive.namelist() if name.endswith(".pkl")]
 
 
-def read_plain(file: BinaryIO, datum: type, advice: str, **options: Any) -> Any:
+def read_plain(file: BinaryIO, datum: type, advice: str = _ADVICE, **options: Any) -> Any:
     """Read the next pickle of an open file: containers, plain values, arrays, tensors, and any codebase's Datum.
 
     Args:
