@@ -18,6 +18,7 @@ from unskew.dassl.modeling import (
     Backbone,
     build_backbone,
     efficientnet,
+    efficientnet_parts,
     preact_resnet18,
     resnet,
     resnet_dynamic,
@@ -233,8 +234,8 @@ def test_dynamic_blocks():
 
 def test_efficient_blocks():
     x = torch.randn(2, 8, 5, 5, dtype=torch.float64)
-    args = efficientnet.BlockArgs(3, 1, 8, 8, 6, True, 1, 0.25)
-    block = double(efficientnet.MBConvBlock(args, efficientnet.efficientnet()[1]))
+    args = efficientnet_parts.BlockArgs(3, 1, 8, 8, 6, True, 1, 0.25)
+    block = double(efficientnet.MBConvBlock(args, efficientnet_parts.efficientnet()[1]))
 
     def swish(v):
         return v / (1 + torch.exp(-v))
@@ -255,7 +256,7 @@ def test_same_padding_is_tensorflows():
         x = torch.randn(1, 2, size, size, dtype=torch.float64)
         padded = torch.zeros(1, 2, size + total, size + total, dtype=torch.float64)
         padded[:, :, total // 2 : total // 2 + size, total // 2 : total // 2 + size] = x
-        for make in (efficientnet.get_same_padding_conv2d(), efficientnet.get_same_padding_conv2d(size)):
+        for make in (efficientnet_parts.get_same_padding_conv2d(), efficientnet_parts.get_same_padding_conv2d(size)):
             layer = make(2, 3, kernel_size=kernel, stride=stride, bias=False).double()
             assert torch.allclose(layer(x), conv(layer.weight, padded, stride))
 
@@ -263,23 +264,24 @@ def test_same_padding_is_tensorflows():
 def test_swish_gradient_and_drop_connect():
     x = torch.randn(50, dtype=torch.float64, requires_grad=True)
     gradients = [
-        torch.autograd.grad(swish(x).pow(2).sum(), x)[0] for swish in (efficientnet.MemoryEfficientSwish(), F.silu)
+        torch.autograd.grad(swish(x).pow(2).sum(), x)[0]
+        for swish in (efficientnet_parts.MemoryEfficientSwish(), F.silu)
     ]
     assert torch.allclose(*gradients)
     torch.manual_seed(0)
-    kept = efficientnet.drop_connect(torch.ones(2000, 1, 1, 1), 0.2, training=True).flatten()
+    kept = efficientnet_parts.drop_connect(torch.ones(2000, 1, 1, 1), 0.2, training=True).flatten()
     assert set(kept.tolist()) == {0.0, 1.25}
     assert kept.mean().item() == pytest.approx(1, abs=5 * 0.5 / math.sqrt(2000))
-    assert torch.equal(efficientnet.drop_connect(x, 0.2, training=False), x)
+    assert torch.equal(efficientnet_parts.drop_connect(x, 0.2, training=False), x)
 
 
 def test_efficientnets_strings_of_blocks():
-    blocks, settings = efficientnet.get_model_params("efficientnet-b3", {"num_classes": 10})
+    blocks, settings = efficientnet_parts.get_model_params("efficientnet-b3", {"num_classes": 10})
     assert (settings.width_coefficient, settings.image_size, settings.num_classes) == (1.2, 300, 10)
-    assert blocks[1] == efficientnet.BlockArgs(3, 2, 16, 24, 6, True, [2], 0.25)
-    assert efficientnet.BlockDecoder.decode(efficientnet.BlockDecoder.encode(blocks)) == blocks
-    assert [efficientnet.round_filters(width, settings) for width in (32, 16, 24)] == [40, 24, 32]
-    assert efficientnet.round_repeats(2, settings) == 3
+    assert blocks[1] == efficientnet_parts.BlockArgs(3, 2, 16, 24, 6, True, [2], 0.25)
+    assert efficientnet_parts.BlockDecoder.decode(efficientnet_parts.BlockDecoder.encode(blocks)) == blocks
+    assert [efficientnet_parts.round_filters(width, settings) for width in (32, 16, 24)] == [40, 24, 32]
+    assert efficientnet_parts.round_repeats(2, settings) == 3
 
 
 def test_perturbing_network():

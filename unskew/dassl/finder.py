@@ -59,7 +59,7 @@ MODULES = _table(
         "modeling.backbone.cnn_digit5_m3sda": "modeling.digits",
         "modeling.backbone.cnn_digitsdg": "modeling.digits",
         "modeling.backbone.cnn_digitsingle": "modeling.digits",
-        "modeling.backbone.efficientnet model utils": "modeling.efficientnet",
+        "modeling.backbone.efficientnet model utils": "modeling.efficientnet modeling.efficientnet_parts",
         "modeling.backbone.preact_resnet18": "modeling.preact_resnet18",
         "modeling.backbone.resnet": "modeling.resnet",
         "modeling.backbone.resnet_dynamic": "modeling.resnet_dynamic",
