@@ -329,3 +329,13 @@ def test_every_choice_builds_the_transform_of_its_name():
         assert kind in [type(step).__name__ for step in steps]
     with pytest.raises(ValueError, match=r"'random_flop'.*random_flip"):
         transforms.build_transform(cfg, choices=["random_flop"])
+
+
+def test_the_repr_has_the_settings_and_no_address():
+    cfg = get_cfg_default()
+    cfg.INPUT.SIZE, cfg.INPUT.CUTOUT_LEN, cfg.INPUT.RANDAUGMENT_N = (16, 24), 7, 3
+    choices = ["random_translation", "randaugment2", "randaugment", "svhn_policy", "cutout", "gaussian_noise"]
+    text = repr(transforms.build_transform(cfg, choices=[*choices, "instance_norm"]))
+    assert " at 0x" not in text
+    for part in ("height=16, width=24", "RandAugment2(n=3, p=0.6)", "n_holes=1, length=7", "std=0.15", "eps=1e-08"):
+        assert part in text

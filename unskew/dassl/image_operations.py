@@ -144,7 +144,15 @@ def SamplePairing(imgs: Sequence[Any]) -> Operation:
     return blend
 
 
-class Lighting:
+class Augmentation:
+    """Base class of transforms whose ``repr`` contains their settings, as that of torchvision's."""
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value}" for name, value in vars(self).items() if not isinstance(value, list))
+        return f"{type(self).__name__}({settings})"
+
+
+class Lighting(Augmentation):
     """AlexNet's colour noise of a tensor [3, H, W]: the principal components of colours times random numbers.
 
     Args:
@@ -164,7 +172,7 @@ class Lighting:
         return img + (self.eigvec.to(img) * alpha * self.eigval.to(img)).sum(1).view(3, 1, 1)
 
 
-class CutoutDefault:
+class CutoutDefault(Augmentation):
     """A hole of side ``length`` around a random pixel of a tensor [3, H, W], which is changed in place."""
 
     def __init__(self, length: int) -> None:
@@ -237,7 +245,7 @@ def fixmatch_list() -> Ranges:
     return _in_order(FIXMATCH)
 
 
-class RandAugment:
+class RandAugment(Augmentation):
     """``n`` random operations at the same magnitude.
 
     Args:
@@ -256,7 +264,7 @@ class RandAugment:
         return img
 
 
-class RandAugment2:
+class RandAugment2(Augmentation):
     """``n`` random operations, each applied with probability ``p`` at a random strength."""
 
     def __init__(self, n: int = 2, p: float = 0.6) -> None:
@@ -271,7 +279,7 @@ class RandAugment2:
         return img
 
 
-class RandAugmentFixMatch:
+class RandAugmentFixMatch(Augmentation):
     """FixMatch's ``n`` random operations at random strengths (arXiv 2001.07685, appendix D)."""
 
     def __init__(self, n: int = 2) -> None:

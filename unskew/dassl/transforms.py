@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 
 from unskew.dassl.autoaugment import CIFAR10Policy, ImageNetPolicy, SVHNPolicy
 from unskew.dassl.config import complete
-from unskew.dassl.image_operations import RandAugment, RandAugment2, RandAugmentFixMatch, hole_mask
+from unskew.dassl.image_operations import Augmentation, RandAugment, RandAugment2, RandAugmentFixMatch, hole_mask
 from unskew.dassl.randaugment import FIXMATCH, RANDAUGMENT2, RandomOperations
 from unskew.data import transforms
 from unskew.data.transforms import INTERPOLATION_MODES, Size, interpolation, pair
@@ -38,7 +38,7 @@ transforms.ON_IMAGE.update(
 )
 
 
-class Random2DTranslation:
+class Random2DTranslation(Augmentation):
     """Resize an image, with probability ``p`` by 1.125 times more and then crop it at a random place.
 
     Args:
@@ -75,8 +75,12 @@ class InstanceNormalization(transforms.InstanceNorm):
         mean, std = image.mean((1, 2), keepdim=True), image.std((1, 2), keepdim=True)
         return (image - mean) / (std + self.eps)
 
+    def extra_repr(self) -> str:
+        """Return the settings."""
+        return f"eps={self.eps}"
 
-class Cutout:
+
+class Cutout(Augmentation):
     """Zero ``n_holes`` squares of side ``length`` around random pixels (arXiv 1708.04552)."""
 
     def __init__(self, n_holes: int = 1, length: int = 16) -> None:
@@ -87,7 +91,7 @@ class Cutout:
         return img * hole_mask(img, self.n_holes, self.length)
 
 
-class GaussianNoise:
+class GaussianNoise(Augmentation):
     """Add normal noise with probability ``p``."""
 
     def __init__(self, mean: float = 0, std: float = 0.15, p: float = 0.5) -> None:
