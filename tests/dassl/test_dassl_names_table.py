@@ -18,25 +18,8 @@ from unskew.dassl.imported_names import IMPORTED
 
 NAMES = json.loads((Path(__file__).parent / "dassl_063_names.json").read_text())
 
-# Packages of Dassl that this package does not have yet.
-PENDING = (
-    "dassl.data.datasets.da",
-    "dassl.data.datasets.dg",
-    "dassl.data.datasets.ssl",
-    "dassl.engine.da",
-    "dassl.engine.dg",
-    "dassl.engine.ssl",
-)
-
 # Packages that Dassl needs and this package does not.
 OPTIONAL = ("gdown", "wilds", "pandas")
-
-
-def is_pending(module: str) -> bool:
-    return any(module == package or module.startswith(f"{package}.") for package in PENDING)
-
-
-MODULES = [module for module in NAMES if not is_pending(module)]
 
 
 def origin(text: str):
@@ -71,13 +54,13 @@ def test_the_table_is_of_the_whole_release():
     assert set(finder.MODULES) <= NAMES.keys()
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", NAMES)
 def test_every_name_of_a_module(module):
     found = importlib.import_module(module)
     missing, others = [], []
     for word in NAMES[module].split():
         name, _, source = word.partition("=")
-        if source and (is_pending(source.split(":")[0]) or not can_import(source)):
+        if source and not can_import(source):
             continue
         if not hasattr(found, name):
             missing.append(name)
@@ -85,11 +68,6 @@ def test_every_name_of_a_module(module):
             others.append(name)
     assert not missing
     assert not others, "these are other objects than in the modules from which Dassl imports them"
-
-
-def test_pending_packages_shrink():
-    here = [package for package in PENDING if package in finder.MODULES]
-    assert not here, f"remove {here} from PENDING, so that their names are tested"
 
 
 def test_names_of_scripts():

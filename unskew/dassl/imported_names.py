@@ -27,12 +27,12 @@ _TRAINERS = {
 # Each name with its module, or with "module:attribute". A key "module.name" is an exception for one module of Dassl.
 IMPORTED: dict[str, str] = {
     **{name.partition("=")[0]: name.rpartition("=")[2] for name in _MODULES.split()},
+    "dassl.data.transforms.transforms.F": "torchvision.transforms.functional",
     **{
         f"dassl.engine.{name}": f"dassl.engine.{kind}:{name}"
         for kind, names in _TRAINERS.items()
         for name in names.split()
     },
-    "dassl.data.transforms.transforms.F": "torchvision.transforms.functional",
     **_by_name(
         {
             "PIL": "Image ImageEnhance ImageOps",
