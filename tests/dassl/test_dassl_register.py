@@ -13,6 +13,9 @@ import pytest
 
 from unskew import config
 from unskew.data.catalogue import dataset_class
+from unskew.engine.run_dir import RunDir
+from unskew.runs import tables
+from unskew.runs.run import load_run
 
 ROOT = Path(__file__).resolve().parents[2]
 FAST = ("INPUT.VIEWS", 2, "DATALOADER.NUM_WORKERS", 0, "MODEL.BACKBONE.NAME", "micro")
@@ -181,6 +184,13 @@ def test_settings_of_the_user_override_ours(register, registry):
     assert cfg.DATASET.NAME == "EuroSAT" and cfg.TRAINER.NAME == "ProGrad"
 
 
+def test_backdoor_takes_its_backbones_from_members(register, registry):
+    with pytest.raises(ValueError, match=r"TRAINER\.BACKDOOR\.MEMBERS"):
+        register.trainer_config("Backdoor", dassl_cfg(register))  # its backbone is micro
+    members = ("TRAINER.BACKDOOR.MEMBERS", ["micro-a", "micro-b"])
+    assert register.trainer_config("Backdoor", dassl_cfg(register, *members)).TRAINER.BACKDOOR.MEMBERS == members[1]
+
+
 def test_a_default_value_on_the_command_line_counts_as_set(register, registry, monkeypatch, tmp_path):
     cfg = dassl_cfg(register)
     ours = register.trainer_config("CoOp", cfg)
@@ -263,7 +273,14 @@ def test_gla_trains_resumes_and_is_tested_in_a_dassl_script(run, tmp_path):
     resumed = run(broken, "--trainer", "GLA", opts=epochs)
     assert f"Found checkpoint at {broken}" in resumed and TERMINAL.findall(resumed) == accuracy
 
+    rows = {Path(row["folder"]).name: row for row in tables.collect(tmp_path)}
+    for row in (rows["whole"], rows["broken"]):
+        assert f"{row['accuracy']:.1f}" == accuracy[0] and (row["trainer"], row["shots"]) == ("GLA", 4)
+        assert {"zs_accuracy", "gla_accuracy", "trained_parameters", "labelled_images"} <= row.keys()
+    assert load_run(tmp_path / "whole").predictions["logits"].shape[1] == 10 and RunDir(broken).prior.is_file()
+
     tested = run(tmp_path / "test", "--trainer", "GLA", "--eval-only", "--model-dir", str(broken))
+    assert tables.evaluations(tmp_path)[0]["evaluated_from"] == str(broken)
     assert TERMINAL.findall(tested) == accuracy and "epoch [" not in tested
 
 
@@ -274,3 +291,5 @@ def test_members_share_the_sample_of_dassl(run, tmp_path):
     assert printed.count("Creating a 4-shot dataset") == 2  # train and val, once
     assert all((tmp_path / "members" / name / "done").is_file() for name in ("micro-a", "micro-b"))
     assert len(TERMINAL.findall(printed)) == 1
+    (row,) = tables.collect(tmp_path)
+    assert row["backbone"] == "micro-a+micro-b"

@@ -188,6 +188,38 @@ def test_their_trainer_on_our_dataset_by_sweep_then_the_table(mine, data_root, t
     assert [line.split("|")[1].strip() for line in lines[-2:]] == ["Tiny", "ZeroshotCLIP"]
 
 
+# Our digits, with the labels of the classes in reverse order.
+REVERSED = """
+    from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
+    from unskew import config
+    from unskew.data.dataset import build_dataset
+
+
+    @DATASET_REGISTRY.register()
+    class ReversedDigits(DatasetBase):
+        def __init__(self, cfg):
+            ours = config.load("digits", trainer="CoOp", opts=["DATASET.ROOT", cfg.DATASET.ROOT])
+            dataset, splits = build_dataset(ours), {}
+            for split in ("train_x", "val", "test"):
+                items = getattr(dataset, split)
+                splits[split] = [Datum(item.impath, 9 - item.label, 0, item.classname) for item in items]
+            train = self.generate_fewshot_dataset(splits.pop("train_x"), num_shots=cfg.DATASET.NUM_SHOTS)
+            super().__init__(train_x=train, **splits)
+"""
+
+
+def test_the_zero_shot_half_over_their_trainer_has_the_accuracy_of_zero_shot_clip(data_root, tmp_path):
+    """The half has its own preprocessing and the names of the plugin's classes, in the order of their labels."""
+    plugin, alone, over = write(tmp_path / "mine.py", EXTEND_CFG, REVERSED, TRAINER), tmp_path / "zs", tmp_path / "gla"
+    argv = ["train", "-b", "micro", "--shots", "2", "--root", data_root]
+    assert main([*argv, "-d", "digits", "-t", "ZeroshotCLIP", "--output-dir", str(alone)]) == 0
+    argv += ["--plugin", plugin, "-d", "ReversedDigits", "-t", "GLA", "--output-dir", str(over), *LEARNS]
+    assert main([*argv, "TRAINER.GLA.BASE", "Tiny", "DATASET.TEMPLATE", "a photo of the digit {}."]) == 0
+    zeroshot, gla = metrics_in(alone), metrics_in(over)
+    assert gla["classnames"] == zeroshot["classnames"][::-1]
+    assert gla["zs_accuracy"] == pytest.approx(zeroshot["accuracy"]) and zeroshot["accuracy"] > 60
+
+
 def test_both_and_their_trainer_below_ours(mine, pets, tmp_path, capsys):
     run, over = str(tmp_path / "run"), str(tmp_path / "over")
     argv = ["train", "--plugin", mine, "-d", "MyPets", "-b", "micro", "--root", pets, "--shots", "4"]

@@ -23,8 +23,8 @@ def write_files_of(trainer: Any, cfg: CfgNode) -> None:
     """Let ``train()`` of a trainer write a run's files into ``OUTPUT_DIR``, and ``test()`` those of an evaluation.
 
     The methods are replaced in this object, because scripts override them in their classes. The files are
-    ``config.yaml``, ``predictions.safetensors``, ``metrics.json`` and ``done``, which the commands of `unskew.runs`
-    read. A run that was tested by its script's own code has the accuracy alone.
+    ``predictions.safetensors``, ``metrics.json`` and ``done``. There is no ``config.yaml``: the script's flags decide the
+    settings of an evaluation. A run that was tested by its script's own code has the accuracy alone.
 
     Args:
         trainer: a trainer of a script.
@@ -48,8 +48,7 @@ class _Files:
     def train(self, train: Callable, *args: Any, **kwargs: Any) -> Any:
         """Train, then write the files of the run."""
         folder, started = RunDir(self._cfg.OUTPUT_DIR), time.perf_counter()
-        if processes.is_main():
-            folder.prepare(self._cfg, drop_others=False)  # Dassl resumes from any checkpoint
+        _clear(folder)
         self._trains = self._has_trained = True
         try:
             returned = train(*args, **kwargs)
@@ -92,8 +91,7 @@ class _Files:
         same = bool(self._source) and Path(self._source).resolve() == folder.path.resolve()
         if same or (folder.metrics.is_file() and "evaluated_from" not in read_json(folder.metrics)):
             folder = RunDir(folder.path / "eval" / dataset_label(self._cfg))
-        if processes.is_main():
-            folder.prepare(self._cfg, drop_others=False)
+        _clear(folder)
         origin = {"evaluated_from": self._source} if self._source else counts_of(self._trainer)
         self._write(folder, seconds=seconds, **origin)
 
@@ -106,3 +104,11 @@ class _Files:
             folder.finish(self._cfg)
         except Exception as error:  # of any kind: the script's own classes compute the results
             logger.warning(f"'{folder.path}' has no metrics.json: {format_error(error)}")
+
+
+def _clear(folder: RunDir) -> None:
+    """Create the folder and delete the results of an earlier run in it; the checkpoints stay, as in Dassl."""
+    if processes.is_main():
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.clear()
+        folder.config.unlink(missing_ok=True)  # of `unskew train`

@@ -167,12 +167,8 @@ class RunDir:
                 self.log.unlink(missing_ok=True)
         return self.path
 
-    def prepare(self, cfg: CfgNode, drop_others: bool = True) -> None:
-        """Create the folder, delete the results in it and save the config.
-
-        Args:
-            cfg: the run's config.
-            drop_others: delete the checkpoints of an unfinished run of another config.
+    def prepare(self, cfg: CfgNode) -> None:
+        """Create the folder and save the config; delete the checkpoints of an unfinished run of another config.
 
         Raises:
             ValueError: the folder cannot be created or cleared.
@@ -180,9 +176,8 @@ class RunDir:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._clear()
-            if drop_others:
-                self._drop_other_checkpoints(cfg)
+            self.clear()
+            self._drop_other_checkpoints(cfg)
         except OSError as error:
             raise ValueError(
                 f"the output folder '{self.path}' cannot be written ({error.strerror}); choose another"
@@ -205,7 +200,7 @@ class RunDir:
             logger.warning(f"'{self.path}' holds an unfinished run that differs in {difference}: starting again")
             self.drop_checkpoints()
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
         """Delete the results of an unfinished run and the temporary files of killed processes."""
         if damage := self.damage():
             logger.warning(f"{damage}, so the run in '{self.path}' counts as unfinished: running it again")
