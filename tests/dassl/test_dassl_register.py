@@ -15,7 +15,6 @@ from unskew import config
 from unskew.data.catalogue import dataset_class
 from unskew.engine.run_dir import RunDir
 from unskew.runs import tables
-from unskew.runs.run import load_run
 
 ROOT = Path(__file__).resolve().parents[2]
 FAST = ("INPUT.VIEWS", 2, "DATALOADER.NUM_WORKERS", 0, "MODEL.BACKBONE.NAME", "micro")
@@ -277,7 +276,7 @@ def test_gla_trains_resumes_and_is_tested_in_a_dassl_script(run, tmp_path):
     for row in (rows["whole"], rows["broken"]):
         assert f"{row['accuracy']:.1f}" == accuracy[0] and (row["trainer"], row["shots"]) == ("GLA", 4)
         assert {"zs_accuracy", "gla_accuracy", "trained_parameters", "labelled_images"} <= row.keys()
-    assert load_run(tmp_path / "whole").predictions["logits"].shape[1] == 10 and RunDir(broken).prior.is_file()
+    assert RunDir(broken).predictions.is_file() and RunDir(broken).prior.is_file()
 
     tested = run(tmp_path / "test", "--trainer", "GLA", "--eval-only", "--model-dir", str(broken))
     assert tables.evaluations(tmp_path)[0]["evaluated_from"] == str(broken)

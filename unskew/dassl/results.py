@@ -23,8 +23,8 @@ def write_files_of(trainer: Any, cfg: CfgNode) -> None:
     """Let ``train()`` of a trainer write a run's files into ``OUTPUT_DIR``, and ``test()`` those of an evaluation.
 
     The methods are replaced in this object, because scripts override them in their classes. The files are
-    ``predictions.safetensors``, ``metrics.json`` and ``done``. There is no ``config.yaml``: the script's flags decide the
-    settings of an evaluation. A run that was tested by its script's own code has the accuracy alone.
+    ``predictions.safetensors``, ``metrics.json`` and ``done``. There is no ``config.yaml``: the script's flags decide
+    the settings of an evaluation. A run that was tested by its script's own code has the accuracy alone.
 
     Args:
         trainer: a trainer of a script.
