@@ -346,7 +346,7 @@ VAL = {"val_zeroshot": "zs.npy", "val_finetuned": "ft.npy", "val_labels": "y.npy
         ({"zeroshot": "nan.npy"}, "row 3, column 2"),
         ({"finetuned": "inf.npy"}, "row 39, column 0"),
         ({"labels": "few.npy"}, "40 integers"),
-        ({"labels": "floats.npy"}, "torch.float64"),
+        ({"labels": "floats.npy"}, "float64 [40]"),
         ({"labels": "high.npy"}, "1..4"),
         ({"labels": "low.npy"}, "-1..2"),
         ({"labels": "zs.npy"}, "40 integers"),

@@ -258,7 +258,7 @@ def test_mistakes_are_one_line_and_write_nothing(files, capsys, tmp_path):
         words = [word for pair in (given | changes).items() for word in pair]
         refused(capsys, ["adjust", *words], *expected)
 
-    refuses({"--labels": f"{tmp_path}/short.npy"}, "--labels", "3000", "[5]")
+    refuses({"--labels": f"{tmp_path}/short.npy"}, "--labels", "3000 integers", "got 5")
     refuses({"--zeroshot": f"{features}@{tmp_path}/narrow.npy"}, "narrow.npy", "[C, 24]")
     refuses({"--zeroshot": f"{tmp_path}/none_*.npy"}, "none_*.npy")
     refuses({"--finetuned": f"{files.folder}/vsnpy_zs_8.npy"}, "[3000, 6]", "[700, 6]")
