@@ -280,7 +280,7 @@ def test_a_logit_that_is_not_finite_is_found_by_its_row(files, capsys, tmp_path)
     words = ["adjust", "--zeroshot", f"{tmp_path}/bad_zs_*.npy", "--out", f"{tmp_path}/out.safetensors"]
     val = files.specs("arrays", "v")
     for more in ([], ["--val-zeroshot", val["zeroshot"], "--val-labels", val["labels"]]):
-        refused(capsys, [*words, *more], "2345", "NaN")
+        refused(capsys, [*words, *more], "2345", "NaN", f" of '{tmp_path}/bad_zs_")
     assert (tmp_path / "out.safetensors").read_bytes() == b"an earlier result"
     assert not list(tmp_path.glob(".*"))
 

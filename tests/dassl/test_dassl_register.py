@@ -278,7 +278,7 @@ def test_gla_trains_resumes_and_is_tested_in_a_dassl_script(run, tmp_path):
         assert {"zs_accuracy", "gla_accuracy", "trained_parameters", "labelled_images"} <= row.keys()
     assert RunDir(broken).predictions.is_file() and RunDir(broken).prior.is_file()
 
-    tested = run(tmp_path / "test", "--trainer", "GLA", "--eval-only", "--model-dir", str(broken))
+    tested = run(tmp_path / "test", "--trainer", "GLA", "--eval-only", "--model-dir", str(broken), opts=epochs)
     assert tables.evaluations(tmp_path)[0]["evaluated_from"] == str(broken)
     assert TERMINAL.findall(tested) == accuracy and "epoch [" not in tested
 
