@@ -135,7 +135,8 @@ NEW_FILES = {  # the files that CONTRIBUTING.md tells the reader to create
 OTHER_FILES = {"configs/trainers/CoOp/rn50_ep50.yaml"}  # in a clone of CoOp
 
 
-@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+# The paths of CODEBASES.md are in clones of the codebases.
+@pytest.mark.parametrize("path", [p for p in DOCS if p.name != "CODEBASES.md"], ids=lambda path: path.name)
 def test_repository_paths_exist(path):
     text = path.read_text(encoding="utf-8")
     paths = set(re.findall(rf"(?<![\w./-])((?:{FOLDERS})/[\w./-]*\w)", text)) - NEW_FILES - OTHER_FILES
