@@ -321,3 +321,23 @@ def test_a_truncated_few_shot_file_is_an_error(applied, tmp_path):
         (tmp_path / "a.pkl").write_bytes(whole[:size])
         with (tmp_path / "a.pkl").open("rb") as file, pytest.raises(ValueError, match=r"a\.pkl"):
             pickle.load(file)
+
+
+def test_a_module_for_pickle_runs_no_code(applied, tmp_path):
+    path, sign = tmp_path / "evil.pt", tmp_path / "sign"
+    torch.save({"code": Touch(str(sign))}, path)
+    applied()
+    for args, options in (((), {"pickle_module": pickle}), (("cpu", pickle), {})):
+        with pytest.raises(ValueError, match="--trust"):
+            torch.load(path, *args, **options)
+    assert not sign.exists()
+
+
+class Touch:
+    """An object whose pickle creates a file when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)

@@ -543,3 +543,10 @@ def test_every_case_of_the_comparison_has_images(trees):
         assert len(dataset.train_x) > 1 and len(dataset.test) > 1, keys["NAME"]
     assert {keys["NAME"] for keys in CASES} == FACTS.keys() - {"Camelyon17", "FMoW", "IWildCam"}
     assert da.Digit5 is digit5.Digit5
+
+
+def test_domains_with_other_class_folders_are_refused(tmp_path):
+    touch(*(tmp_path / "office31" / "amazon" / name / "1.jpg" for name in ("bike", "cup", "pen")))
+    touch(*(tmp_path / "office31" / "webcam" / name / "1.jpg" for name in ("bike", "pen")))
+    with pytest.raises(ValueError, match=r"Office31.*webcam/pen/1\.jpg.*same class folders"):
+        build(tmp_path, "Office31", ["amazon"], ["webcam"])

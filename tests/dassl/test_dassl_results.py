@@ -1,5 +1,7 @@
 """Files that a script's run leaves for tables and the report."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -106,6 +108,18 @@ def test_a_finished_run_has_the_files_of_unskew_train(make, tmp_path):
     assert metrics["accuracy"] == pytest.approx(100 * (logits.argmax(1) == labels).double().mean().item())
 
 
+def test_a_folder_of_another_run_is_refused_and_stays(make, tmp_path):
+    make().train()
+    before = (tmp_path / "run" / "metrics.json").read_bytes()
+    with pytest.raises(ValueError, match="finished run of ResultsLinear on ResultsToy"):
+        make("ResultsOwnLoop").train()
+    make().train()  # the same run again
+    RunDir(tmp_path / "run").config.write_text("of unskew train", encoding="utf-8")
+    with pytest.raises(ValueError, match="another output folder"):
+        make().train()
+    assert json.loads(before)["accuracy"] == tables.read_metrics(tmp_path / "run" / "metrics.json")["accuracy"]
+
+
 def test_tables_and_the_report_see_the_run(make, tmp_path):
     make().train()
     rows = tables.collect(tmp_path)
@@ -145,7 +159,11 @@ def test_a_script_may_set_the_shots_to_none(make, tmp_path):
 
 
 def test_a_test_without_weights_is_a_run(make, tmp_path):
-    make().test()  # a zero-shot method
+    trainer = make()
+    trainer.test()
+    assert not tables.collect(tmp_path)  # its model is random
+    trainer._models.clear()  # a zero-shot method
+    trainer.test()
     assert len(tables.collect(tmp_path)) == 1
 
 

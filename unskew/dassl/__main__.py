@@ -4,6 +4,7 @@ import argparse
 import os
 import runpy
 import sys
+import sysconfig
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,16 +45,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _is_from_script(error: BaseException) -> bool:
-    """Return whether other code than this package raised the error; PyTorch's ``_utils`` re-raises workers' errors."""
-    last = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    return not last.is_relative_to(Path(__file__).parent.parent) and last.name != "_utils.py"
+    """Return whether the script, or a library that it called, raised the error: this package did not call it last."""
+    ours, libraries = Path(__file__).parent.parent, {Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib")}
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        if file.is_relative_to(ours):
+            return False
+        if not frame.filename.startswith("<") and not any(file.is_relative_to(place) for place in libraries):
+            return True
+    return True
 
 
 def _run(args: argparse.Namespace) -> None:
     sys.argv = [args.script, *args.arguments]
-    folders = [folder for folder in args.trust if os.path.isdir(folder)]
-    if folders:
-        raise ValueError(f"--trust takes a file (got the folder '{folders[0]}')")
+    others = [name for name in args.trust if not name or (os.path.exists(name) and not os.path.isfile(name))]
+    if others:
+        raise ValueError(f"--trust takes a file (got '{others[0]}')")
     if not getattr(sys.flags, "safe_path", False):
         del sys.path[0]  # `python -m` puts the current folder there
     folder = os.path.dirname(os.path.realpath(args.script))

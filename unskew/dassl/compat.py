@@ -47,7 +47,7 @@ def _path_of(file: Any) -> Path:
 
 
 def _is_trusted(path: Path) -> bool:
-    return os.path.realpath(path) in _trusted
+    return path != Path() and os.path.realpath(path) in _trusted
 
 
 def _restricted_for_samples(load: Callable) -> Callable:
@@ -72,6 +72,8 @@ def _reading_old_checkpoints(load: Callable) -> Callable:
     def wrapped(f: Any, *args: Any, **kwargs: Any) -> Any:
         if "weights_only" in kwargs:  # the script's choice; `load_checkpoint` sets it too
             return load(f, *args, **kwargs)
+        args = args[:1]  # without a module for pickle, with which PyTorch would run code
+        kwargs.pop("pickle_module", None)
         path = _path_of(f)
         if _is_trusted(path):
             return load(f, *args, **kwargs, weights_only=False)

@@ -11,7 +11,7 @@ from yacs.config import CfgNode
 
 from unskew.engine.label_prior import write_prior
 from unskew.engine.results import counts_of, results_of, write_results
-from unskew.engine.run_dir import RunDir, dataset_label
+from unskew.engine.run_dir import RunDir, dataset_label, trainer_label
 from unskew.utils import processes
 from unskew.utils.errors import format_error
 from unskew.utils.files import read_json
@@ -48,6 +48,7 @@ class _Files:
     def train(self, train: Callable, *args: Any, **kwargs: Any) -> Any:
         """Train, then write the files of the run."""
         folder, started = RunDir(self._cfg.OUTPUT_DIR), time.perf_counter()
+        self._check_owner(folder)
         _clear(folder)
         self._trains = self._has_trained = True
         try:
@@ -82,11 +83,26 @@ class _Files:
             self._source = str(directory or "")
         return load(directory, *args, **kwargs)
 
+    def _check_owner(self, folder: RunDir) -> None:
+        """Raise ``ValueError`` if a folder has a finished run of `unskew train`, another trainer or another dataset."""
+        if not folder.metrics.is_file():
+            return
+        found, wanted = read_json(folder.metrics), (dataset_label(self._cfg), trainer_label(self._cfg))
+        owner = found.get("dataset"), found.get("trainer")
+        if "evaluated_from" not in found and (folder.config.is_file() or owner != wanted):
+            raise ValueError(
+                f"'{folder.path}' holds a finished run of {owner[1]} on {owner[0]}: choose another output folder, or "
+                "delete this one"
+            )
+
     def _write_run(self) -> None:
         self._write(RunDir(self._cfg.OUTPUT_DIR), seconds=self._seconds, **counts_of(self._trainer))
 
     def _write_evaluation(self, seconds: float) -> None:
         """Write the files of a test without training; the files of a finished training run stay as they are."""
+        if not self._source and getattr(self._trainer, "_models", None):
+            logger.warning("no weights were loaded: a test of an untrained model has no metrics.json")
+            return
         folder = RunDir(self._cfg.OUTPUT_DIR)
         same = bool(self._source) and Path(self._source).resolve() == folder.path.resolve()
         if same or (folder.metrics.is_file() and "evaluated_from" not in read_json(folder.metrics)):

@@ -3,6 +3,7 @@
 Images come in the order of the file system, as in Dassl: a seed draws the same ones on the same disk only.
 """
 
+import itertools
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -60,6 +61,8 @@ class PublishedDataset(DatasetBase):
                 f"{type(self).__name__}: '{error.filename}' is missing or is no folder; get the images from "
                 f"{self.page or self.data_url} and put each at '{os.path.join(self.dataset_dir, self.layout)}'"
             ) from error
+        labelled = [items or [] for split, items in splits.items() if split != "train_u"]
+        _check_labels(type(self).__name__, itertools.chain.from_iterable(labelled))
         super().__init__(**splits)
 
     def _read_splits(self, cfg: CfgNode) -> dict[str, list[Datum] | None]:
@@ -94,6 +97,24 @@ class DomainDataset(PublishedDataset):
         raise NotImplementedError(f"{type(self).__name__} must define _read_domain(domain, split)")
 
 
+def _check_labels(name: str, items: Iterable[Datum]) -> None:
+    """Raise ``ValueError`` if a label has several class names or a class name several labels."""
+    labels: dict[str, int] = {}
+    names: dict[int, str] = {}
+    for item in items:
+        if item.label < 0:
+            raise ValueError(f"{name}: '{item.impath}' has the label {item.label}, below the first one")
+        if not item.classname:
+            continue
+        found = labels.setdefault(item.classname, item.label), names.setdefault(item.label, item.classname)
+        if found != (item.label, item.classname):
+            raise ValueError(
+                f"{name}: '{item.impath}' has the class '{item.classname}' and the label {item.label}, "
+                "unlike an earlier image: "
+                "the folders of all domains and splits must hold the same class folders, empty ones included"
+            )
+
+
 def numbered(domains: Iterable[Iterable[tuple[str, int, str]]]) -> list[Datum]:
     """Return the images of several domains as items, with the position of the domain."""
     return [Datum(path, label, i, name) for i, images in enumerate(domains) for path, label, name in images]
@@ -109,7 +130,7 @@ def images_in_folders(folder: str) -> Images:
 
 def listed_images(list_file: str, folder: str) -> Images:
     """Yield the images of a text file with lines "PATH LABEL"; the last folder of a path is the class name."""
-    with open(list_file, encoding="utf-8") as lines:
+    with open(list_file, encoding="utf-8", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, 1):
             path, _, label = line.strip().rpartition(" ")
             if path and label.isdecimal():
