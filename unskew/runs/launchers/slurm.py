@@ -176,8 +176,8 @@ class Slurm:
             if state not in self._said:
                 self._said.add(state)
                 _say(
-                    f"SLURM says {state} of tasks: {count}. If this does not pass, they ask for more than a node has: "
-                    f"cancel them, and lower cpus_per_task (default {CPUS}) or change another option of --slurm"
+                    f"SLURM says {state} of {count} tasks: if it stays, they may ask for more than a node has; "
+                    f"cancel them and change --slurm, such as cpus_per_task (default {CPUS})"
                 )
 
     # --- waiting ------------------------------------------------------------------------------------
