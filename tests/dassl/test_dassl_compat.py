@@ -333,6 +333,16 @@ def test_a_module_for_pickle_runs_no_code(applied, tmp_path):
     assert not sign.exists()
 
 
+def test_a_stream_without_a_name_is_never_trusted(applied, monkeypatch):
+    monkeypatch.setattr(compat, "_trusted", set())
+    content = io.BytesIO()
+    torch.save({"hook": warnings.warn}, content)
+    applied([""])
+    content.seek(0)
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(content)
+
+
 class Touch:
     """An object whose pickle creates a file when it is read."""
 

@@ -2,11 +2,10 @@
 
 import importlib
 import inspect
-import sys
 
 import pytest
 
-from unskew.dassl import finder
+pytestmark = pytest.mark.usefixtures("engine_as_dassl")
 
 BASE_METHODS = {
     "register_model": "name='model', model=None, optim=None, sched=None",
@@ -187,20 +186,6 @@ SIGNATURES = {
         "init_network_weights": "model, init_type='normal', gain=0.02",
     },
 }
-
-
-def remove_dassl():
-    for name in [name for name in sys.modules if name.split(".")[0] == "dassl"]:
-        del sys.modules[name]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def installed():
-    finders = list(sys.meta_path)
-    finder.install(force=True)
-    yield
-    sys.meta_path[:] = finders
-    remove_dassl()
 
 
 def find(module: str, name: str):

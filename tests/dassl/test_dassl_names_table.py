@@ -16,6 +16,8 @@ import pytest
 from unskew.dassl import finder
 from unskew.dassl.imported_names import IMPORTED
 
+pytestmark = pytest.mark.usefixtures("engine_as_dassl")
+
 NAMES = json.loads((Path(__file__).parent / "dassl_063_names.json").read_text())
 
 # Packages that Dassl needs and this package does not.
@@ -32,20 +34,6 @@ def origin(text: str):
 def can_import(text: str) -> bool:
     package = text.split(".")[0].split(":")[0]
     return package not in OPTIONAL or importlib.util.find_spec(package) is not None
-
-
-def remove_dassl():
-    for name in [name for name in sys.modules if name.split(".")[0] == "dassl"]:
-        del sys.modules[name]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def installed():
-    finders = list(sys.meta_path)
-    finder.install(force=True)
-    yield
-    sys.meta_path[:] = finders
-    remove_dassl()
 
 
 def test_the_table_is_of_the_whole_release():

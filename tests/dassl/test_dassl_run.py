@@ -229,6 +229,14 @@ def test_an_installed_dassl_is_used_unless_forced(script, runs):
     assert "=> result" in runs.outputs["tested"]  # forced, where there is one
 
 
+# An error of PyTorch in a call of this engine.
+LIBRARY_ERROR = """
+from unskew.config import get_cfg_default
+from unskew.data.loaders import build_data_loader
+build_data_loader(get_cfg_default(), data_source=["an image"], batch_size=0)
+"""
+
+
 def test_errors_of_the_engine_are_one_line_and_errors_of_the_script_have_a_traceback(script):
     text = "from unskew.utils.registry import Registry; Registry('animal').get('cat')"
     output, code = script(text)
@@ -236,6 +244,8 @@ def test_errors_of_the_engine_are_one_line_and_errors_of_the_script_have_a_trace
         re.fullmatch(r"unskew: error: .*'cat'.*UNSKEW_DEBUG.*", output.splitlines()[-1]) and "Traceback" not in output
     )
     assert code == 2
+    output, code = script(LIBRARY_ERROR)
+    assert output.splitlines()[-1].startswith("unskew: error: batch_size should be") and code == 2  # PyTorch's message
     output, code = script("a, b = [1]")
     assert 'File "script.py", line 1' in output
     assert code == 1
