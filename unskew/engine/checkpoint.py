@@ -210,7 +210,8 @@ def _check_values(path: Path, content: Mapping) -> None:
 
 
 def _broken(path: Path) -> ValueError:
-    return ValueError(f"'{path}' is not a checkpoint or is truncated: delete it and train again, or copy it again")
+    text = "is not a checkpoint, is truncated, or holds objects in an old format: copy it again, or train again"
+    return ValueError(f"'{path}' {text}")
 
 
 def _load_foreign(path: Path) -> dict[str, Any]:
