@@ -302,7 +302,7 @@ def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) // 1024
 
 peaks = []
-for count in (100000, 250000):
+for count in (100000, 400000):
     flags = [f"--{half}={sys.argv[1]}/{count}.npy@{sys.argv[1]}/w.npy" for half in ("zeroshot", "finetuned")]
     labels = f"--labels={sys.argv[1]}/{count}_y.npy"
     assert main(["adjust", *flags, labels, f"--out={sys.argv[1]}/out.safetensors", "--method", "map"]) == 0
@@ -317,7 +317,7 @@ def test_memory_does_not_grow_with_the_samples(tmp_path):
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(200, 8)).astype(np.float32)
     np.save(tmp_path / "w.npy", weights / np.linalg.norm(weights, axis=1, keepdims=True))
-    for count in (100_000, 250_000):  # the logits of each half have 80 and 200 MB
+    for count in (100_000, 400_000):  # the logits of each half have 80 and 320 MB
         labels = rng.integers(200, size=count)
         np.save(tmp_path / f"{count}_y.npy", labels)
         features = weights[labels] / 3 + 0.3 * rng.normal(size=(count, 8))
@@ -328,4 +328,4 @@ def test_memory_does_not_grow_with_the_samples(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     few, many = map(int, done.stdout.splitlines()[-1].split())
-    assert many < few + 100
+    assert many < few + 200  # of the 480 MB more; the allocator keeps up to 110
