@@ -23,7 +23,7 @@ setup(
     package_data={
         "unskew": ["py.typed", "*.pyi", "*/*.pyi"],
         "unskew.configs": ["*.yaml", "*/*.yaml"],
-        "unskew.micro": ["models/*"],
+        "unskew.micro": ["models/*", "pictures/*"],
         "unskew.runs.report": ["*.html", "*.css", "*.js"],
     },
     install_requires=[
@@ -50,6 +50,7 @@ setup(
         "yacs",
     ],
     extras_require={
+        "emoji": ["resvg-py"],
         "export": ["onnx", "onnxruntime", "onnxscript"],
         "import": ["datasets>=4.0", "pyarrow"],  # older versions of datasets run the code of a dataset
         "ray": ["ray"],
@@ -67,6 +68,7 @@ setup(
             "pytest",
             "pytest-xdist",
             "ray",
+            "resvg-py",
             "ruff",
             "setuptools>=70.1",
             "submitit",

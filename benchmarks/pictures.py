@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from unskew.micro import downstream, world
+from unskew.micro import downstream, drawn_datasets, world
 
 CANVAS = 96  # pixels of a picture before it is reduced to the size of the world
 PLATE = 64  # pixels of the plate before it is tilted
@@ -209,11 +209,11 @@ def _draw_sign(digit: int, rng: np.random.Generator) -> np.ndarray:
 
 def draw_unseen(dataset: str) -> Pictures:
     """Draw a dataset's classes with the second renderer, with its numbers of pictures per class."""
-    rng = np.random.default_rng([31, list(downstream.DATASETS).index(dataset)])
-    values = downstream.factor_values(dataset)
+    rng = np.random.default_rng([31, list(drawn_datasets.DATASETS).index(dataset)])
+    values = drawn_datasets.factor_values(dataset)
     classes = list(itertools.product(*values.values()))
     pictures = {}
-    for split, counts in downstream.image_counts(dataset, len(classes), rng).items():
+    for split, counts in drawn_datasets.image_counts(dataset, len(classes), rng).items():
         if split == "test" and len(classes) == 10:
             counts = 4 * counts  # ten classes alone would be few images
         labels = np.repeat(np.arange(len(classes)), counts)
@@ -250,7 +250,7 @@ def fog(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def draw_corrupted(dataset: str, corrupt: Callable[[np.ndarray, np.random.Generator], np.ndarray]) -> Pictures:
     """Corrupt the pictures of a shipped dataset."""
-    rng = np.random.default_rng([32, list(downstream.DATASETS).index(dataset)])
+    rng = np.random.default_rng([32, list(drawn_datasets.DATASETS).index(dataset)])
     return {
         split: (np.clip(corrupt(images.astype(np.float32), rng), 0, 255).astype(np.uint8), labels)
         for split, (images, labels) in downstream.splits(dataset).items()

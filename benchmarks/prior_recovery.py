@@ -187,8 +187,9 @@ def plot(rows: list[dict], shots: list[int], path: str) -> None:
     from matplotlib.figure import Figure
 
     families = list(dict.fromkeys(row["family"] for row in rows))
-    figure = Figure(figsize=(11, 6), layout="constrained")
-    for axis, family in zip(figure.subplots(2, 3).flat, families, strict=False):
+    columns = -(-len(families) // 2)
+    figure = Figure(figsize=(2 + 3 * columns, 6), layout="constrained")
+    for axis, family in zip(figure.subplots(2, columns, squeeze=False).flat, families, strict=False):
         for name in DRAWN:
             gains = [
                 statistics.fmean(row["accuracy"][name] - row["accuracy"]["zero-shot"] for row in cell)

@@ -28,7 +28,7 @@ from unskew.utils.files import write_atomically
 from unskew.utils.seeds import set_random_seed
 
 BASES = ("ResidualPrompt", "TaskRes", "CLIPAdapter", "LinearProbe")
-BACKBONES = ("micro", "micro-vit")
+BACKBONES = ("micro", "micro-vit", "micro-emoji")
 BALANCED = tuple(name for name in worlds.WORLDS if not name.endswith("_lt"))
 SHOTS = (1, 2, 4, 8, 16)
 
@@ -48,8 +48,9 @@ class Key:
 
 
 def keys(*axes: Iterable) -> list[Key]:
-    """Return all runs of seeds, worlds, backbones, bases and shots, seed by seed."""
-    return [Key(*run) for run in itertools.product(*axes)]
+    """Return all runs of seeds, worlds, backbones, bases and shots, seed by seed, without backbones of other worlds."""
+    runs = [Key(*run) for run in itertools.product(*axes)]
+    return [run for run in runs if run.world not in worlds.WORLDS or run.backbone in worlds.WORLDS[run.world].backbones]
 
 
 def record(key: Key, root: str) -> dict[str, dict[str, Tensor] | Tensor]:

@@ -22,7 +22,7 @@ from unskew import config
 from unskew.data.dataset import DATASET_REGISTRY, DatasetBase, Datum
 from unskew.data.fewshot import select
 from unskew.data.splits import read_split
-from unskew.micro import downstream
+from unskew.micro import downstream, drawn_datasets
 from unskew.utils.files import cached_folder, expand
 
 VERSION = 1  # part of a folder's name; raise it whenever a picture changes
@@ -33,16 +33,18 @@ class World:
     """A dataset that estimators are judged on.
 
     Attributes:
-        family: ``shipped``, ``unseen``, ``corrupted`` or ``renamed``.
+        family: ``shipped``, ``unseen``, ``corrupted``, ``renamed`` or ``emoji``.
         base: the shipped dataset with the same classes, whose config and schedules are used.
         draw: returns the pictures; None for those of ``base``.
         rename: returns other class names; None for those of ``base``.
+        backbones: the models whose prior is known.
     """
 
     family: str
     base: str
     draw: Callable[[], Pictures] | None = None
     rename: Callable[[Sequence[str]], list[str]] | None = None
+    backbones: tuple[str, ...] = ("micro", "micro-vit")
 
 
 def _rename(names: Sequence[str]) -> list[str]:
@@ -56,7 +58,7 @@ def _rename(names: Sequence[str]) -> list[str]:
 
 
 WORLDS = {
-    **{name: World("shipped", name) for name in downstream.DATASETS if name not in downstream.TEST_ONLY},
+    **{name: World("shipped", name) for name in drawn_datasets.DATASETS if name not in drawn_datasets.TEST_ONLY},
     "unseen_shapes": World("unseen", "shapes", lambda: draw_unseen("shapes")),
     "unseen_patterns": World("unseen", "patterns", lambda: draw_unseen("patterns")),
     "unseen_digits": World("unseen", "digits", lambda: draw_unseen("digits")),
@@ -67,6 +69,7 @@ WORLDS = {
     "renamed_patterns": World("renamed", "patterns", rename=_rename),
     "renamed_digits": World("renamed", "digits", rename=_rename),
     "unseen_shapes_lt": World("unseen", "shapes_lt", lambda: draw_unseen("shapes_lt")),
+    "emoji": World("emoji", "emoji", backbones=("micro-emoji",)),
     "unseen_digits_lt": World("unseen", "digits_lt", lambda: draw_unseen("digits_lt")),
 }
 
@@ -128,7 +131,7 @@ def _files(root: Path, this: World) -> tuple[list[Datum], list[Datum], list[Datu
 def load_config(name: str, trainer: str, backbone: str, opts: Sequence) -> CfgNode:
     """Return the config of a run on a world: that of the shipped dataset with the same classes."""
     cfg = config.load(WORLDS[name].base, trainer=trainer, backbone=backbone, opts=opts)
-    if WORLDS[name].family == "shipped":
+    if WORLDS[name].draw is None and WORLDS[name].rename is None:
         return cfg
     _dataset_class(name)
     return config.derive(cfg, {"DATASET.NAME": name})
@@ -136,7 +139,7 @@ def load_config(name: str, trainer: str, backbone: str, opts: Sequence) -> CfgNo
 
 def draw(name: str, root: str) -> None:
     """Draw the pictures of a world below ``root`` if they are missing."""
-    load_config(name, "ZeroshotCLIP", "micro", ("DATASET.ROOT", root))
+    load_config(name, "ZeroshotCLIP", WORLDS[name].backbones[0], ("DATASET.ROOT", root))
     folder = expand(root) / (name if WORLDS[name].draw else WORLDS[name].base)
     if WORLDS[name].draw is None:
         downstream.files(folder, WORLDS[name].base)

@@ -139,7 +139,21 @@ def test_only_the_first_problems_are_shown_without_full(eurosat, tmp_path, monke
     assert run(capsys, "verify", "eurosat", "--root", str(root), "--full")[1].count("is missing") == 4
 
 
-@pytest.mark.parametrize("name", ["digits", "shapes", "patterns", "shapes_lt", "digits_lt", "shapes_shifted"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "digits",
+        "shapes",
+        "patterns",
+        "shapes_lt",
+        "digits_lt",
+        "shapes_shifted",
+        "emoji",
+        "emoji_lt",
+        "emoji_shifted",
+        "emoji_unseen",
+    ],
+)
 def test_the_numbers_of_the_built_in_datasets_are_right(name, data_root, capsys):
     code, out, err = run(capsys, "verify", name, "--root", data_root)
     assert code == 0, out + err

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from unskew.micro import downstream, pretrain, weights, world
+from unskew.micro import drawn_datasets, pretrain, vocabulary, weights, world
 
 
-@pytest.mark.parametrize("name", weights.NAMES)
+@pytest.mark.parametrize("name", weights.DRAWN)
 def test_shipped_model_is_small_and_classifies(name):
     path = weights.model_path(name)
     assert path.stat().st_size <= 3_000_000
@@ -24,7 +24,7 @@ def test_shipped_model_is_small_and_classifies(name):
     factors = {f: rng.integers(len(world.FACTORS[f]), size=len(labels)) for f in world.VISUAL}
     factors |= dict(zip(("shape", "colour"), np.unravel_index(labels, (12, 8)), strict=True))
     prompts = [world.TEMPLATES[0].format(phrase) for phrase in world.phrases(("shape", "colour"))]
-    hits = pretrain.zero_shot(model, world.render(factors, rng=rng), prompts).argmax(1).numpy() == labels
+    hits = pretrain.zero_shot(name, model, world.render(factors, rng=rng), prompts).argmax(1).numpy() == labels
     assert 100 * hits.mean() > FLOORS[name]  # chance is 1
 
 
@@ -46,7 +46,7 @@ def test_run_writes_what_open_clip_loads(tmp_path):
     import open_clip
 
     result = pretrain.run("micro", 2, tmp_path)
-    assert len(result["history"]) == 2 and set(result["accuracy"]) == set(downstream.DATASETS) - {"shapes_shifted"}
+    assert len(result["history"]) == 2 and set(result["accuracy"]) == set(drawn_datasets.DATASETS) - {"shapes_shifted"}
     open_clip.add_model_config(tmp_path / "micro.json")
     model = open_clip.create_model("micro", pretrained=str(tmp_path / "micro.safetensors"))
     assert model.visual.image_size == (32, 32) or model.visual.image_size == 32
@@ -96,9 +96,10 @@ def test_the_loss_keeps_the_prior_and_infonce_does_not():
     assert torch.allclose(fit(sampled), without / without.sum(1, keepdim=True), atol=1e-5)
 
 
-def test_vocabulary_is_reproducible(tmp_path):
-    pretrain.write_vocabulary(tmp_path / "v.gz")
-    ours, again = (gzip.decompress(p.read_bytes()) for p in (weights.VOCABULARY, tmp_path / "v.gz"))
+@pytest.mark.parametrize("name", ["micro", "micro-emoji"])
+def test_vocabulary_is_reproducible(tmp_path, name):
+    vocabulary.write(tmp_path / "v.gz", name)
+    ours, again = (gzip.decompress(p.read_bytes()) for p in (weights.vocabulary(name), tmp_path / "v.gz"))
     assert ours == again and not ours.endswith(b"\n")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from unskew.config import load
 from unskew.data.dataset import DATASET_REGISTRY
-from unskew.micro import downstream, true_log_prior, weights, world
+from unskew.micro import downstream, drawn_datasets, true_log_prior, weights, world
 from unskew.utils.files import make_folder
 
 
@@ -61,8 +61,8 @@ def test_frequencies_have_the_stated_imbalances():
         assert np.allclose(ordered[1:] / ordered[:-1], ordered[1] / ordered[0])  # an exponential profile
     joint = np.outer(frequency["shape"], frequency["colour"])
     assert joint.max() / joint.min() == pytest.approx(96)
-    orders = {tuple(world.frequencies(seed)["shape"].argsort()) for seed in weights.SEEDS.values()}
-    assert len(orders) == len(weights.NAMES)  # each model has its own permutation
+    orders = {tuple(world.frequencies(seed)["shape"].argsort()) for seed in weights.DRAWN.values()}
+    assert len(orders) == len(weights.DRAWN)  # each model has its own permutation
 
 
 def test_frequencies_of_the_shipped_models():
@@ -101,8 +101,8 @@ def test_tokenizer_keeps_words_whole_as_clip_does():
     assert ours.encode("zyzzyva")  # an unknown word is spelt by letters
 
 
-@pytest.mark.parametrize("dataset", downstream.DATASETS)
-@pytest.mark.parametrize("backbone", weights.NAMES)
+@pytest.mark.parametrize("dataset", drawn_datasets.DATASETS)
+@pytest.mark.parametrize("backbone", weights.DRAWN)
 def test_true_log_prior_is_normalised_and_in_class_order(backbone, dataset):
     log_prior = true_log_prior(backbone, dataset)
     names = downstream.classnames(dataset)
@@ -126,18 +126,18 @@ def test_shapes_lt_has_the_values_with_the_largest_imbalance():
 
         def spread(values, factor=factor):
             ratios = {}
-            for model in weights.NAMES:
+            for model in weights.DRAWN:
                 p = world.frequencies(weights.SEEDS[model])[factor][list(values)]
                 ratios[model] = round(p.max() / p.min(), 6)
             return min(ratios[f"micro-{x}"] for x in "abc"), min(ratios.values())
 
         best = max(itertools.combinations(range(len(world.FACTORS[factor])), 4), key=spread)
-        assert downstream.VALUES["shapes_lt"][factor] == tuple(world.FACTORS[factor][v] for v in best)
+        assert drawn_datasets.VALUES["shapes_lt"][factor] == tuple(world.FACTORS[factor][v] for v in best)
 
 
 def test_unknown_prior_lists_what_exists():
-    for backbone, dataset in (("RN50", "shapes"), ("micro", "eurosat")):
-        with pytest.raises(ValueError, match=r"micro-vit.*digits"):
+    for backbone, dataset in (("RN50", "shapes"), ("micro", "eurosat"), ("micro", "emoji"), ("micro-emoji", "digits")):
+        with pytest.raises(ValueError, match=r"micro-vit.*digits.*micro-emoji.*emoji_lt"):
             true_log_prior(backbone, dataset)
     with pytest.raises(ValueError, match="micro-a"):
         weights.model_path("micro-q")
@@ -173,7 +173,7 @@ def test_long_tailed_datasets(tmp_path, dataset, classes, most, fewest, total):
     )
     assert (train.max(), train.min(), train.sum()) == (most, fewest, total)
     assert (val == 10).all() and (test == 25).all()
-    for model in weights.NAMES:  # the two orders are independent
+    for model in weights.DRAWN:  # the two orders are independent
         log_q = true_log_prior(model, dataset).numpy()
         assert abs(np.corrcoef(np.log(train), log_q)[0, 1]) < (0.2 if dataset == "shapes_lt" else 0.5)
 
@@ -224,9 +224,9 @@ def test_two_processes_may_render_at_once(tmp_path):
     before = {p: p.read_bytes() for p in tmp_path.rglob("*.png")}
     pictures = downstream.splits("digits")
     make_folder(
-        tmp_path / f"images-{downstream.VERSION}",
+        tmp_path / f"images-{drawn_datasets.VERSION}",
         lambda folder: downstream.write_pictures(folder, "digits", pictures),
     )
     assert downstream.files(tmp_path, "digits") == first
     assert {p: p.read_bytes() for p in tmp_path.rglob("*.png")} == before
-    assert [p.name for p in tmp_path.iterdir()] == [f"images-{downstream.VERSION}"]
+    assert [p.name for p in tmp_path.iterdir()] == [f"images-{drawn_datasets.VERSION}"]

@@ -183,9 +183,10 @@ def _strength(text: str | None) -> float | str | None:
 def _add_micro(commands: data.Commands) -> None:
     micro = commands.add_parser("micro", help="the embedded world").add_subparsers(required=True, metavar="COMMAND")
     p = micro.add_parser("pretrain", help="train one of the shipped models from scratch")
-    p.add_argument("name", help="micro, micro-a, micro-b, micro-c or micro-vit")
+    p.add_argument("name", help="micro, micro-a, micro-b, micro-c, micro-vit, or micro-emoji with -a, -b or -c")
     p.add_argument("--steps", type=int, help="training steps (default: as the shipped model)")
     p.add_argument("--out", default="", help="folder for the weights (default: output/micro)")
+    p.add_argument("--sheets", default="", help="folder of the pictures of emoji (default: output/emoji)")
     p.set_defaults(command=_pretrain)
 
 
@@ -193,6 +194,7 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     from unskew.micro import weights
 
     weights.model_config(arguments.name)  # an unknown name stops before a folder is created
-    from unskew.micro import pretrain
+    from unskew.micro import emoji, pretrain
 
-    pretrain.run(arguments.name, arguments.steps, arguments.out or "output/micro")
+    sheets = arguments.sheets or emoji.PRETRAINING_SHEETS
+    pretrain.run(arguments.name, arguments.steps, arguments.out or "output/micro", sheets)

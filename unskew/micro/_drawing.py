@@ -192,15 +192,46 @@ def draw_backgrounds(background: np.ndarray, grain: np.ndarray, rng: np.random.G
 
 
 def bilinear(images: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Sample images [N, 8, 8] at real coordinates [N, 32, 32]; outside is 0."""
-    padded = np.pad(images, ((0, 0), (1, 2), (1, 2)))
-    x, y = np.clip(x + 1, 0, 9), np.clip(y + 1, 0, 9)
-    x0, y0 = x.astype(int), y.astype(int)
-    fx, fy = x - x0, y - y0
-    i = np.arange(len(images))[:, None, None]
-    top = padded[i, y0, x0] * (1 - fx) + padded[i, y0, x0 + 1] * fx
-    low = padded[i, y0 + 1, x0] * (1 - fx) + padded[i, y0 + 1, x0 + 1] * fx
-    return top * (1 - fy) + low * fy
+    """Sample images [N, S, S, ...] at real coordinates in pixels, x and y [N, h, w]; outside is 0."""
+    n, size = images.shape[:2]
+    padded = np.pad(images, ((0, 0), (1, 2), (1, 2), *((0, 0),) * (images.ndim - 3)))
+    pixels = padded.reshape(-1, *images.shape[3:])
+    width = size + 3
+    x, y = np.clip(x + 1, 0, size + 1), np.clip(y + 1, 0, size + 1)
+    x0, y0 = x.astype(np.int32), y.astype(np.int32)
+    corner = (np.arange(n, dtype=np.int32)[:, None, None] * width + y0) * width + x0
+    fx, fy = (
+        (v - v0).astype(images.dtype).reshape(*v.shape, *(1,) * (images.ndim - 3)) for v, v0 in ((x, x0), (y, y0))
+    )
+
+    def row(below: int) -> np.ndarray:
+        left, right = (np.take(pixels, corner + below + k, axis=0) for k in (0, 1))
+        left *= 1 - fx
+        right *= fx
+        left += right
+        return left
+
+    top, low = row(0), row(width)
+    top *= 1 - fy
+    low *= fy
+    top += low
+    return top
+
+
+# Lightness and two axes of colour (the YIQ values of RGB), and back.
+_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]], np.float32)
+_RGB = np.linalg.inv(_YIQ)
+
+
+def tinted(images: np.ndarray, hue: np.ndarray, saturation: np.ndarray) -> np.ndarray:
+    """Turn the hues [N, h, w, 3] by ``hue`` [N] turns and multiply their saturation by ``saturation`` [N]."""
+    angle = 2 * np.pi * hue
+    cos, sin = saturation * np.cos(angle), saturation * np.sin(angle)
+    turn = np.zeros((len(images), 3, 3), np.float32)
+    turn[:, 0, 0] = 1
+    turn[:, 1, 1], turn[:, 1, 2], turn[:, 2, 1], turn[:, 2, 2] = cos, -sin, sin, cos
+    matrix = _RGB @ turn @ _YIQ  # [N,3,3]
+    return (images.reshape(len(images), -1, 3) @ matrix.swapaxes(1, 2)).reshape(images.shape)
 
 
 def expose(scene: np.ndarray, rng: np.random.Generator, style: Style) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The downstream datasets of the embedded world, as image files in another style than the pre-training images.
+"""The downstream datasets of the drawn world, in another style than the pre-training images.
 
 Val and test are balanced. Train is balanced too, except in the long-tailed datasets. ``shapes_shifted`` has test images
 of some classes of ``shapes`` only, as ImageNet-A has of ImageNet's.
@@ -11,13 +11,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
-from unskew.data.dataset import Datum
 from unskew.data.sampling import longtail_counts
-from unskew.data.splits import Splits, read_once, read_split, save_split
 from unskew.micro import world
-from unskew.utils.files import cached_folder
 
 # The factors in the class names of a dataset. The classes are all combinations of values in row-major order. The place
 # of a dataset seeds its images: add new ones at the end.
@@ -78,6 +74,11 @@ def classnames(dataset: str) -> list[str]:
     return [world.phrase(dict(zip(values, combination, strict=True))) for combination in names]
 
 
+def prompt(dataset: str) -> str:
+    """Return the zero-shot prompt."""
+    return (world.DIGIT_TEMPLATES if DATASETS[dataset] == ("digit",) else world.TEMPLATES)[0]
+
+
 def image_counts(dataset: str, classes: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Return the images of each class [C] by split; ``rng`` shuffles a long tail, independent of any pre-training."""
     if dataset in TEST_ONLY:
@@ -93,12 +94,7 @@ def image_counts(dataset: str, classes: int, rng: np.random.Generator) -> dict[s
 
 
 def splits(dataset: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Render the images of a dataset, the same on every call.
-
-    Returns:
-        ``{"train" | "val" | "test": (images uint8 [N, 32, 32, 3], labels [N])}``, sorted by label; only "test" for the
-        datasets in `TEST_ONLY`.
-    """
+    """Render the images of a dataset, see `unskew.micro.downstream.splits`."""
     rng = np.random.default_rng([2023, list(DATASETS).index(dataset)])
     if DATASETS[dataset] == ("digit",):
         return _digits(dataset, rng)
@@ -129,24 +125,16 @@ def _digits(dataset: str, rng: np.random.Generator) -> dict[str, tuple[np.ndarra
     return result
 
 
-def files(root: str | Path, dataset: str) -> Splits:
-    """Return train, val and test as image files below ``root``; render the files at first use."""
-    folder = cached_folder(root, f"images-{VERSION}", lambda path: write_pictures(path, dataset, splits(dataset)))
-    return read_once(("split file", folder), lambda: read_split(folder / "split.json", folder))
+def log_prior(seed: int, dataset: str) -> np.ndarray:
+    """Return the log prior [C] of the classes in the pre-training of the model with this seed, up to a constant.
 
-
-def write_pictures(folder: Path, dataset: str, pictures: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """Write the images of all splits with a dataset's class names to a folder, and list them in its ``split.json``."""
-    names = classnames(dataset)
-    items: dict[str, list[Datum]] = {"train": [], "val": []}
-    for split, (images, labels) in pictures.items():
-        (folder / split).mkdir()
-        items[split] = []
-        for i, image in enumerate(tqdm(images, desc=f"render {dataset} {split}", delay=2, leave=False, disable=None)):
-            path = folder / split / f"{labels[i]:03d}-{i:05d}.png"
-            Image.fromarray(image).save(path, compress_level=1)
-            items[split].append(Datum(str(path), int(labels[i]), 0, names[labels[i]]))
-    save_split(items["train"], items["val"], items["test"], folder / "split.json", folder)
+    The factors of an image are independent, so the prior of a class is the product of the frequencies of its values.
+    """
+    frequency = world.frequencies(seed)
+    result = np.zeros(1)
+    for factor, values in factor_values(dataset).items():
+        result = (result[:, None] + np.log(frequency[factor][values])).ravel()
+    return result
 
 
 def sheet(path: str | Path) -> None:

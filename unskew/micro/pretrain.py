@@ -6,13 +6,10 @@ model inherits the label prior. The optimum of InfoNCE is log p(image, text) / (
 from p(text), and the prior cancels.
 """
 
-import gzip
 import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,62 +21,29 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from unskew.micro import downstream, weights, world
+from unskew.micro import emoji, weights
+from unskew.micro.recipes import RECIPES, Bank, Recipe, source
 from unskew.utils.files import write_atomically
 
 if TYPE_CHECKING:
     from open_clip import CLIP
-    from open_clip.tokenizer import SimpleTokenizer
-
-Bank = tuple[torch.Tensor, torch.Tensor]  # labels [B] of the images, and tokens [K, L] of all distinct captions
 
 MAX_SCALE = 50.0  # largest logit scale
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """The hyper-parameters of one model; ``subsets`` maps the factors in a step's captions to their probability."""
-
-    subsets: dict[tuple[str, ...], float]
-    steps: int
-    banks: int = 3  # caption banks per step; images cost more than text
-    world_images: int = 232
-    digit_images: int = 24  # few, so that predictions of digits depend on the prior
-    lr: float = 2e-3
-    weight_decay: float = 0.05
-    warmup: float = 0.05
-
-
-def _mostly_two_factors(pair: tuple[str, str], third: str) -> dict[tuple[str, ...], float]:
-    return {pair: 0.5, pair[:1]: 0.15, pair[1:]: 0.15, (third,): 0.2}
-
-
-ALL_FACTORS = {
-    ("shape", "colour"): 0.2,
-    ("shape", "pattern"): 0.2,
-    ("colour", "pattern"): 0.1,
-    ("shape", "background"): 0.05,
-    ("shape",): 0.2,
-    ("colour",): 0.1,
-    ("pattern",): 0.1,
-    ("background",): 0.05,
-}
-RECIPES = {
-    "micro": Recipe(ALL_FACTORS, steps=5000),
-    "micro-a": Recipe(_mostly_two_factors(("shape", "colour"), "pattern"), steps=3500),
-    "micro-b": Recipe(_mostly_two_factors(("shape", "pattern"), "colour"), steps=4000),
-    "micro-c": Recipe(_mostly_two_factors(("colour", "pattern"), "shape"), steps=3500),
-    "micro-vit": Recipe(ALL_FACTORS, steps=9000, world_images=104, digit_images=24, lr=1e-3),
-}
-
-
-def run(name: str, steps: int | None = None, out: str | Path = "output/micro") -> dict[str, Any]:
+def run(
+    name: str,
+    steps: int | None = None,
+    out: str | Path = "output/micro",
+    sheets: str | Path = emoji.PRETRAINING_SHEETS,
+) -> dict[str, Any]:
     """Pre-train ``name`` and write ``NAME.safetensors`` (fp16), ``NAME.json`` and the loss history.
 
     Args:
         name: one of ``weights.NAMES``.
         steps: number of steps; default the recipe's. The schedule is scaled to it.
         out: the output folder.
+        sheets: the folder with the pictures of emoji for pre-training.
 
     Returns:
         ``{"path", "history", "seconds", "accuracy"}``: the file, the loss of every step, the duration, and the result
@@ -88,7 +52,7 @@ def run(name: str, steps: int | None = None, out: str | Path = "output/micro") -
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    model, history = pretrain(name, steps)
+    model, history = pretrain(name, steps, sheets=sheets)
     path = export(model, out / f"{name}.safetensors")
     (out / f"{name}.json").write_text(json.dumps(weights.model_config(name), indent=4) + "\n")
     (out / f"{name}.history.json").write_text(json.dumps([round(x, 4) for x in history]))
@@ -98,19 +62,23 @@ def run(name: str, steps: int | None = None, out: str | Path = "output/micro") -
     return {"path": str(path), "history": history, "seconds": seconds, "accuracy": accuracy}
 
 
-def pretrain(name: str, steps: int | None = None, seed: int | None = None) -> tuple["CLIP", list[float]]:
+def pretrain(
+    name: str, steps: int | None = None, seed: int | None = None, sheets: str | Path = emoji.PRETRAINING_SHEETS
+) -> tuple["CLIP", list[float]]:
     """Train one model from random weights.
 
     Args:
         name: one of ``weights.NAMES``.
         steps: number of steps; default the recipe's.
         seed: seed of the weights and images; default the model's.
+        sheets: the folder with the pictures of emoji for pre-training.
 
     Returns:
         The model in ``eval()`` mode and the loss of every step.
 
     Raises:
         ValueError: the name is unknown, or ``steps`` is below 1.
+        FileNotFoundError: the pictures of emoji are not in ``sheets``.
     """
     weights.check_name(name)
     recipe = RECIPES[name]
@@ -119,15 +87,15 @@ def pretrain(name: str, steps: int | None = None, seed: int | None = None) -> tu
         raise ValueError(f"steps must be 1 or more (got {steps})")
     seed = weights.SEEDS[name] if seed is None else seed
     rng = np.random.default_rng([seed, 7])
-    frequency = world.frequencies(weights.SEEDS[name])
+    draw = source(name, Path(sheets))
     model = create(name, seed).train().to(memory_format=torch.channels_last)  # convolutions take two thirds of the time
     optimizer, schedule = _optimizer(model, recipe, steps)
     history: list[float] = []
     bar = tqdm(range(steps), desc=f"pretrain {name}", mininterval=2)
     for step in bar:
-        images, banks = batch(recipe, frequency, rng)
+        images, banks = draw(rng)
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # the fused backward is slow on a CPU
-            loss = contrast(model, images, banks)
+            loss = contrast(model, normalise(images), banks)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -169,49 +137,10 @@ def encode_bank(model: "CLIP", tokens: torch.Tensor) -> torch.Tensor:
     return x[torch.arange(len(x)), tokens.argmax(dim=1)] @ model.text_projection
 
 
-def batch(
-    recipe: Recipe, frequency: dict[str, np.ndarray], rng: np.random.Generator
-) -> tuple[torch.Tensor, list[Bank]]:
-    """Draw a batch for `contrast`: normalised images of the world and of digits, and one bank per drawn subset."""
-    n = recipe.world_images
-    factors = {f: rng.choice(len(frequency[f]), size=n, p=frequency[f]) for f in world.VISUAL}
-    digit = rng.choice(10, size=recipe.digit_images, p=frequency["digit"])
-    images_of_digits, pool = _digit_pool()
-    rows = [rng.choice(pool[d]) for d in digit]
-    images = np.concatenate([world.render(factors, rng=rng), world.render_digits(images_of_digits[rows], rng)])
-    banks = []
-    for _ in range(recipe.banks):
-        subset = list(recipe.subsets)[rng.choice(len(recipe.subsets), p=list(recipe.subsets.values()))]
-        sizes = [len(world.FACTORS[f]) for f in subset]
-        labels = np.concatenate([np.ravel_multi_index([factors[f] for f in subset], sizes), math.prod(sizes) + digit])
-        templates = (rng.integers(len(world.TEMPLATES)), rng.integers(len(world.DIGIT_TEMPLATES)))
-        banks.append((torch.from_numpy(labels), _bank(subset, *templates)))
-    return normalise(images), banks
-
-
 def normalise(images: np.ndarray) -> torch.Tensor:
     """Convert uint8 [N, H, W, 3] to the models' input, float [N, 3, H, W]."""
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in weights.image_stats())
     return (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std
-
-
-@cache
-def _digit_pool() -> tuple[np.ndarray, list[np.ndarray]]:
-    images, labels = world.digits(pretraining=True)
-    return images, [np.flatnonzero(labels == d) for d in range(10)]
-
-
-@cache
-def _tokenizer() -> "SimpleTokenizer":
-    return weights.tokenizer()
-
-
-@cache
-def _bank(subset: tuple[str, ...], template: int, digit_template: int) -> torch.Tensor:
-    captions = [world.TEMPLATES[template].format(p) for p in world.phrases(subset)]
-    captions += [world.DIGIT_TEMPLATES[digit_template].format(p) for p in world.phrases(("digit",))]
-    tokens = _tokenizer()(captions)
-    return tokens[:, : int(tokens.argmax(dim=1).max()) + 1]
 
 
 def create(name: str, seed: int = 0, path: str | Path | None = None) -> "CLIP":
@@ -264,12 +193,10 @@ def evaluate(name: str, path: str | Path | None = None) -> dict[str, dict[str, f
     """
     model = create(name, path=path or weights.model_path(name)).eval()
     result = {}
-    for dataset, factors in downstream.DATASETS.items():
-        if dataset in downstream.TEST_ONLY:
-            continue
-        images, targets = downstream.splits(dataset)["test"]
-        templates = world.DIGIT_TEMPLATES if factors == ("digit",) else world.TEMPLATES
-        logits = zero_shot(model, images, [templates[0].format(name) for name in downstream.classnames(dataset)])
+    ours = weights.datasets_of(name)
+    for dataset in (d for d in ours.DATASETS if d not in ours.TEST_ONLY):
+        images, targets = ours.splits(dataset)["test"]
+        logits = zero_shot(name, model, images, [ours.prompt(dataset).format(c) for c in ours.classnames(dataset)])
         labels, prior = torch.from_numpy(targets), weights.true_log_prior(name, dataset)
         hit = (logits.argmax(1) == labels).float()
         rank = prior.argsort(descending=True).argsort()[labels] * 3 // len(prior)  # 0, 1, 2: the third of the prior
@@ -280,49 +207,10 @@ def evaluate(name: str, path: str | Path | None = None) -> dict[str, dict[str, f
 
 
 @torch.no_grad()
-def zero_shot(model: "CLIP", images: np.ndarray, prompts: list[str]) -> torch.Tensor:
-    """Return logits [N, C] of uint8 images for one prompt per class."""
-    text = model.encode_text(_tokenizer()(prompts), normalize=True)
+def zero_shot(name: str, model: "CLIP", images: np.ndarray, prompts: list[str]) -> torch.Tensor:
+    """Return logits [N, C] of uint8 images for one prompt per class; ``name`` is the model's."""
+    text = model.encode_text(weights.tokenizer(name)(prompts), normalize=True)
     features = torch.cat(
         [model.encode_image(normalise(images[i : i + 512]), normalize=True) for i in range(0, len(images), 512)]
     )
     return model.logit_scale.exp() * features @ text.T
-
-
-# Words that prompts may use besides the words of the world.
-WORDS = (
-    "the an in on of at by with and or one many some small large tiny good bad bright dark blurry close up "
-    "cropped clean dirty photo picture image drawing painting sketch digit number letter object thing shape "
-    "colour color pattern texture type kind class written hand handwritten centered centred background foreground "
-    "it its is are this that there here see show shows itap origami toy plastic cartoon art embroidered tattoo "
-    "sculpture rendering video game black white gray grey brown light pixelated jpeg corrupted low resolution "
-    "nice weird cool my"
-)
-
-
-def write_vocabulary(path: Path = weights.VOCABULARY) -> int:
-    """Write the subset of CLIP's BPE merges that the words of the world need.
-
-    A covered word gets the same pieces as in CLIP's vocabulary. The file does not end in a newline, because open_clip
-    would read an empty merge, and the end token would move.
-
-    Returns:
-        The number of merges.
-    """
-    from open_clip.tokenizer import SimpleTokenizer
-
-    full = SimpleTokenizer()
-    texts = [WORDS, *world.TEMPLATES, *world.DIGIT_TEMPLATES, *(n for names in world.FACTORS.values() for n in names)]
-    wanted = {full.decoder[i] for text in texts for i in full.encode(text.replace("{}", ""))}
-    parents = {"".join(pair): pair for pair in full.bpe_ranks}
-    kept: set[tuple[str, str]] = set()
-    queue = list(wanted)
-    while queue:
-        pair = parents.get(queue.pop())
-        if pair and pair not in kept:
-            kept.add(pair)
-            queue.extend(pair)
-    lines = ["#version: reduced", *(" ".join(pair) for pair in sorted(kept, key=full.bpe_ranks.get))]
-    with open(path, "wb") as raw, gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as file:
-        file.write("\n".join(lines).encode())
-    return len(kept)

@@ -125,7 +125,7 @@ def render_digits(images: np.ndarray, rng: np.random.Generator, style: Style = P
     """Draw real digits [N, 8, 8] with values in 0..1 in random ink on random paper: uint8 [N, 32, 32, 3]."""
     n = len(images)
     x, y = frame(rng, n, (8.5, 13.0), style)
-    ink = bilinear(images, x * 4 + 3.5, y * 4 + 3.5)
+    ink = bilinear(images.astype(np.float64), x * 4 + 3.5, y * 4 + 3.5)
     paper = hsv(rng.random(n), uniform(rng, n, 0, 0.5), uniform(rng, n, 0, 1))
     pen = hsv(rng.random(n), uniform(rng, n, 0.2, 0.8), uniform(rng, n, 0.3, 1))
     # without a difference in lightness, the digit would be invisible
