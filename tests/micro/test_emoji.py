@@ -242,7 +242,7 @@ def test_shipped_model_is_small_and_classifies(name):
     hits = (logits.argmax(1).numpy() == labels).reshape(CLASSES, -1).mean(1)  # val is balanced and sorted by label
     assert 100 * hits.mean() > FLOORS[name]  # chance is 6
     order = true_log_prior(name, "emoji").argsort(descending=True)
-    assert hits[order[:6]].mean() > hits[order[-6:]].mean() + 0.2
+    assert hits[order[:6]].mean() > hits[order[-6:]].mean() + (0.2 if name == "micro-emoji" else 0.1)
 
 
 FLOORS = {"micro-emoji": 35, "micro-emoji-a": 20, "micro-emoji-b": 20, "micro-emoji-c": 20}
