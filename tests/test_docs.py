@@ -132,7 +132,7 @@ NEW_FILES = {  # the files that CONTRIBUTING.md tells the reader to create
     "datasets/gardens.py",
     "configs/datasets/gardens.yaml",
 }
-OTHER_FILES = {"configs/trainers/CoOp/rn50_ep50.yaml"}  # in a clone of CoOp
+OTHER_FILES = {f"configs/trainers/CoOp/{name}.yaml" for name in ("rn50_ep50", "vit_b32")}  # in a clone of CoOp
 
 
 # The paths of CODEBASES.md are in clones of the codebases.
