@@ -168,13 +168,23 @@ def chosen(rows: Sequence[dict], **wanted: str) -> list[dict]:
 
 
 def table(lines: dict[str, Sequence[str]], columns: Sequence[str]) -> str:
-    cells = [[name, *values] for name, values in lines.items()]
-    return tabulate(cells, ["", *(key.replace("_", " ") for key in columns)], "github", disable_numparse=True)
+    return markdown([[name, *values] for name, values in lines.items()], ["", *map(heading, columns)])
+
+
+def markdown(cells: Sequence[Sequence[str]], header: Sequence[str]) -> str:
+    return tabulate(cells, header, "github", disable_numparse=True)
+
+
+def heading(key: str) -> str:
+    return key.replace("_", " ")
 
 
 def means(groups: dict[str, Sequence[dict]], columns: Sequence[str]) -> str:
-    found = {name: [mean_and_deviation([row[key] for row in rows]) for key in columns] for name, rows in groups.items()}
-    return table(found, columns)
+    return table({name: [spread(rows, key) for key in columns] for name, rows in groups.items()}, columns)
+
+
+def spread(rows: Sequence[dict], key: str = "accuracy") -> str:
+    return mean_and_deviation([row[key] for row in rows])
 
 
 def by_name(rows: Sequence[dict]) -> dict[str, list[dict]]:
@@ -199,6 +209,45 @@ def difference(first: Sequence[dict], second: Sequence[dict], columns: Sequence[
         error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
         cells.append(f"{statistics.mean(values):+.1f} ± {error:.1f}")
     return cells
+
+
+# --- the tables of docs/BACKDOOR.md -------------------------------------------------------------------
+
+
+def control_table(world: str, rows: Sequence[dict]) -> str:
+    """Tabulate the accuracy of several models and of several seeds of the best, by score."""
+    found = [by_name(chosen(rows, world=world, study="controls", score=score)) for score in SCORES]
+    cells = [[name, *(spread(runs[name]) for runs in found)] for name in found[0]]
+    return markdown(cells, [f"accuracy (%) on `{world}`", "f", "f - log q", "`DEBIAS`"])
+
+
+def gain_table(rows: Sequence[dict], columns: Sequence[str]) -> str:
+    """Tabulate the difference of Backdoor to its best member, by world and setting; a world may lack a column."""
+    cells = []
+    for world, here in by_world(rows):
+        known = [key for key in columns if key in here[0]]
+        best = best_member(here, "f", known)
+        for setting, debias in (("default", True), ("`DEBIAS False`", False)):
+            runs = chosen(here, study="ways", name=f"logits, P(m) on val, DEBIAS {debias}")
+            gains = dict(zip(known, difference(runs, best, known), strict=True))
+            cells.append([f"`{world}`" if debias else "", setting, *(gains.get(key, "") for key in columns)])
+    return markdown(cells, ["world", "setting", *map(heading, columns)])
+
+
+def rule_table(rows: Sequence[dict]) -> str:
+    """Tabulate the accuracy of the best member and of every way to combine the members, by world."""
+    lines: dict[str, list[str]] = {}
+    for _, here in by_world(rows):
+        best = {f"best member, DEBIAS {s == 'DEBIAS'}": best_member(here, s, ["accuracy"]) for s in ("f", "DEBIAS")}
+        for name, runs in (best | by_name(chosen(here, study="ways"))).items():
+            short = name.replace(", DEBIAS False", "").replace("DEBIAS True", "`DEBIAS`")
+            lines.setdefault(short, []).append(spread(runs))
+    worlds = [f"`{world}`" for world, _ in by_world(rows)]
+    return markdown([[name, *values] for name, values in lines.items()], ["accuracy (%)", *worlds])
+
+
+def by_world(rows: Sequence[dict]) -> list[tuple[str, list[dict]]]:
+    return [(world, chosen(rows, world=world)) for world in dict.fromkeys(row["world"] for row in rows)]
 
 
 def print_world(world: str, rows: Sequence[dict], columns: Sequence[str]) -> None:
@@ -268,6 +317,9 @@ def main() -> None:
             rows += [{"world": world, "seed": seed, "best": models[0].name, **row} for row in found]
         here = chosen(rows, world=world)
         print_world(world, here, [key for key in COLUMNS if key in here[0]])
+    print(f"\nModels and seeds\n\n{control_table(arguments.worlds[0], rows)}")
+    print(f"\nDifference to the best member\n\n{gain_table(rows, COLUMNS[:-1])}")
+    print(f"\nRules\n\n{rule_table(rows)}")
     if arguments.json:
         write_atomically(arguments.json, json.dumps({"rows": rows}) + "\n")
     if arguments.plot:
