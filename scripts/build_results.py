@@ -3,6 +3,7 @@
 Usage: python scripts/build_results.py OUTPUT, where OUTPUT is the folder of the finished runs.
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -11,15 +12,31 @@ from unskew.runs.tables import text_tables
 from unskew.utils.files import write_atomically
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "RESULTS.md"
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
 def build(output: str, page: Path = PAGE) -> None:
     """Replace the part of a page between the marks by the table of the runs below a folder, with intervals."""
-    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
-    after = rest.split(END)[1]
     rows = [row for row in tables.collect(output) if not tables.is_half(row)]
-    write_atomically(page, f"{before}{BEGIN}\n{text_tables.table(rows, ci=True)}\n{END}{after}")
+    replace(page, "results", text_tables.table(rows, ci=True))
+
+
+def replace(page: Path, mark: str, text: str) -> None:
+    """Replace the part of a page between its marks by a text."""
+    before, after = around(page, mark)
+    write_atomically(page, f"{before}{text}\n{after}")
+
+
+def around(page: Path, mark: str) -> tuple[str, str]:
+    """Return a page up to the line `<!-- MARK:begin -->`, and from the line `<!-- MARK:end -->` on, with both lines.
+
+    Raises:
+        ValueError: the page does not have both lines once, in this order.
+    """
+    begin, end = f"<!-- {mark}:begin -->\n", f"<!-- {mark}:end -->\n"
+    found = re.fullmatch(f"(.*{begin}).*({end}.*)", content := page.read_text(encoding="utf-8"), re.DOTALL)
+    if not found or (content.count(begin), content.count(end)) != (1, 1):
+        raise ValueError(f"{page} must have the lines '{begin.strip()}' and '{end.strip()}' once, in this order")
+    return found[1], found[2]
 
 
 if __name__ == "__main__":

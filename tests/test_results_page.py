@@ -90,8 +90,8 @@ def test_the_table_of_the_embedded_datasets_is_written_between_the_marks(tmp_pat
         make_run(tmp_path / "output", "GLA", 4, dataset=dataset)
     for _ in range(2):
         build_results.build(str(tmp_path / "output"), page)
-    before, rest = page.read_text(encoding="utf-8").split(build_results.BEGIN)
-    assert before == TEXT.split(build_results.BEGIN)[0]
-    shown, after = rest.split(build_results.END)
-    assert after == TEXT.split(build_results.END)[1]
+    before, rest = page.read_text(encoding="utf-8").split("<!-- results:begin -->")
+    assert before == TEXT.split("<!-- results:begin -->")[0]
+    shown, after = rest.split("<!-- results:end -->")
+    assert after == TEXT.split("<!-- results:end -->")[1]
     assert "on digits" in shown and "average" in shown and "| GLA" in shown and "[" in shown
