@@ -45,6 +45,9 @@ def test_backdoor_controls(data_root, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "3 models" in done.stdout
+    rules = done.stdout.split("Rules\n\n")[1].splitlines()
+    assert "| `unseen_digits_lt`" in rules[0] and len(rules) == 12
+    assert done.stdout.split("Difference to the best member")[1].count("| `DEBIAS False` |") == 2
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     found = {(row["world"], row["name"]): row["accuracy"] for row in rows if row["study"] == "ways"}
     assert (
