@@ -138,6 +138,7 @@ ENTRIES = {
     "results": Entry("docs/RESULTS.md", EMBEDDED, {}),
     "examples": Entry("docs/EXAMPLES.md", "python scripts/build_examples.py", {}),
     "adjust": Entry("docs/ADJUST.md", ADJUST, {"adjust": partial(lines, first=r"\d+ samples")}),
+    "verify": Entry("docs/DATASETS.md", "unskew data verify digits", {"verify": lines}),
     "gla": Entry("docs/GLA.md", "python benchmarks/prior_recovery.py --plot docs/prior_recovery.png", GLA),
     "bias": Entry(
         "docs/GLA.md",
