@@ -4,6 +4,7 @@ import importlib
 import itertools
 import json
 import os
+import shlex
 import subprocess
 import sys
 import types
@@ -13,6 +14,16 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+
+TEXT = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")).replace("\\\n", " ")
+COMMANDS = sorted({line.strip() for line in TEXT.splitlines() if line.strip().startswith("python benchmarks/")})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_docs_has_known_flags(command):
+    _, script, *words = shlex.split(command)
+    source = (ROOT / script).read_text(encoding="utf-8")
+    assert [word for word in words if word.startswith("-") and f'"{word}"' not in source] == []
 
 
 @pytest.mark.world
