@@ -1,6 +1,7 @@
 """Write the table of all methods on the embedded datasets into docs/RESULTS.md.
 
-Usage: python scripts/build_results.py OUTPUT, where OUTPUT is the folder of the finished runs.
+Usage: python scripts/build_results.py OUTPUT [MARK], where OUTPUT is the folder of the finished runs, and MARK names the
+table of the page ("results", or "emoji").
 """
 
 import re
@@ -14,10 +15,10 @@ from unskew.utils.files import write_atomically
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "RESULTS.md"
 
 
-def build(output: str, page: Path = PAGE) -> None:
+def build(output: str, mark: str = "results", page: Path = PAGE) -> None:
     """Replace the part of a page between the marks by the table of the runs below a folder, with intervals."""
     rows = [row for row in tables.collect(output) if not tables.is_half(row)]
-    replace(page, "results", text_tables.table(rows, ci=True))
+    replace(page, mark, text_tables.table(rows, ci=True))
 
 
 def replace(page: Path, mark: str, text: str) -> None:
@@ -40,4 +41,4 @@ def around(page: Path, mark: str) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    build(sys.argv[1])
+    build(*sys.argv[1:])

@@ -117,11 +117,13 @@ Z=output/digits/ZeroshotCLIP/micro_16shots/seed1/predictions.safetensors F=$RUN/
 unskew adjust --zeroshot $Z --finetuned $F --labels $F --checkpoints init $RUN
 """
 EMBEDDED = """
-unskew protocol few_shot --datasets digits shapes patterns --shots all --output embedded --trainers \\
+unskew protocol few_shot --datasets {datasets} --shots all --output {output} --trainers \\
     ZeroshotCLIP DebiasedZeroshot BCTS LinearProbe CoOp ProGrad ResidualPrompt CLIPAdapter TaskRes TipAdapter \\
     TipAdapterF CLAP LPPlusPlus GDA CLIPLoRA TransCLIP Ensemble Stacking GLAPaper GLA
-python scripts/build_results.py embedded
+python scripts/build_results.py {output} {mark}
 """
+RESULTS = EMBEDDED.format(datasets="digits shapes patterns", output="embedded", mark="results")
+EMOJI = EMBEDDED.format(datasets="emoji", output="embedded_emoji", mark="emoji")
 BACKDOOR: dict[str, Take] = {
     "controls": partial(table, caption="Models and seeds"),
     "gains": partial(table, caption="Difference to the best member"),
@@ -135,7 +137,8 @@ LONG_TAIL = "SEEDS=1 bash scripts/run_longtail.sh shapes_lt"
 # By name. The protocols read the runs of the entries above them.
 ENTRIES = {
     "readme": Entry("README.md", "bash scripts/run_fewshot.sh digits 16", {"fewshot": lines}),
-    "results": Entry("docs/RESULTS.md", EMBEDDED, {}),
+    "results": Entry("docs/RESULTS.md", RESULTS, {}),
+    "emoji": Entry("docs/RESULTS.md", EMOJI, {}),
     "examples": Entry("docs/EXAMPLES.md", "python scripts/build_examples.py", {}),
     "adjust": Entry("docs/ADJUST.md", ADJUST, {"adjust": partial(lines, first=r"\d+ samples")}),
     "verify": Entry("docs/DATASETS.md", "unskew data verify digits", {"verify": lines}),

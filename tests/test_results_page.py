@@ -89,7 +89,7 @@ def test_the_table_of_the_embedded_datasets_is_written_between_the_marks(tmp_pat
     for dataset in ("digits", "shapes"):
         make_run(tmp_path / "output", "GLA", 4, dataset=dataset)
     for _ in range(2):
-        build_results.build(str(tmp_path / "output"), page)
+        build_results.build(str(tmp_path / "output"), page=page)
     before, rest = page.read_text(encoding="utf-8").split("<!-- results:begin -->")
     assert before == TEXT.split("<!-- results:begin -->")[0]
     shown, after = rest.split("<!-- results:end -->")
