@@ -11,7 +11,7 @@ from pathlib import Path
 
 import lazy_loader
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _root = Path(__file__).resolve().parent.parent
 if (_root / "setup.py").is_file() and (_root / "trainers").is_dir():
