@@ -1,4 +1,4 @@
-"""Estimate the label bias of foundation models and remove it from few-shot and long-tailed classifiers.
+"""Estimate and remove the class bias that a foundation model shows on your data.
 
 The public names are listed in ``__init__.pyi`` and loaded at their first use, so that ``import unskew`` is fast.
 """

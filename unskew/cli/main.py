@@ -80,7 +80,8 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; ``command`` is the function that runs the chosen one."""
-    parser: argparse.ArgumentParser = _Parser(prog="unskew", description="Remove the label bias of foundation models.")
+    description = "Estimate and remove the class bias that a foundation model shows on your data."
+    parser: argparse.ArgumentParser = _Parser(prog="unskew", description=description)
     parser.add_argument("--version", action="version", version=f"unskew {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     train.add(commands)
