@@ -1,4 +1,4 @@
-"""The files and commands in CONTRIBUTING.md for a new method and a new dataset work in a copy of the checkout."""
+"""The files and commands in CONTRIBUTING.md work in a copy of the checkout."""
 
 import json
 import os
@@ -19,6 +19,15 @@ PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n.*?```", re.DOTALL)
 FILES = {match[1]: match[0].split("\n", maxsplit=1)[1].removesuffix("```") for match in BLOCK.finditer(PAGE)}
 END = "=== end of a command ==="
+ELSEWHERE = {  # commands that other tests run, or that contain them
+    "bash scripts/test.sh",
+    "bash scripts/test.sh --all",
+    "bash scripts/test.sh -k prior",
+    "bash scripts/test.sh -k mymethod",
+    *("rm -rf dist", "python -m build", "twine check --strict dist/*"),  # test_packaging.py
+    *("python -m venv clean", "clean/bin/pip install dist/*.whl"),
+    "HOME=$(mktemp -d) clean/bin/unskew train -d digits -t GLA --shots 16",
+}
 
 
 def commands(section: str) -> list[list[str]]:
@@ -88,13 +97,21 @@ def accuracy(output: str) -> float:
     return float(re.findall(r"^accuracy (\d+\.\d)%", output, re.MULTILINE)[-1])
 
 
-def test_the_page_has_two_files_for_each():
+def test_the_page_has_two_files_for_each_and_a_test():
     assert list(FILES) == [
         "trainers/mymethod.py",
         "configs/trainers/MyMethod.yaml",
+        "tests/trainers/test_mymethod.py",
         "datasets/gardens.py",
         "configs/datasets/gardens.yaml",
     ]
+
+
+def test_every_command_of_the_page_is_run():
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL))
+    lines = {shlex.join(shlex.split(line, comments=True)) for line in blocks.splitlines() if line.strip()}
+    run = [words for section in ("Add a method", "Add a dataset") for words in commands(section)]
+    assert lines == {shlex.join(shlex.split(line)) for line in ELSEWHERE} | {shlex.join(["unskew", *w]) for w in run}
 
 
 def test_the_files_pass_ruff(tmp_path):
@@ -119,6 +136,11 @@ def test_the_contract_tests_find_the_method_and_the_dataset(checkout):
     names = "MyMethod or every_dataset or every_source"
     report = checkout.python("-m", "pytest", "-vv", *tests, "-k", names, folder=checkout.source)
     assert "test_contract[MyMethod] PASSED" in report and "every_dataset" in report and "every_source" in report
+
+
+def test_the_test_of_the_new_method_passes(checkout):
+    report = checkout.python("-m", "pytest", "-vv", "tests/trainers/test_mymethod.py", folder=checkout.source)
+    assert "test_the_logits_are_the_formula PASSED" in report
 
 
 def test_a_new_method_is_trained_alone_and_as_the_base_of_gla(checkout):

@@ -18,7 +18,7 @@ from unskew.runs.launch import check_shots
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def commands(start: str) -> list[str]:
@@ -129,6 +129,7 @@ FOLDERS = "unskew|configs|benchmarks|examples|scripts|trainers|datasets|tests|do
 NEW_FILES = {  # the files that CONTRIBUTING.md tells the reader to create
     "trainers/mymethod.py",
     "configs/trainers/MyMethod.yaml",
+    "tests/trainers/test_mymethod.py",
     "datasets/gardens.py",
     "configs/datasets/gardens.yaml",
 }
