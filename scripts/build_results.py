@@ -1,7 +1,7 @@
 """Write the table of all methods on the embedded datasets into docs/RESULTS.md.
 
-Usage: python scripts/build_results.py OUTPUT [MARK], where OUTPUT is the folder of the finished runs, and MARK names the
-table of the page ("results", or "emoji").
+Usage: python scripts/build_results.py OUTPUT [MARK], where OUTPUT is the folder of the finished runs, and MARK is the
+name of the table on the page: results or emoji.
 """
 
 import re

@@ -45,7 +45,7 @@ def test_the_pages_have_the_marks_and_the_commands_of_the_entries(script):
 def test_every_mark_of_the_docs_belongs_to_an_entry(script):
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     found = {mark for page in pages for mark in re.findall(r"<!-- (\w+):begin -->", page.read_text(encoding="utf-8"))}
-    assert found == {"results", *(mark for entry in script.ENTRIES.values() for mark in entry.marks)}
+    assert found == {"results", "emoji", *(mark for entry in script.ENTRIES.values() for mark in entry.marks)}
 
 
 def test_a_table_is_taken_from_the_output_of_a_command(script, page, tmp_path):
