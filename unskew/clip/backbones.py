@@ -187,7 +187,7 @@ def load_backbone(name: str, precision: str = "fp32", device: str | torch.device
             checkpoint of the architecture (the message lists the first missing keys).
         FileNotFoundError: the weights are not on this machine and cannot be downloaded.
 
-    Example:
+    Examples:
         >>> import unskew
         >>> backbone = unskew.load_backbone("micro")
         >>> backbone.size, backbone.context_length

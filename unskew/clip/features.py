@@ -138,7 +138,7 @@ def encode_images(backbone: Backbone, images: Sequence[str | Path | Image.Image]
         FileNotFoundError: a file is missing.
         ValueError: no images, or a file is not a readable image.
 
-    Example:
+    Examples:
         >>> from PIL import Image
         >>> import unskew
         >>> images = [Image.new("RGB", (48, 40), "red"), Image.new("RGB", (32, 32), "blue")]

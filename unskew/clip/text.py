@@ -102,7 +102,7 @@ def zeroshot_classifier(backbone: Backbone, classnames: Sequence[str], templates
         ValueError: no names, no templates, or one text instead of a list; a template without ``{}``, or a prompt
             longer than the tower's context.
 
-    Example:
+    Examples:
         >>> import unskew
         >>> backbone = unskew.load_backbone("micro")
         >>> unskew.zeroshot_classifier(backbone, ["red circle", "blue star"], ["a photo of a {}."]).shape

@@ -30,7 +30,7 @@ def names(axis: str) -> list[str]:
 def list_datasets() -> list[str]:
     """Return the names of all datasets, in alphabetical order.
 
-    Example:
+    Examples:
         >>> import unskew
         >>> "digits" in unskew.list_datasets()
         True
@@ -41,7 +41,7 @@ def list_datasets() -> list[str]:
 def list_trainers() -> list[str]:
     """Return the names of all trainers, in alphabetical order.
 
-    Example:
+    Examples:
         >>> import unskew
         >>> unskew.list_trainers()[:3]
         ['BCTS', 'Backdoor', 'BackdoorPaper']
@@ -52,7 +52,7 @@ def list_trainers() -> list[str]:
 def list_backbones() -> list[str]:
     """Return the names of all configured backbones, in alphabetical order. Others go by "ARCH@TAG" of open_clip.
 
-    Example:
+    Examples:
         >>> import unskew
         >>> "ViT-B/16" in unskew.list_backbones()
         True

@@ -24,7 +24,7 @@ class Datum:
     Raises:
         ValueError: the path is not a string, or label or domain is not an integer >= 0.
 
-    Example:
+    Examples:
         >>> import unskew
         >>> unskew.Datum("birds/wren/1.jpg", label=3, classname="wren").label
         3
@@ -77,7 +77,7 @@ class DatasetBase:
     Raises:
         ValueError: there are no images, the labels are not 0..C-1, or a label has two names.
 
-    Example:
+    Examples:
         >>> from unskew import DatasetBase, Datum
         >>> images = [Datum(f"{name}.jpg", label, 0, name) for label, name in enumerate(["cat", "dog"])]
         >>> DatasetBase(train_x=images, test=images).classnames

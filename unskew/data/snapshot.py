@@ -29,7 +29,7 @@ _current: ContextVar["Snapshot | None"] = ContextVar("snapshot", default=None)  
 class Snapshot:
     """The memory of `remember`, `file_states` and `kept`, which lives as long as the object.
 
-    Example:
+    Examples:
         >>> from unskew.data.snapshot import Snapshot, remember
         >>> with Snapshot().used():
         ...     first, second = remember("key", lambda: 1), remember("key", lambda: 2)

@@ -70,7 +70,7 @@ def adjust(zs: Array, ft: Array, log_q: Array, log_p: Array | None = None, log_t
     Raises:
         ValueError: Shapes that do not fit; priors that are not finite log probabilities; mixed kinds of arrays.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from unskew.debias import adjust
         >>> adjust(np.array([[2.0, 1.0]]), np.array([[0.0, 0.5]]), np.log([0.75, 0.25])).round(2)

@@ -87,7 +87,7 @@ class GLA(PredictingGLA):
         converged_: Whether the estimate of log q converged.
         assumes_uniform_: Whether log q was estimated without labels, under a uniform class frequency.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from unskew.debias import GLA
         >>> rng = np.random.default_rng(0)

@@ -34,7 +34,7 @@ def read_prior(path: str | Path, classes: Sequence[str] | int) -> Tensor:
         FileNotFoundError: No such file.
         ValueError: Another format, another number of classes, or a value that is not finite and positive.
 
-    Example:
+    Examples:
         >>> import json, pathlib, tempfile
         >>> from unskew.debias import read_prior
         >>> with tempfile.TemporaryDirectory() as folder:

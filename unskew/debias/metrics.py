@@ -33,7 +33,7 @@ def prior_groups(log_q: Array) -> dict[str, Array]:
     Raises:
         ValueError: log q is not ``[C]`` or holds NaN.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from unskew.debias import prior_groups
         >>> prior_groups(np.log([0.2, 0.7, 0.1]))
@@ -114,7 +114,7 @@ def classification_metrics(logits: Array, labels: Array | Sequence[int]) -> dict
         ValueError: Shapes that do not fit, no images, a label out of range, logits that are NaN or plus infinity,
             or mixed kinds of arrays.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from unskew.debias import classification_metrics
         >>> classification_metrics(np.array([[2.0, 0.0], [1.0, 0.0]]), [0, 1])["accuracy"]

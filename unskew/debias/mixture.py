@@ -36,7 +36,7 @@ def combine_members(logits: Array, weights: Array, combine: str = "logits") -> A
         ValueError: An unknown ``combine``; shapes that do not fit; logits that are not finite; weights that are
             negative or do not sum to 1; mixed kinds of arrays.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from unskew.debias import combine_members
         >>> combine_members(np.array([[[2.0, 0.0]], [[0.0, 1.0]]]), np.array([0.5, 0.5]))

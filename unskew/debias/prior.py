@@ -51,7 +51,7 @@ class PriorEstimate(Generic[Array]):
         log_evidence: Log Bayes factor of a bias against none, in nats (``map`` with labels only).
         no_bias: Posterior probability that the model has no class bias (``map`` only).
 
-    Example:
+    Examples:
         >>> import numpy as np, unskew
         >>> estimate = unskew.estimate_log_prior(np.eye(3)[[0, 1, 2, 0, 1, 2]], [0, 1, 2, 0, 1, 2])
         >>> estimate.converged, estimate.log_q.shape
@@ -131,7 +131,7 @@ def estimate_log_prior(
             "cv"; ``eigen`` where some classes are never confused with others; ``released`` where a step leaves the
             simplex.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from unskew.debias import estimate_log_prior
         >>> estimate_log_prior(np.log([[0.9, 0.1], [0.6, 0.4]]), [0, 1], strength=0).log_q.round(2)

@@ -138,7 +138,7 @@ class ShardedLogits(Source):
 class MappedLogits(ShardedLogits):
     """Logits ``[N, C]`` in one ``.npy`` file, as `numpy.save` writes it.
 
-    Example:
+    Examples:
         >>> import pathlib, tempfile
         >>> import numpy as np
         >>> from unskew.debias import MappedLogits
@@ -171,7 +171,7 @@ class FeatureLogits(Source):
         FileNotFoundError: A file is missing.
         ValueError: Damaged files, widths that differ, or numbers that are not finite.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from unskew.debias import FeatureLogits
         >>> FeatureLogits(np.eye(3, 2), np.eye(2), scale=10)[:2]
@@ -290,7 +290,7 @@ def open_source(
         FileNotFoundError: A file is missing, or no file matches a pattern.
         ValueError: A damaged file, another format, shapes that do not fit, or a file that is listed twice.
 
-    Example:
+    Examples:
         >>> import pathlib, tempfile
         >>> import numpy as np
         >>> from unskew.debias import open_source

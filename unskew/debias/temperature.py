@@ -67,7 +67,7 @@ def fit_temperature(
         ValueError: An unknown method; ``expected`` is not above 0; shapes or labels out of range; logits that are not
             finite; mixed kinds of arrays.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from unskew.debias import fit_temperature
         >>> round(fit_temperature(np.eye(2)[[0, 0, 0, 1]], [0, 0, 0, 0]), 3)  # 75% right: softmax(1/T) = 0.75

@@ -52,7 +52,7 @@ def transport_offset(logits: Array, log_target: Array | None = None) -> Array:
         ValueError: POT is not installed; invalid logits or target; mixed kinds of arrays; more than `MOST_CELLS`
             logits; the solver stopped early.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from unskew.debias import transport_offset
         >>> logits = np.array([[3.0, 0.0], [2.0, 0.0], [1.0, 0.0], [0.5, 0.0]])

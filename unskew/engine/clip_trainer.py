@@ -37,7 +37,7 @@ class CLIPTrainer(TrainerX):
     Attributes:
         loss: the training loss, a function of logits [B, C] and labels [B].
 
-    Example:
+    Examples:
         >>> import torch, unskew
         >>> class ClassBias(unskew.CLIPTrainer):
         ...     def build_model(self):

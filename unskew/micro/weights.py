@@ -82,7 +82,7 @@ def true_log_prior(backbone: str, dataset: str) -> "torch.Tensor":
     Raises:
         ValueError: the prior of this backbone or dataset is unknown.
 
-    Example:
+    Examples:
         >>> import unskew
         >>> log_q = unskew.true_log_prior("micro", "shapes")
         >>> log_q.shape, round(float(log_q.exp().sum()), 4)

@@ -109,7 +109,7 @@ def sweep(
     Raises:
         ValueError: an unknown name or key, before the first run; or runs failed, after the last one.
 
-    Example:
+    Examples:
         >>> import tempfile, unskew
         >>> runs = unskew.sweep("digits", ["ZeroshotCLIP"], shots=[1], seeds=[1, 2], output=tempfile.mkdtemp())
         >>> [(run.seed, run.is_finished) for run in runs]

@@ -110,7 +110,7 @@ def load_trainer(folder: str | Path, precision: str = "") -> "SimpleTrainer":
         ValueError: a file is damaged, the weights of a backbone have changed since the training, or the trainer is
             of a plugin that is not imported.
 
-    Example:
+    Examples:
         >>> import tempfile, unskew
         >>> from unskew.runs.model import load_trainer
         >>> run = unskew.train("digits", "ZeroshotCLIP", shots=1, seed=1, output=tempfile.mkdtemp())

@@ -38,7 +38,7 @@ class Predicting:
             FileNotFoundError: the folder holds no finished run, or weights are missing.
             ValueError: an image cannot be read, the weights have changed, or an older version wrote the folder.
 
-        Example:
+        Examples:
             >>> import tempfile, unskew
             >>> from PIL import Image
             >>> run = unskew.train("digits", "ZeroshotCLIP", shots=1, seed=1, output=tempfile.mkdtemp())

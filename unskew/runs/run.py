@@ -57,7 +57,7 @@ class Run(Predicting):
         config_file: one more YAML, merged after the trainer's own.
         plugins: files or modules that bring datasets and trainers, see `plugins.load`.
 
-    Example:
+    Examples:
         >>> import tempfile, unskew
         >>> run = unskew.Run("digits", "ZeroshotCLIP", shots=1, seed=1, output=tempfile.mkdtemp())
         >>> run.is_finished, run.config.DATASET.NUM_SHOTS, run.path.name
@@ -159,7 +159,7 @@ def load_run(folder: str | Path) -> Run:
         FileNotFoundError: the folder holds no finished run.
         ValueError: its ``config.yaml`` is damaged.
 
-    Example:
+    Examples:
         >>> import tempfile, unskew
         >>> trained = unskew.train("digits", "ZeroshotCLIP", shots=1, seed=1, output=tempfile.mkdtemp())
         >>> run = unskew.load_run(trained.path)
@@ -213,7 +213,7 @@ def train(
     Raises:
         ValueError: an unknown name or key, or the folder holds a finished run with another config.
 
-    Example:
+    Examples:
         >>> import tempfile, unskew
         >>> run = unskew.train("digits", "CoOp", shots=1, output=tempfile.mkdtemp(), opts={"OPTIM.MAX_EPOCH": 1})
         >>> run.metrics["accuracy"] > 50

@@ -23,7 +23,7 @@ def row_blocks(rows: int, columns: int, most: int | None = None) -> list[slice]:
         columns: the numbers in each row.
         most: numbers per block; `MOST_NUMBERS` if omitted.
 
-    Example:
+    Examples:
         >>> from unskew.utils.blocks import row_blocks
         >>> row_blocks(10, 2**19)
         [slice(0, 3, None), slice(3, 6, None), slice(6, 10, None)]

@@ -84,7 +84,7 @@ def parse(text: str) -> dict[str, str]:
     Raises:
         ValueError: a part has no name or no value, or a name is given twice.
 
-    Example:
+    Examples:
         >>> from unskew.runs.launchers._slurm_options import parse
         >>> parse("partition=gpu,long,time=2:00:00,gpus-per-node=1")
         {'partition': 'gpu,long', 'time': '2:00:00', 'gpus_per_node': '1'}

@@ -30,7 +30,7 @@ def choose(left: Sequence[Bundle], workers: Sequence[int], current: int | None =
     Returns:
         The number of a bundle; ``None`` if no job is left.
 
-    Example:
+    Examples:
         >>> from unskew.runs.launchers import choose
         >>> choose([[], [4], [5, 6]], [0, 0, 1], current=0), choose([[], [], [5, 6]], [0, 0, 1], current=0)
         (1, 2)
@@ -44,7 +44,7 @@ def choose(left: Sequence[Bundle], workers: Sequence[int], current: int | None =
 def split(parts: Sequence[Bundle], count: int) -> list[Bundle]:
     """Halve the longest bundles until there are ``count``, or until each bundle is a single job.
 
-    Example:
+    Examples:
         >>> from unskew.runs.launchers import split
         >>> split([[0, 1, 2, 3], [4]], 3)
         [[0, 1], [2, 3], [4]]

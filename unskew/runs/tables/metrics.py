@@ -116,7 +116,7 @@ def results(folder: str | Path = "output") -> "pd.DataFrame":
     Raises:
         FileNotFoundError: the folder does not exist.
 
-    Example:
+    Examples:
         >>> import tempfile, unskew
         >>> output = tempfile.mkdtemp()
         >>> run = unskew.train("digits", "ZeroshotCLIP", shots=1, seed=1, output=output)

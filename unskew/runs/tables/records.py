@@ -82,7 +82,7 @@ def summarize(
         FileNotFoundError: the folder does not exist.
         ValueError: no run has a metric, or the comparison is impossible.
 
-    Example:
+    Examples:
         >>> import tempfile, unskew
         >>> output = tempfile.mkdtemp()
         >>> run = unskew.train("digits", "ZeroshotCLIP", shots=1, seed=1, output=output)
