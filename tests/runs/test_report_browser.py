@@ -1,9 +1,8 @@
 """The page in a real browser: it opens from disk without errors or requests, sorts its tables, and fits the screen."""
 
-import os
-import shutil
 from types import SimpleNamespace
 
+import browsers
 import pytest
 from report_folders import make_run, make_sweep, write_history
 
@@ -31,26 +30,8 @@ CONTRAST = """([selector, property]) => {
 
 @pytest.fixture(scope="module")
 def chromium():
-    """A running Chromium. Without one the test is skipped, but it fails in CI and under ``scripts/test.sh --all``."""
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        _missing("the Python package playwright")
-    system = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-    with sync_playwright() as playwright:
-        found = system or playwright.chromium.executable_path
-        if not os.path.exists(found):
-            _missing("Chromium")
-        browser = playwright.chromium.launch(executable_path=found, args=sandbox)
+    with browsers.chromium() as browser:
         yield browser
-        browser.close()
-
-
-def _missing(name):
-    if os.environ.get("CI") == "true" or os.environ.get("UNSKEW_TEST_ALL"):
-        pytest.fail(f"{name} is missing: install it")
-    pytest.skip(f"{name} is missing")
 
 
 @pytest.fixture(scope="module")
