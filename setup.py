@@ -66,6 +66,7 @@ setup(
     ],
     extras_require={
         "emoji": ["resvg-py"],
+        "docs": ["latex2mathml", "mkdocs-material>=9.6", "mkdocstrings[python]", "ruff"],
         "export": ["onnx", "onnxruntime", "onnxscript"],
         "import": ["datasets>=4.0", "pyarrow"],  # older versions of datasets run the code of a dataset
         "ray": ["ray"],
@@ -75,6 +76,9 @@ setup(
             "POT",
             "build",
             "datasets>=4.0",
+            "latex2mathml",
+            "mkdocs-material>=9.6",
+            "mkdocstrings[python]",
             "mypy",
             "onnx",
             "onnxruntime",

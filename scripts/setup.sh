@@ -7,8 +7,10 @@ complete() { # PYTHON EXTRA: succeed if PYTHON has the package and everything th
     (cd / && "$1" - "$2" 2>/dev/null) <<'PY'
 import re
 import sys
-from importlib.metadata import requires, version
+from importlib.metadata import metadata, requires, version
 
+if sys.argv[1] and sys.argv[1] not in (metadata("unskew").get_all("Provides-Extra") or []):
+    sys.exit(1)  # installed before there was this extra
 for requirement in requires("unskew"):
     extra = re.search(r"extra == ['\"](\w+)", requirement)
     if not extra or extra[1] == sys.argv[1]:

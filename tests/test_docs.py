@@ -175,7 +175,7 @@ def test_the_python_code_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     assert str(names["run"].metrics["p_few"])[:5] in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["GLA", "ADJUST", "REPORT", "SCALE"])
+@pytest.mark.parametrize("name", ["GLA", "ADJUST", "FAST_TEXT", "REPORT", "SCALE"])
 def test_the_python_code_of_the_docs_runs(name, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(python_blocks(ROOT / "docs" / f"{name}.md"), {})
