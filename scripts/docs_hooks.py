@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
-OUTSIDE = {"README.md": "index.md", "CONTRIBUTING.md": "CONTRIBUTING.md"}  # pages of the repository's root
+OUTSIDE = {path.name: path.name for path in ROOT.glob("*.md")} | {"README.md": "index.md"}  # pages of the root
 GROUPS = {  # the sections of the page of `unskew`, by the packages that define its names
     "debias": "Debias logits",
     "runs": "Train, sweep and read runs",
