@@ -22,6 +22,18 @@ FRACTIONS = """(all) => all.map((fraction) => [...fraction.children].map((part) 
   .map(([above, below]) => [above.height > 0, above.bottom <= below.top + 1])"""
 
 
+def build(*words):
+    """Run the command of scripts/docs.sh with more arguments."""
+    if importlib.util.find_spec("mkdocs") is None:
+        browsers.missing("the Python package mkdocs-material")
+    command = re.search(r'"\$PYTHON" (-m mkdocs .*) "\$@"', (ROOT / "scripts" / "docs.sh").read_text(encoding="utf-8"))[
+        1
+    ]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, *command.split(), *words]
+    return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
 @pytest.fixture(scope="module")
 def chromium():
     with browsers.chromium() as browser:
@@ -30,13 +42,9 @@ def chromium():
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The folder of the site, built as scripts/docs.sh builds it."""
-    if importlib.util.find_spec("mkdocs") is None:
-        browsers.missing("the Python package mkdocs-material")
+    """The folder of the site."""
     folder = tmp_path_factory.mktemp("docs") / "site"
-    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = build("--site-dir", str(folder))
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -73,6 +81,16 @@ def page(chromium):
     page.on("request", lambda request: page.urls.append(request.url))
     yield page
     page.close()
+
+
+@pytest.mark.parametrize("target", ["#no-such-section", "no-such-page.md"])
+def test_a_broken_link_is_an_error(target, tmp_path):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text(f"# Start\n\n[broken]({target})\n", encoding="utf-8")
+    settings = f"INHERIT: {ROOT / 'mkdocs.yml'}\ndocs_dir: docs\nhooks: []\nnav: [index.md]\n"
+    (tmp_path / "mkdocs.yml").write_text(settings, encoding="utf-8")
+    done = build("--config-file", str(tmp_path / "mkdocs.yml"))
+    assert done.returncode != 0 and target in done.stderr
 
 
 def test_a_reader_gets_from_the_start_to_an_explanation_and_its_formulas(page, address):
