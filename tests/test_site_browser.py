@@ -75,6 +75,7 @@ def address(request, site):
 def page(chromium):
     """A page of the browser; ``page.errors`` has the lines of its console, ``page.urls`` its requests."""
     page = chromium.new_page(viewport={"width": 1440, "height": 900})
+    page.set_default_timeout(120_000)  # on a busy computer
     page.errors, page.urls = [], []
     page.on("console", lambda message: page.errors.append(message.text))
     page.on("pageerror", lambda error: page.errors.append(str(error)))
