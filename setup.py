@@ -17,7 +17,8 @@ setup(
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     author="The unskew authors",
-    license="MIT",
+    license_expression="MIT AND CC-BY-4.0 AND CC-BY-SA-4.0 AND Unicode-3.0",  # the pictures of emoji have their own
+    license_files=["LICENSE", "unskew/micro/pictures/NOTICE"],
     keywords=[
         *("backdoor adjustment", "calibration", "CLIP", "debiasing", "few-shot learning", "foundation models"),
         *("label bias", "logit adjustment", "long-tailed recognition", "prompt learning", "vision-language models"),
@@ -90,7 +91,7 @@ setup(
             "ray",
             "resvg-py",
             "ruff",
-            "setuptools>=70.1",
+            "setuptools>=77",
             "submitit",
             "torchmetrics",
             "transformers",

@@ -21,6 +21,12 @@ FOLDERS = (
 )
 
 
+def metadata(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        return archive.read(name).decode()
+
+
 def files_below(folder):
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
@@ -84,14 +90,26 @@ def test_the_version_is_the_same_everywhere():
             assert f"{{{fact}}}" in page
 
 
+def test_the_wheel_names_the_licences_of_its_pictures(wheel):
+    expression = re.search(r"^License-Expression: (.*)$", metadata(wheel), re.MULTILINE)[1].split(" AND ")
+    notice = (ROOT / "unskew" / "micro" / "pictures" / "NOTICE").read_text(encoding="utf-8")
+    words = {
+        "MIT": "MIT licence",
+        "CC-BY-4.0": "Creative Commons Attribution 4.0",
+        "CC-BY-SA-4.0": "Creative Commons Attribution-ShareAlike 4.0",
+        "Unicode-3.0": "Unicode License V3",
+    }
+    assert set(expression) == set(words) and all(text in notice for text in words.values())
+    files = re.findall(r"^License-File: (.*)$", metadata(wheel), re.MULTILINE)
+    assert files == ["LICENSE", "unskew/micro/pictures/NOTICE"]
+
+
 def test_the_workflow_runs_the_checks_with_all_versions_of_python(wheel):
     job = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))["jobs"]["test"]
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-        metadata = archive.read(name).decode()
-    versions = re.findall(r"^Classifier: Programming Language :: Python :: (3\.\d+)$", metadata, re.MULTILINE)
+    text = metadata(wheel)
+    versions = re.findall(r"^Classifier: Programming Language :: Python :: (3\.\d+)$", text, re.MULTILINE)
     assert job["strategy"]["matrix"]["python"] == versions
-    assert f"Requires-Python: >={versions[0]}\n" in metadata
+    assert f"Requires-Python: >={versions[0]}\n" in text
     assert job["steps"][-1]["run"] == "bash .ci/run"
 
 
