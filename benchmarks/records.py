@@ -28,7 +28,7 @@ from unskew.utils.files import write_atomically
 from unskew.utils.seeds import set_random_seed
 
 BASES = ("ResidualPrompt", "TaskRes", "CLIPAdapter", "LinearProbe")
-BACKBONES = ("micro", "micro-vit", "micro-emoji")
+BACKBONES = ("micro", "micro-vit", "micro-emoji", "micro-emoji-vit")
 BALANCED = tuple(name for name in worlds.WORLDS if not name.endswith("_lt"))
 SHOTS = (1, 2, 4, 8, 16)
 

@@ -69,7 +69,7 @@ WORLDS = {
     "renamed_patterns": World("renamed", "patterns", rename=_rename),
     "renamed_digits": World("renamed", "digits", rename=_rename),
     "unseen_shapes_lt": World("unseen", "shapes_lt", lambda: draw_unseen("shapes_lt")),
-    "emoji": World("emoji", "emoji", backbones=("micro-emoji",)),
+    "emoji": World("emoji", "emoji", backbones=("micro-emoji", "micro-emoji-vit")),
     "unseen_digits_lt": World("unseen", "digits_lt", lambda: draw_unseen("digits_lt")),
 }
 

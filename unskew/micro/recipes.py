@@ -44,9 +44,9 @@ def _mostly_two_factors(pair: tuple[str, str], third: str) -> dict[tuple[str, ..
     return {pair: 0.5, pair[:1]: 0.15, pair[1:]: 0.15, (third,): 0.2}
 
 
-def _of_emoji(steps: int, *teams: str) -> Recipe:
+def _of_emoji(steps: int, *teams: str, images: int = 256, lr: float = 2e-3) -> Recipe:
     captions: dict[tuple[str, ...], float] = {("subgroup",): 0.75, ("name",): 0.15, ("keyword",): 0.1}
-    return Recipe(captions, steps, banks=2, images=256, digits=0, teams=teams)
+    return Recipe(captions, steps, banks=2, images=images, digits=0, lr=lr, teams=teams)
 
 
 _ALL_FACTORS = {
@@ -69,6 +69,7 @@ RECIPES = {
     "micro-emoji-a": _of_emoji(4500, "noto"),
     "micro-emoji-b": _of_emoji(4500, "blobmoji"),
     "micro-emoji-c": _of_emoji(4500, "fluent"),
+    "micro-emoji-vit": _of_emoji(5000, *emoji.PRETRAINING_TEAMS, images=128, lr=1e-3),
 }
 
 

@@ -22,7 +22,7 @@ MODELS = Path(__file__).resolve().parent / "models"
 # A model's seed fixes its initial weights, its images and the order of its label frequencies. Those of the models of
 # emoji were chosen so that the downstream classes have an imbalance of 60 or more, independent of their sizes.
 DRAWN = {"micro": 1, "micro-a": 2, "micro-b": 3, "micro-c": 4, "micro-vit": 5}
-EMOJI = {"micro-emoji": 18, "micro-emoji-a": 13, "micro-emoji-b": 11, "micro-emoji-c": 9}
+EMOJI = {"micro-emoji": 18, "micro-emoji-a": 13, "micro-emoji-b": 11, "micro-emoji-c": 9, "micro-emoji-vit": 8}
 SEEDS = {**DRAWN, **EMOJI}
 NAMES = tuple(SEEDS)
 
