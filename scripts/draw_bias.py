@@ -37,8 +37,14 @@ def draw(output: str, path: Path = PAGE) -> None:
         axis.plot(log_q, slope * log_q + start, color=colour, linewidth=1)
     for x, y0, y1, name in zip(log_q, before, after, downstream.classnames("emoji"), strict=True):
         axis.annotate("", (x, y1), (x, y0), arrowprops={"arrowstyle": "-", "color": "lightgrey"})
-        axis.annotate(name, (x, max(y0, y1)), (0, 6), textcoords="offset points", fontsize=7, rotation=30)
-    axis.set(xlabel="log prior of the class in the pre-training data", ylabel="accuracy (%)", ylim=(-4, 118))
+        below = y1 < y0 + 1  # a class that did not gain has its name below the lower point
+        place = {
+            "xytext": (0, -13 if below else 6),
+            "ha": "center" if below else "left",
+            "rotation": 0 if below else 30,
+        }
+        axis.annotate(name, (x, min(y0, y1) if below else y1), textcoords="offset points", fontsize=7, **place)
+    axis.set(xlabel="log prior of the class in the pre-training data", ylabel="accuracy (%)", ylim=(-14, 118))
     axis.legend(frameon=False, loc="upper left")
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=100)

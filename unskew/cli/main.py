@@ -182,7 +182,7 @@ def _strength(text: str | None) -> float | str | None:
 
 
 def _add_micro(commands: data.Commands) -> None:
-    micro = commands.add_parser("micro", help="the embedded world").add_subparsers(required=True, metavar="COMMAND")
+    micro = commands.add_parser("micro", help="the embedded worlds").add_subparsers(required=True, metavar="COMMAND")
     p = micro.add_parser("pretrain", help="train one of the shipped models from scratch")
     p.add_argument("name", help="micro, micro-a, micro-b, micro-c, micro-vit, or micro-emoji with -a, -b, -c or -vit")
     p.add_argument("--steps", type=int, help="training steps (default: as the shipped model)")

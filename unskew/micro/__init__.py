@@ -1,4 +1,4 @@
-"""The embedded world: images, captions and models with a known label prior of the pre-training data."""
+"""The embedded worlds: images, captions and models with a known label prior of the pre-training data."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The base class of the embedded world's datasets, whose images are rendered at first use."""
+"""The base class of the embedded datasets, whose images are rendered at first use."""
 
 from yacs.config import CfgNode
 
@@ -10,7 +10,7 @@ from unskew.utils.files import expand
 
 
 class EmbeddedDataset(DatasetBase):
-    """A dataset of the embedded world.
+    """A dataset of an embedded world.
 
     Attributes:
         dataset_dir: the dataset's name in `downstream.DATASETS`, and its folder.

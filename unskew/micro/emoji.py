@@ -172,12 +172,19 @@ def sheet(team: str, folder: Path = FOLDER) -> np.ndarray:
 
     Raises:
         FileNotFoundError: there is no such file; the pictures for pre-training do not ship.
+        ValueError: the file is damaged, has another size, or has no picture.
     """
-    path = folder / f"{team}.png"
+    path, remedy = folder / f"{team}.png", "make it from npm packages: python scripts/build_emoji.py"
     if not path.is_file():
-        raise FileNotFoundError(f"no pictures at {path}; make them from npm packages: python scripts/build_emoji.py")
-    with Image.open(path) as image:
-        pixels = np.asarray(image.convert("RGBA"))
+        raise FileNotFoundError(f"there is no file '{path}' with pictures; {remedy}")
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGBA"))
+    except (OSError, SyntaxError, ValueError) as error:  # those that Pillow raises for damaged files
+        raise ValueError(f"'{path}' cannot be read ({error}); {remedy}") from None
+    shape = (-(-len(concepts()) // COLUMNS) * TILE, COLUMNS * TILE, 4)
+    if pixels.shape != shape or not pixels[..., 3].any():
+        raise ValueError(f"'{path}' must have {shape[1]}x{shape[0]} pixels and pictures in them; {remedy}")
     tiles = pixels.reshape(-1, TILE, COLUMNS, TILE, 4).swapaxes(1, 2).reshape(-1, TILE, TILE, 4)
     return tiles[: len(concepts())]
 

@@ -174,5 +174,5 @@ def _name(concept: emoji.Concept) -> str:
 
 
 def _templates(kind: str) -> tuple[str, ...]:
-    """The banks of names and keywords have about a thousand captions, so that only short ones are affordable."""
+    """Return the templates of a bank: short ones for names and keywords, whose banks have a thousand captions."""
     return {"subgroup": emoji.TEMPLATES, "name": emoji.TEMPLATES[:6], "keyword": emoji.KEYWORD_TEMPLATES}[kind]

@@ -1,4 +1,4 @@
-"""The shipped models of the embedded world: configs, weights, tokenizer and true priors.
+"""The shipped models of the embedded worlds: configs, weights, tokenizer and true priors.
 
 Each model is an open_clip model. ``models/`` holds a config and a safetensors file per model, and a reduced BPE
 vocabulary per world. ``open_clip.add_model_config(MODELS)`` and ``open_clip.create_model(name,

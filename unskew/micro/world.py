@@ -1,4 +1,4 @@
-"""The embedded world: factors and their frequencies, phrases, and images of coloured shapes and real digits.
+"""The drawn world: factors and their frequencies, phrases, and images of coloured shapes and real digits.
 
 All functions are vectorised over images. The passed generator is the only source of randomness, so that a seed fixes
 every bit. An image has four independent factors; a caption names some of them. Factor values are indices into

@@ -305,7 +305,7 @@ def finished_metrics(run: Run) -> dict | None:
 def number_of_threads(cfg: CfgNode) -> int | None:
     """Return the number of CPU threads of a run; ``None``: that of the caller.
 
-    Runs on the embedded world use one thread unless ``UNSKEW_THREADS`` is set, so that they have the same bits on any
+    Runs on the embedded worlds use one thread unless ``UNSKEW_THREADS`` is set, so that they have the same bits on any
     number of cores. On such small models several threads are not faster.
 
     Raises:
