@@ -48,7 +48,7 @@ setup() {
     PYTHON=$ROOT/.venv/bin/python
     stamp=$ROOT/.venv/installed-${extra:-run}
     if cmp -s "$ROOT/setup.py" "$stamp" && complete "$PYTHON" "$extra"; then return; fi
-    echo "setup: installing into $ROOT/.venv (a few minutes, once)" >&2
+    echo "setup: installing into $ROOT/.venv (1.5 to 6 GB; a few minutes or more, once)" >&2
     [ -x "$PYTHON" ] || "$python" -m venv "$ROOT/.venv" || exit 1
     index=$(torch_index "$PYTHON")
     if [ -n "$index" ]; then
