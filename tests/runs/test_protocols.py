@@ -131,7 +131,7 @@ def test_keys_of_the_source_do_not_hold_for_a_target(data_root, tmp_path):
 
 
 def test_all_are_the_few_shot_datasets_that_are_ready(tmp_path):
-    assert catalogue.few_shot_names(tmp_path) == ["digits", "patterns", "shapes"]
+    assert catalogue.few_shot_names(tmp_path) == ["digits", "emoji", "patterns", "shapes"]
     dataset = catalogue.dataset_class("dtd")
     for source in dataset.sources:
         for target in source.targets:
