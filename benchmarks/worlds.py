@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pictures import Pictures, draw_corrupted, draw_unseen, fog, noise, pixelate
+from second_renderer import Pictures, draw_corrupted, draw_unseen, fog, noise, pixelate
 from torch import Tensor
 from yacs.config import CfgNode
 

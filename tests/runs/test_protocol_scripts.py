@@ -15,7 +15,7 @@ from unskew.runs import tables
 ROOT = Path(__file__).parents[2]
 SHORT = "OPTIM.MAX_EPOCH 1 INPUT.VIEWS 1 DATALOADER.NUM_WORKERS 0"
 
-# The words of each script, its environment, and the columns of its last table. `all` are digits, emoji, patterns, shapes.
+# The words of each script, its environment, and the columns of its last table. `all` are the embedded datasets.
 SCRIPTS = {
     "run_fewshot": ("all 1,2 ZeroshotCLIP CLIPAdapter", {}, ["1 shot", "2 shots"]),
     "base_to_new": ("shapes 1", {}, ["base", "new", "H"]),

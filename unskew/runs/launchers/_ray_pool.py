@@ -150,7 +150,9 @@ class Pool:
             advice = f"install unskew {code_digest().split()[0]} there, or add --ship"
             raise ValueError(f"a worker cannot load this unskew ({reason}): {advice}") from None
         if self.failed_starts >= TRIES:
-            raise ValueError(f"workers of Ray do not start: {reason}") from None
+            token = os.environ.get("RAY_AUTH_MODE") == "token" and "never ran" in reason
+            advice = " (if the cluster was started without a token, set RAY_AUTH_MODE=disabled)" if token else ""
+            raise ValueError(f"workers of Ray do not start: {reason}{advice}") from None
 
     def _dismiss(self) -> None:
         """Stop all workers."""
