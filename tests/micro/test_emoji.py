@@ -247,6 +247,18 @@ def test_damaged_sheets_are_one_line_with_the_path(sheets, tmp_path):
     emoji.sheet.cache_clear()
 
 
+def test_missing_pictures_and_a_damaged_list_are_errors(monkeypatch, tmp_path):
+    holes = emoji.sheet("twemoji").copy()
+    holes[[c.part == "test" for c in emoji.concepts()]] = 0
+    monkeypatch.setattr(emoji, "sheet", lambda team: holes)
+    with pytest.raises(ValueError, match=r"twemoji\.png"):
+        downstream.splits("emoji")
+    monkeypatch.setattr(emoji, "CONCEPTS", tmp_path / "concepts.json")
+    (tmp_path / "concepts.json").write_text('[{"name": "tomato"}]')
+    with pytest.raises(ValueError, match=r"concepts\.json"):
+        emoji.concepts.__wrapped__()
+
+
 def test_missing_sheets_say_how_to_make_them(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"build_emoji\.py"):
         pretrain.pretrain("micro-emoji", steps=2, sheets=tmp_path)

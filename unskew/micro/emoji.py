@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from unskew.micro._drawing import Style, bilinear, expose, frame, hsv, tinted, uniform
+from unskew.micro.world import TEMPLATES as TEMPLATES
 from unskew.utils.files import read_json
 
 FOLDER = Path(__file__).resolve().parent / "pictures"
@@ -113,21 +114,6 @@ SUBGROUPS = {
     "geometric": "geometric shape",
 }
 
-# The first template is the zero-shot prompt. Some are long to train late positions of the text tower, because learned
-# contexts put the class name there.
-TEMPLATES = (
-    "a photo of a {}.",
-    "{}",
-    "a {}.",
-    "this is a {}.",
-    "a picture of one {}.",
-    "a small drawing of the {}.",
-    "a blurry photo of a {} in bad light.",
-    "there is a {} here.",
-    "an old and noisy image that shows a {} somewhere near the middle.",
-    "in this tiny photo, which was taken from far away on some other day, you can see a {}.",
-    "look at this: it is not easy to see, but the thing in the middle of this picture must be a {}.",
-)
 # Keywords have templates of their own: the keyword "heart" belongs to more pictures than the subgroup "heart" does.
 KEYWORD_TEMPLATES = ("about: {}", "a picture about {}.", "it has to do with {}.", "the keyword is {}.")
 
@@ -158,8 +144,15 @@ class Concept:
 
 @cache
 def concepts() -> tuple[Concept, ...]:
-    """Return all concepts, in the order of their tiles on every sheet."""
-    return tuple(Concept(**{**row, "keywords": tuple(row["keywords"])}) for row in read_json(CONCEPTS))
+    """Return all concepts, in the order of their tiles on every sheet.
+
+    Raises:
+        ValueError: the list of concepts is damaged.
+    """
+    try:
+        return tuple(Concept(**{**row, "keywords": tuple(row["keywords"])}) for row in read_json(CONCEPTS))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"'{CONCEPTS}' is damaged ({error}); reinstall unskew") from None
 
 
 @cache

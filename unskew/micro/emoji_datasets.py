@@ -42,7 +42,11 @@ def prompt(dataset: str) -> str:
 
 
 def splits(dataset: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Take the photos of a dataset, see `unskew.micro.downstream.splits`."""
+    """Take the photos of a dataset, see `unskew.micro.downstream.splits`.
+
+    Raises:
+        ValueError: the sheet of the team lacks pictures.
+    """
     rng = np.random.default_rng([2023, list(DATASETS).index(dataset)])
     team, counts = DATASETS[dataset]
     pictures, classes = emoji.sheet(team), subgroups()
@@ -53,10 +57,10 @@ def splits(dataset: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         if dataset == "emoji_lt" and split == "train":
             each = rng.permutation(longtail_counts(count, len(classes), count / FEWEST))
         rows = [np.resize(_members(subgroup, part), n) for subgroup, n in zip(classes, each, strict=True)]
-        result[split] = (
-            emoji.render(pictures[np.concatenate(rows)], rng, STYLE),
-            np.repeat(np.arange(len(classes)), each),
-        )
+        shown = pictures[np.concatenate(rows)]
+        if not emoji.drawn(shown).all():
+            raise ValueError(f"pictures are missing in '{emoji.FOLDER / team}.png'; reinstall unskew")
+        result[split] = emoji.render(shown, rng, STYLE), np.repeat(np.arange(len(classes)), each)
     return result
 
 
