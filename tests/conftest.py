@@ -1,9 +1,13 @@
 import logging
+import os
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# Ray keeps a token for the life of a process, so that clusters with and without one cannot follow each other in it.
+os.environ["RAY_AUTH_MODE"] = "disabled"
 
 
 @pytest.fixture(scope="session")

@@ -87,17 +87,16 @@ def journal(monkeypatch):
         shutil.rmtree(folder)
 
 
-def _head(monkeypatch):
+def _head():
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # even if a `ray start` left a token in the home folder
     return Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
 
 
 @contextlib.contextmanager
 def shared_nodes(monkeypatch, count=2):
     """Start a head without CPUs and ``count`` nodes with one CPU; yield a function that kills a node by its ID."""
-    cluster = _head(monkeypatch)
+    cluster = _head()
     try:
         nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=1) for _ in range(count))}
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
@@ -118,7 +117,7 @@ _UNSHARE = ["unshare", "--map-root-user", "--mount", "--pid", "--fork", "--mount
 @contextlib.contextmanager
 def own_nodes(monkeypatch, hidden, count=2):
     """Start nodes that have an empty disk of their own at the folder ``hidden``; yield as `shared_nodes` does."""
-    cluster = _head(monkeypatch)
+    cluster = _head()
     processes = {}
     script = 'mount -t tmpfs none "$0" && cd / && exec "$@"'
     ray = str(Path(sys.executable).with_name("ray"))

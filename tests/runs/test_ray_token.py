@@ -1,4 +1,4 @@
-"""A cluster that `ray start` protects with a token."""
+"""The token by which Ray knows its processes."""
 
 import contextlib
 import os
@@ -66,5 +66,14 @@ def test_a_sweep_sends_the_token_of_the_cluster_or_asks_for_it(tmp_path):
     with head(home) as address:
         refused, done = sweep(stranger), sweep(home)
     assert refused.returncode == 2 and "copy the head node's ~/.ray/auth_token" in refused.stderr.splitlines()[-1]
+    assert done.returncode == 0, done.stderr
+    assert "ZeroshotCLIP" in done.stdout
+
+
+def test_a_ray_of_our_own_needs_no_home_folder(tmp_path):
+    words = ["sweep", "-d", "digits", "-t", "ZeroshotCLIP", "--seeds", "1-2", "--jobs", "2"]
+    command = [sys.executable, "-m", "unskew", *words, "--output", str(tmp_path / "out")]
+    variables = environment("/proc/no-home", UNSKEW_CACHE=str(tmp_path / "cache"))
+    done = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "ZeroshotCLIP" in done.stdout

@@ -5,8 +5,10 @@ import logging
 import math
 import os
 import re
+import secrets
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +38,7 @@ def build(options: Any, output: str | Path) -> "OnRay":
     # Ray reads these when it is imported or started.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    _use_token()
+    _set_token(options.launcher == "local")
     try:
         import ray  # noqa: F401
     except ImportError as error:
@@ -198,10 +200,17 @@ def _reason(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def _use_token() -> None:
-    """Let Ray send the token of a cluster; since 2.60 `ray start` makes one, which a driver sends only if told to."""
+def _set_token(own: bool) -> None:
+    """Let Ray send the token of a cluster; since 2.60 `ray start` makes one, which a driver sends only if told to.
+
+    Args:
+        own: whether Ray starts on this computer, for this process alone. It then needs no token in the home folder,
+            which may be read-only.
+    """
     if any(map(os.environ.get, ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))) or _TOKEN.expanduser().exists():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+    elif own and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:  # Ray reads them when it is imported
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 # --- resources ----------------------------------------------------------------------------------------
