@@ -193,13 +193,13 @@ def main() -> None:
     keys = ("accuracy", "reference_accuracy")
     cells = [
         (
-            row["trainer"],
+            f"{row['trainer']} on {arguments.dataset}",
             *(row[key] for key in ("seconds", "reference_seconds", "ratio")),
             *map(spread, (row[key] for key in keys)),
         )
         for row in rows
     ]
-    header = ("", "seconds", "reference", "ratio", "accuracy (%)", "reference (%)")
+    header = ("", "seconds", "reference", "times faster", "accuracy (%)", "reference (%)")
     print(tabulate(cells, header, "github", floatfmt=".1f"))
     print(f"\nan epoch, and the break-even\n\n{break_even_table(rows)}")
     if arguments.json:

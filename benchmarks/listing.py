@@ -76,14 +76,16 @@ def measure(root: Path, files: int, classes: int) -> list[dict]:
     opts = ("DATASET.ROOT", str(root), "DATASET.NUM_SHOTS", SHOTS)
     cfg = config.load("imagenet", "micro", "ZeroshotCLIP", opts)
     openai_templates()  # import open_clip before the measurement
-    times = {"listed, and the list kept": seconds(lambda: list_images(folder), lambda: kept.unlink(missing_ok=True))}
+    times = {
+        "list the files and save the list": seconds(lambda: list_images(folder), lambda: kept.unlink(missing_ok=True))
+    }
     if not kept.is_file():
         raise SystemExit(f"unskew does not keep lists of {files} files: pass a larger --files")
-    times["the list from its file"] = seconds(lambda: list_images(folder))
+    times["read the saved list"] = seconds(lambda: list_images(folder))
     build_dataset(cfg)  # lists the test images
-    times[f"the {SHOTS}-shot dataset, lists from their files"] = seconds(lambda: build_dataset(cfg))
-    times["os.listdir and a Datum for each"] = seconds(lambda: as_published(folder, look_up=False))
-    times["the same, each image looked up"] = seconds(lambda: as_published(folder, look_up=True))
+    times[f"build the {SHOTS}-shot dataset from saved lists"] = seconds(lambda: build_dataset(cfg))
+    times["`os.listdir` and one object per file"] = seconds(lambda: as_published(folder, look_up=False))
+    times["the same, with a check that each image exists"] = seconds(lambda: as_published(folder, look_up=True))
     return [
         {"name": name, "files": files, "classes": classes, "seconds": statistics.median(values), "all": values}
         for name, values in times.items()

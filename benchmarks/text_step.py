@@ -36,7 +36,7 @@ COLUMNS = {
     "precision": "precision",
     "seconds": "seconds",
     "reference_seconds": "reference",
-    "ratio": "ratio",
+    "ratio": "times faster",
     "peak_mib": "MiB",
     "reference_peak_mib": "reference MiB",
     "gradient_difference": "gradients differ",

@@ -129,7 +129,9 @@ def difference_table(found: Sequence[dict], arguments: argparse.Namespace) -> st
         for name, group in {**groups, "all": rows}.items():
             parts = [[row for row in group if row["shots"] == shots] for shots in arguments.shots]
             lines.append([name, views or "new ones", *(signed(*pooled(part)) for part in [*parts, group])])
-    return tabulate(lines, ["", "views", *(f"{shots} shots" for shots in arguments.shots), "all"], "github")
+    return tabulate(
+        lines, ["", "views", *(f"{shots} shot{'s' * (shots > 1)}" for shots in arguments.shots), "all"], "github"
+    )
 
 
 def main() -> None:

@@ -3,9 +3,9 @@
     bash scripts/reproduce_docs.sh --list            # names, pages and commands
     bash scripts/reproduce_docs.sh --only adjust     # one entry
     bash scripts/reproduce_docs.sh --work output/docs   # all entries, in a folder from which they can be resumed
+    bash scripts/reproduce_docs.sh --speed           # the times, on a machine without other work
 
-The marks of a table are `<!-- NAME:begin -->` and `<!-- NAME:end -->`. Times are not rewritten: they depend on the
-machine and on its load.
+The marks of a table are `<!-- NAME:begin -->` and `<!-- NAME:end -->`.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -52,6 +52,15 @@ def cells(output: str) -> list[list[list[str]]]:
     blocks = re.findall(r"(?:^\|.*\n?)+", output, re.MULTILINE)
     rows = [[line for line in block.splitlines() if not line.startswith("|-")] for block in blocks]
     return [[[cell.strip() for cell in line.strip("|").split("|")] for line in block] for block in rows]
+
+
+def printed(output: str, places: Sequence[int], columns: Sequence[str] = ()) -> str:
+    """Return the tables of an output at some places below each other; all columns, or those that ``columns`` names."""
+    found = cells(output)
+    head = found[places[0]][0]
+    kept = [head.index(name) for name in columns or head]
+    rows = [head, *(row for place in places for row in found[place][1:])]
+    return markdown([[row[number] for number in kept] for row in rows])
 
 
 def markdown(rows: list[list[str]]) -> str:
@@ -165,6 +174,43 @@ ENTRIES = {
     "long_tail": Entry("docs/PROTOCOLS.md", LONG_TAIL, {"long_tail": lines}),
 }
 
+RUNS = """
+python benchmarks/fewshot_run.py --dataset shapes --trainers CoOp
+python benchmarks/fewshot_run.py --dataset digits --trainers CoOp ProGrad GLA
+"""
+SIZES = "python benchmarks/imagenet_size.py --sweep --trainers ZeroshotCLIP LinearProbe GLA TipAdapter"
+VIEWS = "python benchmarks/views.py --opts DATASET.NUM_VAL_SHOTS 16"
+FOUR_VIEWS = """
+python benchmarks/views.py --datasets digits shapes patterns --shots 1 4 16 --views 4 8 --against 8 \\
+    --trainers CoOp ProGrad ResidualPrompt CLIPAdapter TaskRes FineTune GLA --opts DATASET.NUM_VAL_SHOTS 16
+"""
+FLOORS = ("floor, s", "memory floor, s")
+STEP = ("classes", "seconds", "reference", "times faster", "MiB", "reference MiB", *FLOORS)
+FIT = ("", "images", "seconds", "passes", "floor, seconds", "peak memory / logits", "plain, seconds", "times faster")
+SIZE = ("", "classes", "seconds", "CPU seconds", "peak MiB", "predictions MiB", "checkpoints MiB")
+
+
+def timed(command: str, **marks: Take) -> Entry:
+    """Return an entry of the page about speed."""
+    return Entry("docs/PERFORMANCE.md", command, marks)
+
+
+def first(*columns: str) -> Take:
+    """Take the first table of an output."""
+    return partial(printed, places=(0,), columns=columns)
+
+
+SPEED = {
+    "step": timed("python benchmarks/text_step.py", step=first(*STEP)),
+    "runs": timed(RUNS, runs=partial(printed, places=(0, 2)), break_even=partial(printed, places=(1, 3))),
+    "sizes": timed(SIZES, sizes=first(*SIZE)),
+    "views": timed(VIEWS, views=first("views", "seconds", "accuracy on val (%)")),
+    "four_views": timed(FOUR_VIEWS, four_views=partial(printed, places=(1,))),
+    "growth": timed("python benchmarks/scaling.py", growth=first()),
+    "fit": timed("python benchmarks/prior.py", fit=first(*FIT)),
+    "listing": timed("python benchmarks/listing.py --files 1281167", listing=first()),
+}
+
 # The commands stand as in the docs, but run in a work folder.
 PREAMBLE = r"""
 python() { "$PYTHON" "$@"; }
@@ -188,15 +234,17 @@ def run(entry: Entry, work: Path, root: Path = ROOT) -> None:
 
 
 def main() -> None:
-    """List the entries, or run one or all of them."""
+    """List the entries, or run one or many of them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--list", action="store_true", help="print names, pages and commands, and run nothing")
-    parser.add_argument("--only", choices=ENTRIES, metavar="NAME", help="run one entry")
+    every = ENTRIES | SPEED
+    parser.add_argument("--only", choices=every, metavar="NAME", help="run one entry")
+    parser.add_argument("--speed", action="store_true", help="run the benchmarks of speed instead of the others")
     parser.add_argument("--work", help="the folder of runs, which are then resumed (default: a new one for each call)")
     arguments = parser.parse_args()
-    chosen = {arguments.only: ENTRIES[arguments.only]} if arguments.only else ENTRIES
+    chosen = {arguments.only: every[arguments.only]} if arguments.only else SPEED if arguments.speed else ENTRIES
     if arguments.list:
-        for name, entry in chosen.items():
+        for name, entry in every.items():
             print(f"{name}: {entry.page}\n    " + "\n    ".join(entry.command.strip().splitlines()))
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -31,9 +31,11 @@ def one_line(text):
 
 
 def test_the_pages_have_the_marks_and_the_commands_of_the_entries(script):
-    marks = [mark for entry in script.ENTRIES.values() for mark in entry.marks]
+    entries = {**script.ENTRIES, **script.SPEED}
+    assert len(entries) == len(script.ENTRIES) + len(script.SPEED)
+    marks = [mark for entry in entries.values() for mark in entry.marks]
     assert len(set(marks)) == len(marks) > 10
-    for entry in script.ENTRIES.values():
+    for entry in entries.values():
         text = one_line((ROOT / entry.page).read_text(encoding="utf-8"))
         for mark in entry.marks:
             script.around(ROOT / entry.page, mark)
@@ -44,8 +46,9 @@ def test_the_pages_have_the_marks_and_the_commands_of_the_entries(script):
 
 def test_every_mark_of_the_docs_belongs_to_an_entry(script):
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    entries = [*script.ENTRIES.values(), *script.SPEED.values()]
     found = {mark for page in pages for mark in re.findall(r"<!-- (\w+):begin -->", page.read_text(encoding="utf-8"))}
-    assert found == {"results", "emoji", *(mark for entry in script.ENTRIES.values() for mark in entry.marks)}
+    assert found == {"results", "emoji", *(mark for entry in entries for mark in entry.marks)}
 
 
 def test_a_table_is_taken_from_the_output_of_a_command(script, page, tmp_path):
@@ -59,6 +62,17 @@ def test_a_table_is_taken_from_the_output_of_a_command(script, page, tmp_path):
             script.run(script.Entry("page.md", command, take), work, tmp_path)
         assert page.read_text(encoding="utf-8") == PAGE.replace("old", shown)
     assert (work / "out").read_text().split()[1] == sys.version.split()[0]
+
+
+def test_tables_of_a_benchmark_are_joined_and_have_some_columns(script):
+    tables = (
+        "|   | s | x |\n|---|--:|---|\n| a | 1 | 2 |",
+        "| n |\n|---|\n| 0 |",
+        "|   | s | x |\n|---|---|---|\n| b | 3 | 4 |",
+    )
+    output = "\n\nlog\n\n".join(tables)
+    assert script.printed(output, (0, 2), ("", "x")) == "|  | x |\n| --- | --- |\n| a | 2 |\n| b | 4 |"
+    assert script.printed(output, (1,)) == "| n |\n| --- |\n| 0 |"
 
 
 def test_lines_are_taken_from_the_output_of_a_command(script):
@@ -87,7 +101,7 @@ def test_the_list_runs_nothing(script, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["reproduce_docs.py", "--list"])
     script.main()
     printed = capsys.readouterr().out
-    assert all(f"{name}: {entry.page}" in printed for name, entry in script.ENTRIES.items())
+    assert all(f"{name}: {entry.page}" in printed for name, entry in {**script.ENTRIES, **script.SPEED}.items())
 
 
 def test_the_tables_of_the_worlds_have_the_form_of_the_page(script, monkeypatch):

@@ -11,6 +11,7 @@ from PIL import Image
 import unskew
 from unskew.config import load
 from unskew.data.dataset import DATASET_REGISTRY
+from unskew.engine.trainer import build_trainer
 from unskew.micro import downstream, emoji, emoji_datasets, pretrain, recipes, true_log_prior, weights
 
 CLASSES = 17
@@ -293,3 +294,21 @@ def test_the_known_prior_is_recovered():
     slope = np.polyfit(truth, estimate, 1)[0]
     # 0.77 and 0.47: the model is too sure on pictures of another team, so that its bias in nats is less than the prior
     assert np.corrcoef(truth, estimate)[0, 1] > 0.65 and 0.3 < slope < 0.8
+
+
+def test_the_models_know_the_words_of_their_own_world():
+    for name in weights.NAMES:
+        own = weights.datasets_of(name)
+        assert not any(weights.unknown_names(name, own.classnames(dataset)) for dataset in own.DATASETS)
+
+
+@pytest.mark.parametrize(("dataset", "backbone", "unknown"), [("emoji", "micro", 15), ("digits", "micro-emoji", 5)])
+def test_class_names_of_another_world_bring_a_warning(
+    data_root, tmp_path, warned, monkeypatch, dataset, backbone, unknown
+):
+    """A word that the reduced vocabulary lacks becomes letters, which the model has never seen."""
+    monkeypatch.setattr("unskew.utils.logging._warned", set())
+    run = unskew.Run(dataset, "ZeroshotCLIP", root=data_root, backbone=backbone, folder=str(tmp_path))
+    build_trainer(run.config)
+    (message,) = [text for text in warned() if "does not know" in text]
+    assert message.startswith(f"{backbone} does not know the words of {unknown} of ")

@@ -9,7 +9,7 @@ import pickle
 import re
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,6 +101,15 @@ class Backbone(nn.Module):
     def encode_tokens(self, ids: Tensor) -> Tensor:
         """Encode token ids by open_clip's own text tower: [n, context_length] -> [n, D], not normalised."""
         return self.model.encode_text(ids, normalize=False)
+
+    def warn_of_unknown_names(self, classnames: Sequence[str]) -> None:
+        """Warn if this is an embedded model, and class names are of another world than its own."""
+        unknown = micro.unknown_names(self.architecture, classnames) if self.architecture in micro.NAMES else ()
+        if unknown:
+            warn_once(
+                f"{self.name} does not know the words of {len(unknown)} of {len(classnames)} class names, such as "
+                f"'{unknown[0]}': expect zero-shot accuracy near chance, and choose another backbone (-b)"
+            )
 
     @property
     def device(self) -> torch.device:

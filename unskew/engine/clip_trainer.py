@@ -80,6 +80,7 @@ class CLIPTrainer(TrainerX):
         self.num_classes, self.num_source_domains = self.dm.num_classes, self.dm.num_source_domains
         self.lab2cname = self.dm.lab2cname
         self.dataset, self.classnames = self.dm.dataset, self.dm.dataset.classnames
+        self.backbone.warn_of_unknown_names(self.classnames)
         if not self.needs_images:
             sampler = cfg.DATALOADER.TRAIN_X.SAMPLER
             if sampler != "RandomSampler":

@@ -6,6 +6,7 @@ pretrained=str(model_path(name)))`` load a model.
 """
 
 import json
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -60,6 +61,18 @@ def tokenizer(name: str = "micro") -> "SimpleTokenizer":
     from open_clip.tokenizer import SimpleTokenizer
 
     return SimpleTokenizer(str(vocabulary(name)), context_length=model_config(name)["text_cfg"]["context_length"])
+
+
+def unknown_names(name: str, classnames: Iterable[str]) -> list[str]:
+    """Return the class names with a word that the vocabulary of a shipped model lacks: the model has never seen it."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    reduced, full = tokenizer(name), SimpleTokenizer()
+
+    def pieces(vocabulary: "SimpleTokenizer", text: str) -> list[str]:
+        return [vocabulary.decoder[token] for token in vocabulary.encode(text)]
+
+    return [text for text in classnames if pieces(reduced, text) != pieces(full, text)]
 
 
 def image_stats() -> tuple[tuple[float, ...], tuple[float, ...]]:
