@@ -187,7 +187,7 @@ def test_the_fitted_exponent(benchmark):
     assert benchmark("scaling").exponent(sizes, [3 * n**1.5 for n in sizes]) == pytest.approx(1.5)
 
 
-@pytest.mark.slow
+@pytest.mark.world
 def test_prior(tmp_path):
     flags = ["--samples", "600", "--classes", "20", "--repeats", "1", "--json", str(tmp_path / "rows.json")]
     command = [sys.executable, str(ROOT / "benchmarks" / "prior.py"), *flags]
@@ -392,7 +392,7 @@ def test_only_functions_of_the_named_module_are_wrapped(benchmark, watch):
     assert "test" in watch.result()["phases"]
 
 
-@pytest.mark.slow
+@pytest.mark.world
 def test_webscale(tmp_path):
     flags = ["--sizes", "70000", "140000", "--classes", "12", "--wide", "20", "--width", "16", "--data", str(tmp_path)]
     printed, rows = run_quickly("webscale.py", flags, tmp_path)

@@ -311,7 +311,7 @@ print(*peaks)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.world
 @pytest.mark.skipif(sys.platform != "linux", reason="VmHWM")
 def test_memory_does_not_grow_with_the_samples(tmp_path):
     rng = np.random.default_rng(0)
