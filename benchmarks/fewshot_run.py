@@ -133,7 +133,7 @@ def epoch_costs(runs: dict[str, list[dict]]) -> dict:
 
 def break_even_table(rows: list[dict]) -> str:
     columns = {
-        "trainer": "",
+        "name": "",
         "views": "views",
         "step_seconds": "steps, s",
         "view_seconds": "encoding a view, s",
@@ -160,6 +160,7 @@ def compare(trainer: str, arguments) -> dict:
     accuracies = {way: [result["accuracy"] for result in results] for way, results in runs.items()}
     return {
         "trainer": trainer,
+        "name": f"{trainer} on {arguments.dataset}",
         "seconds": medians["ours"],
         "reference_seconds": medians["reference"],
         "ratio": statistics.median(theirs["seconds"] / mine["seconds"] for mine, theirs in pairs),
@@ -193,7 +194,7 @@ def main() -> None:
     keys = ("accuracy", "reference_accuracy")
     cells = [
         (
-            f"{row['trainer']} on {arguments.dataset}",
+            row["name"],
             *(row[key] for key in ("seconds", "reference_seconds", "ratio")),
             *map(spread, (row[key] for key in keys)),
         )

@@ -165,6 +165,11 @@ ENTRIES = {
     "backdoor": Entry(
         "docs/BACKDOOR.md", "python benchmarks/backdoor_controls.py --plot docs/backdoor_controls.png", BACKDOOR
     ),
+    "one_model": Entry(
+        "docs/BACKDOOR.md",
+        "unskew sweep -d patterns -t GLA Backdoor -b members --shots 16 --seeds 1-3 TRAINER.GLA.BASE FineTune",
+        {"one_model": partial(table, caption="accuracy", code=True)},
+    ),
     "few_shot": Entry("docs/PROTOCOLS.md", "SEEDS=1 bash scripts/run_fewshot.sh all 16", {"few_shot": AVERAGE}),
     "base_to_new": Entry(
         "docs/PROTOCOLS.md", 'SEEDS=1 bash scripts/base_to_new.sh "digits shapes"', {"base_to_new": lines}
