@@ -57,7 +57,7 @@ setup(
         "requests",
         "safetensors",
         "scikit-learn",
-        "scipy",
+        "scipy>=1.11",
         "tabulate",
         "tensorboard",
         "torch>=2.6",

@@ -73,7 +73,8 @@ def test_without_the_whole_hessian(tmp_path, monkeypatch, method):
     labels = None if method == "unlabelled" else labels
     array = estimate_log_prior(logits, labels, method=method)
     streamed = estimate_log_prior(mapped(tmp_path, logits), labels, method=method)
-    assert_equal(streamed, array, atol=1e-6)
+    assert_equal(streamed, array, atol=1e-5)
+    assert streamed.passes <= 40
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.05])

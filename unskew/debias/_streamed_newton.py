@@ -247,21 +247,34 @@ def _solve(hessian: Tensor, right: Tensor) -> Tensor:
 
 
 def _lbfgs(problem: Problem, x: Tensor) -> tuple[Tensor, Point, int, bool]:
-    """Minimise by L-BFGS-B in variables whose Hessian has a diagonal of 1 at the start."""
-    first = problem.at(x)
+    """Minimise by L-BFGS-B in variables whose Hessian has a diagonal of 1 at the start.
+
+    It stops at a small change, or when rounding of the objective hides any further progress.
+    """
+    point = first = problem.at(x)
     unit = first.hessian.rsqrt()
     size = float((first.gradient * unit).norm()) or 1.0  # so that the first step of L-BFGS-B has its full length
     unit *= size
 
     def objective(y: np.ndarray) -> tuple[float, np.ndarray]:
+        nonlocal point
         point = problem.at(x + unit * torch.from_numpy(y), keep=False) if y.any() else first
         return (point.value - first.value) / size**2, (point.gradient * unit / size**2).numpy()
 
+    def largest_change(at: Tensor) -> float:
+        change = (point.gradient / first.hessian).abs()
+        change[(at <= problem.least) & (point.gradient > 0)] = 0
+        return float(change.max())
+
+    def stop(y: np.ndarray) -> None:
+        if largest_change(x + unit * torch.from_numpy(y)) <= LAST_CHANGE / 10:
+            raise StopIteration
+
     bounds = [(low, None) for low in ((problem.least - x) / unit).tolist()]
-    options = {"maxcor": 20, "maxiter": MOST_STEPS, "ftol": 0.0, "gtol": 1e-7 * float(size / unit.max()) / size}
-    found = minimize(objective, np.zeros(len(x)), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    rounding = 1e-15 * (1 + abs(first.value)) / size**2
+    options = {"maxcor": 20, "maxiter": MOST_STEPS, "ftol": rounding, "gtol": 0.0}
+    start = np.zeros(len(x))
+    found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, callback=stop, options=options)
     new = x + unit * torch.from_numpy(found.x)
     point = problem.at(new)
-    change = (point.gradient / point.hessian).abs()
-    change[(new <= problem.least) & (point.gradient > 0)] = 0
-    return new, point, found.nit, bool(change.max() <= LAST_CHANGE / 100)
+    return new, point, found.nit, largest_change(new) <= LAST_CHANGE
