@@ -52,6 +52,8 @@ def test_a_value_that_is_spelled_as_a_key_is_kept():
         ("train -d digits -t GLA OPTIM.LR --seed 2 1", "'OPTIM.LR'"),
         ("train -d digits -t GLA OPTIM.LR 1 --sed 2", "--sed 2"),
         ("train -d digits -t GLA --sede 2", "--sede 2"),
+        ("train -d digits -t GLA --output runs", "--output runs"),
+        ("train -d shapes_lt -t Backdoor TRAINER.BACKDOOR.MEMBERS micro-a,micro-b", "['a', 'b']"),
         ("sweep -d digits -t GLA A.B 1", "'A.B'"),
         ("sweep -d digits -t GLA --shots 1 OPTIM.LR", "'OPTIM.LR'"),
         ("sweep -d digits -t , --shots 1", "','"),

@@ -174,6 +174,14 @@ def test_an_export_replaces_its_own_card_and_no_other_file(run, tmp_path, capsys
 
 
 @pytest.mark.onnx
+def test_two_files_have_no_common_card(run, tmp_path, capsys):
+    export_run(run.path, tmp_path / "head.safetensors")
+    card = (tmp_path / "head.md").read_text()
+    assert "describes 'head.safetensors'" in fails(capsys, "export", run.path, "--out", tmp_path / "head.onnx")
+    assert (tmp_path / "head.md").read_text() == card and not (tmp_path / "head.onnx").exists()
+
+
+@pytest.mark.onnx
 def test_a_model_is_not_replaced_by_a_head(run, tmp_path, capsys):
     out = tmp_path / "new" / "model.onnx"  # the folder is made
     export_run(run.path, out, "model")

@@ -70,6 +70,7 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.allow_abbrev = False  # --output is not --output-dir
         self.set_defaults(parser=self)
 
     def error(self, message: str) -> NoReturn:

@@ -106,9 +106,12 @@ class Backbone(nn.Module):
         """Warn if this is an embedded model, and class names are of another world than its own."""
         unknown = micro.unknown_names(self.architecture, classnames) if self.architecture in micro.NAMES else ()
         if unknown:
+            fits = next(
+                (f", such as {name}" for name in micro.LARGEST if not micro.unknown_names(name, classnames)), ""
+            )
             warn_once(
-                f"{self.name} does not know the words of {len(unknown)} of {len(classnames)} class names, such as "
-                f"'{unknown[0]}': expect zero-shot accuracy near chance, and choose another backbone (-b)"
+                f"{self.name} has never seen the words of {len(unknown)} of {len(classnames)} class names, such as "
+                f"'{unknown[0]}': it cannot know these classes, so choose another backbone (-b){fits}"
             )
 
     @property

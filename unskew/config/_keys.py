@@ -8,6 +8,9 @@ from yacs.config import CfgNode
 
 from unskew.utils.registry import suggestion
 
+# How values of some types are written on the command line.
+_FORMS: dict[type, str] = {list: " (\"['a', 'b']\")", tuple: ' ("(1, 2)")'}
+
 
 def flatten(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the leaves of a config tree as ("OPTIM.LR", value)."""
@@ -73,7 +76,10 @@ def set_key(cfg: CfgNode, key: str, value: object, source: str) -> None:
     try:
         cfg.merge_from_list([key, value])
     except (ValueError, RecursionError, MemoryError) as error:  # a text of many brackets is nested too deep to parse
-        raise ValueError(f"{source}: {key} takes a value of type {type(old).__name__}, got {value!r:.200}") from error
+        form = _FORMS.get(type(old), "")
+        raise ValueError(
+            f"{source}: {key} takes a value of type {type(old).__name__}{form}, got {value!r:.200}"
+        ) from error
 
 
 def merge(cfg: CfgNode, tree: Mapping, source: str) -> None:

@@ -25,6 +25,7 @@ MODELS = Path(__file__).resolve().parent / "models"
 DRAWN = {"micro": 1, "micro-a": 2, "micro-b": 3, "micro-c": 4, "micro-vit": 5}
 EMOJI = {"micro-emoji": 18, "micro-emoji-a": 13, "micro-emoji-b": 11, "micro-emoji-c": 9, "micro-emoji-vit": 8}
 SEEDS = {**DRAWN, **EMOJI}
+LARGEST = ("micro", "micro-emoji")  # of each world, those that have seen all of it
 NAMES = tuple(SEEDS)
 
 

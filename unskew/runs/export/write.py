@@ -101,7 +101,9 @@ def _check_out(out: Path, folder: Path, kind: str) -> None:
 
 def _check_replaced(out: Path, kind: str) -> None:
     """Raise ``ValueError`` if a file to replace is no earlier export of this kind, which its card tells."""
-    card = out.with_suffix(".md")
+    card, twin = out.with_suffix(".md"), out.with_suffix(ONNX if out.suffix == SAFETENSORS else SAFETENSORS)
+    if card.exists() and twin.exists() and not out.exists():
+        raise ValueError(f"'{card}' describes '{twin.name}': choose another name for --out")
     first = card.read_bytes().split(b"\n", 1)[0] if card.exists() else b""
     if first == _CARD_MARK.format(kind).encode() or not (card.exists() or out.exists()):
         return

@@ -80,7 +80,7 @@ def check_classes(runs: Sequence[Run], evaluations: Sequence["Evaluation"], othe
         what = f"the {new.half} classes of '{new.dataset}'" if new.half else f"'{new.dataset}', which has other classes"
         raise ValueError(
             f"{', '.join(bound)} cannot be tested on {what}, as they hold terms of single classes: choose others, "
-            f"such as {', '.join(others)}"
+            f"such as {', '.join(name for name in others if name not in bound)}"
         )
 
 
