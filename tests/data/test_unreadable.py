@@ -111,7 +111,7 @@ def test_all_unreadable_images_are_named_before_training(digits, tmp_path, capsy
     for path, kind in zip(bad, ("truncated", "pipe", "empty"), strict=True):
         damage(path, kind)
     out = tmp_path / "out"
-    argv = ["train", "-d", "folder", "--root", str(digits), "-t", "CoOp", "-b", "micro", "--output", str(out)]
+    argv = ["train", "-d", "folder", "--root", str(digits), "-t", "CoOp", "-b", "micro", "--output-dir", str(out)]
     assert main(argv) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "3 of 120" in line and "UNREADABLE" in line

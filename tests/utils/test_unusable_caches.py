@@ -70,7 +70,7 @@ def test_a_run_needs_no_cache_and_warns_once(kind, data_root, tmp_path):
 def test_rendered_images_live_in_a_temporary_folder_where_no_place_can_be_written(kind, tmp_path):
     """The root of the data is a file too, so that neither place exists."""
     (tmp_path / "data").write_text("not a folder")
-    words = ("train", "-d", "digits", "-t", "ZeroshotCLIP", "--shots", "1", "--output", str(tmp_path / "out"))
+    words = ("train", "-d", "digits", "-t", "ZeroshotCLIP", "--shots", "1", "--output-dir", str(tmp_path / "out"))
     done = call(unusable(kind, tmp_path), str(tmp_path / "data"), *words)
     assert done.returncode == 0, done.stderr
     assert "accuracy: 69." in done.stdout
