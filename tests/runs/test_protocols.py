@@ -144,3 +144,13 @@ def test_all_are_the_few_shot_datasets_that_are_ready(tmp_path):
 def test_default_trainers_exist():
     assert {name for chosen in plans.TRAINERS.values() for name in chosen} <= set(names("trainers"))
     assert set(plans.TRAINERS) == set(protocols.NAMES)
+
+
+def test_the_message_on_class_bound_trainers_does_not_suggest_them(tmp_path, data_root):
+    trainers = ["ZeroshotCLIP", "GLA"]
+    with pytest.raises(ValueError, match="GLA cannot be tested") as error:
+        protocols.plan(
+            "domain_generalisation", ["digits"], trainers, targets=["patterns"], root=data_root, output=tmp_path
+        )
+    suggested = str(error.value).split("such as ")[1].split(", ")
+    assert "CoOp" in suggested and "GLA" not in suggested

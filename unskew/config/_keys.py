@@ -9,7 +9,7 @@ from yacs.config import CfgNode
 from unskew.utils.registry import suggestion
 
 # How values of some types are written on the command line.
-_FORMS: dict[type, str] = {list: " (\"['a', 'b']\")", tuple: ' ("(1, 2)")'}
+_FORMS: dict[type, str] = {list: ", such as \"['a', 'b']\"", tuple: ', such as "(1, 2)"'}
 
 
 def flatten(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:

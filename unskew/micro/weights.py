@@ -64,11 +64,16 @@ def tokenizer(name: str = "micro") -> "SimpleTokenizer":
     return SimpleTokenizer(str(vocabulary(name)), context_length=model_config(name)["text_cfg"]["context_length"])
 
 
-def unknown_names(name: str, classnames: Iterable[str]) -> list[str]:
-    """Return the class names with a word that the vocabulary of a shipped model lacks: the model has never seen it."""
+@cache
+def _full_tokenizer() -> "SimpleTokenizer":
     from open_clip.tokenizer import SimpleTokenizer
 
-    reduced, full = tokenizer(name), SimpleTokenizer()
+    return SimpleTokenizer()
+
+
+def unknown_names(name: str, classnames: Iterable[str]) -> list[str]:
+    """Return the class names with a word that the vocabulary of a shipped model lacks: the model has never seen it."""
+    reduced, full = tokenizer(name), _full_tokenizer()
 
     def pieces(vocabulary: "SimpleTokenizer", text: str) -> list[str]:
         return [vocabulary.decoder[token] for token in vocabulary.encode(text)]
