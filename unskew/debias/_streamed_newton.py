@@ -261,13 +261,13 @@ def _lbfgs(problem: Problem, x: Tensor) -> tuple[Tensor, Point, int, bool]:
         point = problem.at(x + unit * torch.from_numpy(y), keep=False) if y.any() else first
         return (point.value - first.value) / size**2, (point.gradient * unit / size**2).numpy()
 
-    def largest_change(at: Tensor) -> float:
-        change = (point.gradient / first.hessian).abs()
+    def largest_change(at: Tensor, diagonal: Tensor) -> float:
+        change = (point.gradient / diagonal).abs()
         change[(at <= problem.least) & (point.gradient > 0)] = 0
         return float(change.max())
 
     def stop(y: np.ndarray) -> None:
-        if largest_change(x + unit * torch.from_numpy(y)) <= LAST_CHANGE / 10:
+        if largest_change(x + unit * torch.from_numpy(y), first.hessian) <= LAST_CHANGE / 10:
             raise StopIteration
 
     bounds = [(low, None) for low in ((problem.least - x) / unit).tolist()]
@@ -277,4 +277,4 @@ def _lbfgs(problem: Problem, x: Tensor) -> tuple[Tensor, Point, int, bool]:
     found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, callback=stop, options=options)
     new = x + unit * torch.from_numpy(found.x)
     point = problem.at(new)
-    return new, point, found.nit, largest_change(new) <= LAST_CHANGE
+    return new, point, found.nit, largest_change(new, point.hessian) <= LAST_CHANGE
